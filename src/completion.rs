@@ -21,10 +21,10 @@ const IDS_MAX: usize = 100;
 const SCANNED_MAX: usize = 1000;
 
 /// A value, and what describes it.
-pub type CompletionValue = (String, Option<String>);
+pub(crate) type CompletionValue = (String, Option<String>);
 
 /// Returns the values that these arguments ask for; none if they can't be read in time.
-pub fn values(arguments: Vec<OsString>) -> Vec<CompletionValue> {
+pub(crate) fn values(arguments: Vec<OsString>) -> Vec<CompletionValue> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(read(&arguments).unwrap_or_default()));
     receiver.recv_timeout(TIMEOUT).unwrap_or_default()

@@ -42,7 +42,7 @@ const SHOWN_HEADERS: [&str; 9] = [
 
 /// One message of a list.
 #[derive(Serialize)]
-pub struct ListedMessage {
+pub(crate) struct ListedMessage {
     pub id: i64,
     pub status: &'static str,
     pub message_type: &'static str,
@@ -66,7 +66,7 @@ pub struct ListedMessage {
 
 /// The server's last answer to a message.
 #[derive(Serialize)]
-pub struct ListedAnswer {
+pub(crate) struct ListedAnswer {
     pub status: Option<u16>,
     pub text: String,
     pub at: String,
@@ -74,7 +74,7 @@ pub struct ListedAnswer {
 
 /// The file of an attachment.
 #[derive(Serialize)]
-pub struct ListedFile {
+pub(crate) struct ListedFile {
     pub name: String,
     pub mime_type: Option<String>,
     pub bytes: u64,
@@ -100,7 +100,7 @@ struct ExportedMessage {
 
 /// A header of a message.
 #[derive(Serialize)]
-pub struct ExportedHeader {
+pub(crate) struct ExportedHeader {
     pub name: String,
     /// `***` unless the header is known to be harmless.
     pub value: String,
@@ -108,7 +108,7 @@ pub struct ExportedHeader {
 
 /// One message with its headers and its body.
 #[derive(Serialize)]
-pub struct WholeMessage {
+pub(crate) struct WholeMessage {
     pub schema_version: u32,
     #[serde(flatten)]
     pub line: ListedMessage,
@@ -122,7 +122,7 @@ pub struct WholeMessage {
 }
 
 /// Returns whether counting the messages of this filter reads all of them, because the store keeps no such count.
-pub fn is_counted_slowly(filter: &Filter) -> bool {
+pub(crate) fn is_counted_slowly(filter: &Filter) -> bool {
     let counted = Filter {
         statuses: filter.statuses.clone(),
         types: filter.types.clone(),
@@ -137,7 +137,7 @@ pub fn is_counted_slowly(filter: &Filter) -> bool {
 /// # Errors
 ///
 /// Fails with a sentence for people if it can't be written as JSON.
-pub fn export_line(message: StoredMessage) -> Result<String, String> {
+pub(crate) fn export_line(message: StoredMessage) -> Result<String, String> {
     let line = ListedMessage { attachment: file(&message), ..listed_message(message.listed.clone()) };
     let exported = exported(Some(&message), line, Undecoded::AsSent).map_err(|error| error.to_string())?;
     // People open the file on a terminal, too.
@@ -158,7 +158,7 @@ enum Undecoded {
 /// # Errors
 ///
 /// Fails if it can't be written as JSON.
-pub fn json_line(message: Option<&StoredMessage>, line: ListedMessage) -> serde_json::Result<String> {
+pub(crate) fn json_line(message: Option<&StoredMessage>, line: ListedMessage) -> serde_json::Result<String> {
     exported(message, line, Undecoded::LeftOut)
 }
 
@@ -203,7 +203,7 @@ fn exported(message: Option<&StoredMessage>, line: ListedMessage, undecoded: Und
 }
 
 /// Reads a list of any length page by page.
-pub struct MessagePages<'a> {
+pub(crate) struct MessagePages<'a> {
     pub store: Option<&'a dyn Store>,
     pub filter: Filter,
     pub newest: bool,
@@ -219,7 +219,7 @@ impl MessagePages<'_> {
     /// # Errors
     ///
     /// Fails if the store can't be read.
-    pub fn next_page(&mut self) -> Result<Option<Vec<ListedMessage>>, StoreError> {
+    pub(crate) fn next_page(&mut self) -> Result<Option<Vec<ListedMessage>>, StoreError> {
         let Some(store) = self.store.filter(|_| self.left > 0) else { return Ok(None) };
         let page = Page { after: self.after, limit: self.left.min(PAGE_MESSAGES), newest_first: self.newest };
         let listed = store.list(&self.filter, &page)?;
@@ -239,7 +239,7 @@ impl MessagePages<'_> {
 }
 
 /// Reads messages as they are stored.
-pub struct Follower {
+pub(crate) struct Follower {
     filter: Filter,
     /// Messages that may still follow.
     pub left: usize,
@@ -252,7 +252,7 @@ impl Follower {
     /// # Errors
     ///
     /// Fails if the store can't be read.
-    pub fn new(store: Option<&dyn Store>, filter: Filter, left: usize) -> Result<Self, StoreError> {
+    pub(crate) fn new(store: Option<&dyn Store>, filter: Filter, left: usize) -> Result<Self, StoreError> {
         Ok(Self { filter, left, after: store.map(newest).transpose()?.flatten() })
     }
 
@@ -261,7 +261,7 @@ impl Follower {
     /// # Errors
     ///
     /// Fails if the store can't be read, and with the error of `each`.
-    pub fn poll<E: From<StoreError>>(
+    pub(crate) fn poll<E: From<StoreError>>(
         &mut self,
         store: &dyn Store,
         mut each: impl FnMut(ListedMessage) -> Result<(), E>,
@@ -327,7 +327,7 @@ fn file(message: &StoredMessage) -> Option<ListedFile> {
 }
 
 /// Returns a message with its headers and its decoded body.
-pub fn whole(message: StoredMessage) -> WholeMessage {
+pub(crate) fn whole(message: StoredMessage) -> WholeMessage {
     let decoded = message.request.body.decode(SHOWN_BYTES_MAX).map_err(|fault: BodyFault| fault.to_string());
     let content_type = message.request.headers.get("content-type").map(String::from_utf8_lossy).unwrap_or_default();
     let otlp = (message.listed.message_type == MessageType::OtlpTraces)

@@ -6,7 +6,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Returns a count with its noun in the right number.
-pub fn count(number: u64, noun: &str) -> String {
+pub(crate) fn count(number: u64, noun: &str) -> String {
     match number {
         1 => format!("1 {noun}"),
         _ => format!("{number} {noun}s"),
@@ -14,7 +14,7 @@ pub fn count(number: u64, noun: &str) -> String {
 }
 
 /// Returns a size in the largest unit of 1024 that it fills, to a tenth.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.into_iter().find(|(_, unit)| bytes >= *unit) {
         Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
@@ -23,13 +23,13 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// Returns a time in UTC, RFC 3339, to the second.
-pub fn time(ms: i64) -> String {
+pub(crate) fn time(ms: i64) -> String {
     let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
     humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
 }
 
 /// Returns a duration in its two largest units, rounded down to seconds: `1d1h`, `1m30s`.
-pub fn short_duration(duration: Duration) -> String {
+pub(crate) fn short_duration(duration: Duration) -> String {
     const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
     let mut seconds = duration.as_secs();
     let Some(first) = UNITS.iter().position(|(_, size)| seconds >= *size) else { return "0s".to_owned() };

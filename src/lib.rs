@@ -52,30 +52,30 @@
 //!
 //! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
 
-pub mod agent;
+pub(crate) mod agent;
 pub mod cli;
-pub mod completion;
+pub(crate) mod completion;
 pub mod config;
 pub mod delivery;
-pub mod export;
-pub mod figures;
-pub mod health;
+pub(crate) mod export;
+pub(crate) mod figures;
+pub(crate) mod health;
 pub mod intake;
-pub mod liveness;
+pub(crate) mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
-pub mod overview;
-pub mod printable;
+pub(crate) mod overview;
+pub(crate) mod printable;
 pub mod protocol;
 pub mod replay;
-pub mod report;
+pub(crate) mod report;
 pub mod sdk;
 pub mod shutdown;
-pub mod signals;
+pub(crate) mod signals;
 pub(crate) mod sqlite_format;
 pub mod store;
 pub mod telemetry;
-pub mod terminal;
-pub mod translate;
+pub(crate) mod terminal;
+pub(crate) mod translate;
 pub mod upstream;

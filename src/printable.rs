@@ -25,7 +25,7 @@ const ELLIPSIS: char = '…';
 /// Returns whether a character controls the device or the text around it, or is invisible.
 ///
 /// Spaces of any width are visible as such. U+FE00 to U+FE0F only select a variant of the preceding character.
-pub fn is_hazardous(c: char) -> bool {
+pub(crate) fn is_hazardous(c: char) -> bool {
     c.is_control()
         || matches!(c,
             // Invisible hyphens and joiners.
@@ -54,12 +54,12 @@ fn is_jamo(c: char) -> bool {
 }
 
 /// Escapes a text for one line.
-pub fn line(text: &str) -> Cow<'_, str> {
+pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
 /// Escapes a text of several lines.
-pub fn lines(text: &str) -> Cow<'_, str> {
+pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n')
 }
 
@@ -107,7 +107,7 @@ fn escaped(text: &str, stays: fn(char) -> bool) -> Cow<'_, str> {
 /// Escapes a JSON document, or a piece of one, without changing its meaning.
 ///
 /// Hazardous characters can only be inside a string, where every character may be written as an escape.
-pub fn json(document: &str) -> Cow<'_, str> {
+pub(crate) fn json(document: &str) -> Cow<'_, str> {
     if document.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\n') {
         return Cow::Borrowed(document);
     }
@@ -125,7 +125,7 @@ pub fn json(document: &str) -> Cow<'_, str> {
 }
 
 /// Returns each character, and whether it may be shown unescaped: it is not hazardous, and not one mark too many.
-pub fn judged(text: &str) -> impl Iterator<Item = (char, bool)> {
+pub(crate) fn judged(text: &str) -> impl Iterator<Item = (char, bool)> {
     let mut marks = 0;
     text.chars().map(move |c| {
         marks = if is_mark(c) { marks + 1 } else { 0 };
@@ -134,12 +134,12 @@ pub fn judged(text: &str) -> impl Iterator<Item = (char, bool)> {
 }
 
 /// Returns the width of a line in cells.
-pub fn cells(line: &str) -> usize {
+pub(crate) fn cells(line: &str) -> usize {
     if line.is_ascii() { line.len() } else { line.width() }
 }
 
 /// Shortens a line to at most this many cells: a longer one keeps its beginning and its end.
-pub fn elided(line: &str, cells_max: usize) -> Cow<'_, str> {
+pub(crate) fn elided(line: &str, cells_max: usize) -> Cow<'_, str> {
     if cells(line) <= cells_max {
         return Cow::Borrowed(line);
     }
@@ -155,18 +155,18 @@ pub fn elided(line: &str, cells_max: usize) -> Cow<'_, str> {
 const NAME_MAX: usize = 120;
 
 /// Escapes a name for a sentence, and shortens it so that the sentence stays readable.
-pub fn name(text: &str) -> String {
+pub(crate) fn name(text: &str) -> String {
     elided(&line(text), NAME_MAX).into_owned()
 }
 
 /// Pads a line with spaces to at least this many cells.
-pub fn padded(line: &str, cells_min: usize) -> String {
+pub(crate) fn padded(line: &str, cells_min: usize) -> String {
     let spaces = cells_min.saturating_sub(cells(line));
     format!("{line}{:spaces$}", "")
 }
 
 /// Truncates a line to at most this many cells, with an ellipsis.
-pub fn cut(line: &str, cells_max: usize) -> Cow<'_, str> {
+pub(crate) fn cut(line: &str, cells_max: usize) -> Cow<'_, str> {
     if cells(line) <= cells_max {
         return Cow::Borrowed(line);
     }
@@ -211,7 +211,7 @@ fn ending(line: &str, cells_max: usize) -> &str {
 }
 
 /// Quotes a path as one word of a shell, escaped for a terminal.
-pub fn shell_word(path: &OsStr) -> String {
+pub(crate) fn shell_word(path: &OsStr) -> String {
     let text = match path.to_str() {
         Some(text) if !text.contains(is_hazardous) => text,
         _ => return shell_bytes(path.as_encoded_bytes()),

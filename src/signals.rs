@@ -36,7 +36,7 @@ impl SignalError {
 
 /// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signal {
+pub(crate) struct Signal {
     /// Its number.
     pub number: i32,
     /// The sending process: 0 for one outside this container, `None` for the system itself, which sends what is typed
@@ -49,7 +49,7 @@ pub struct Signal {
 /// # Errors
 ///
 /// Fails if the system has no room for handlers; then nothing was changed.
-pub fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -> Result<(), SignalError> {
+pub(crate) fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -> Result<(), SignalError> {
     let failed = |error: std::io::Error| SignalError::new(&error);
     let mut signals = SignalsInfo::<WithOrigin>::new(numbers).map_err(failed)?;
     let work = move || {
@@ -67,7 +67,7 @@ pub fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -
 /// # Errors
 ///
 /// Fails if the system has no room for handlers, or handlers are set already.
-pub fn stop_on_signals(shutdown: &Shutdown, exit: fn()) -> Result<(), SignalError> {
+pub(crate) fn stop_on_signals(shutdown: &Shutdown, exit: fn()) -> Result<(), SignalError> {
     let shutdown = shutdown.clone();
     ctrlc::set_handler(move || stop(&shutdown, exit)).map_err(|error| SignalError::new(&error))
 }
@@ -77,7 +77,7 @@ pub fn stop_on_signals(shutdown: &Shutdown, exit: fn()) -> Result<(), SignalErro
 /// # Errors
 ///
 /// Fails if the system has no room for handlers.
-pub fn stop_agent_on_signals(shutdown: &Shutdown, log: LogFile, exit: fn()) -> Result<(), SignalError> {
+pub(crate) fn stop_agent_on_signals(shutdown: &Shutdown, log: LogFile, exit: fn()) -> Result<(), SignalError> {
     let shutdown = shutdown.clone();
     let is_hangup_ignored = ignored().contains(SIGHUP);
     watch(&[SIGINT, SIGTERM, SIGHUP], move |signal| match signal.number {
@@ -100,13 +100,13 @@ fn stop(shutdown: &Shutdown, exit: fn()) {
 /// # Errors
 ///
 /// Fails if the system has no room for handlers.
-pub fn survive_size_limits() -> Result<(), SignalError> {
+pub(crate) fn survive_size_limits() -> Result<(), SignalError> {
     let seen = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGXFSZ, seen).map(drop).map_err(|error| SignalError::new(&error))
 }
 
 /// Reopens the log file, for a program that rotates log files.
-pub fn reopen(log: &LogFile) {
+pub(crate) fn reopen(log: &LogFile) {
     match log.reopen() {
         Ok(true) => info!(target: "intake", "reopened the log file"),
         Ok(false) => info!(target: "intake", "no log file is configured, so none was reopened"),
@@ -154,11 +154,11 @@ fn has_terminal() -> bool {
 /// their default and ignored ones stay ignored: so a signal that is ignored here must stay ignored for a wrapped
 /// command. Only Linux reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ignored(u64);
+pub(crate) struct Ignored(u64);
 
 impl Ignored {
     /// Returns whether this signal is ignored.
-    pub fn contains(self, number: i32) -> bool {
+    pub(crate) fn contains(self, number: i32) -> bool {
         (1..=64).contains(&number) && self.0 >> (number - 1) & 1 == 1
     }
 
@@ -170,7 +170,7 @@ impl Ignored {
 }
 
 /// Returns the signals that are ignored now; call it before handlers are set.
-pub fn ignored() -> Ignored {
+pub(crate) fn ignored() -> Ignored {
     std::fs::read_to_string("/proc/self/status").map(|status| Ignored::read(&status)).unwrap_or_default()
 }
 

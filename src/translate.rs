@@ -46,18 +46,18 @@ pub enum NetworkError {
 }
 
 /// Returns the configured lane: for messages whose client names no server, workspace or credential.
-pub fn lane(config: &Config) -> Lane {
+pub(crate) fn lane(config: &Config) -> Lane {
     let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
     Lane { server: Some(server(config)), workspace: Some(config.workspace.value.clone()), credential }
 }
 
 /// Returns the configured server.
-pub fn server(config: &Config) -> Server {
+pub(crate) fn server(config: &Config) -> Server {
     Server::new(&config.upstream.value.to_string())
 }
 
 /// Returns how much of the store's disk stays free: the configured size, or a default for the size of the disk.
-pub fn disk_reserve(config: &Config) -> u64 {
+pub(crate) fn disk_reserve(config: &Config) -> u64 {
     let set = &config.free_disk_reserve;
     match (&set.source, Disk::of(&config.db.value)) {
         (config::Source::Default, Ok(disk)) => room::default_reserve(disk.total_bytes),
@@ -65,7 +65,7 @@ pub fn disk_reserve(config: &Config) -> u64 {
     }
 }
 
-pub fn store_limits(config: &Config) -> Limits {
+pub(crate) fn store_limits(config: &Config) -> Limits {
     Limits {
         size_max: config.max_size.value.bytes(),
         disk_reserve: disk_reserve(config),
@@ -77,13 +77,13 @@ pub fn store_limits(config: &Config) -> Limits {
 }
 
 /// Returns how many bytes of bodies may be in memory.
-pub fn memory_budget(config: &Config) -> u64 {
+pub(crate) fn memory_budget(config: &Config) -> u64 {
     let named = config.memory_budget.value.map(config::ByteSize::bytes);
     named.unwrap_or_else(|| limit::default_budget(limit::available()))
 }
 
 /// Returns how much of the store rejected messages may keep, and where they are exported when they are dropped.
-pub fn rejected_room(config: &Config) -> RejectedRoom {
+pub(crate) fn rejected_room(config: &Config) -> RejectedRoom {
     let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: export_line };
     RejectedRoom {
         share_percent: config.rejected_share.value,
@@ -92,7 +92,7 @@ pub fn rejected_room(config: &Config) -> RejectedRoom {
 }
 
 /// Reads the encryption keys of the store. The config room ensures that a variable and a file are not both set.
-pub fn store_keys(config: &Config) -> Result<Keys, KeyError> {
+pub(crate) fn store_keys(config: &Config) -> Result<Keys, KeyError> {
     let key = |text: &Sourced<Option<KeyText>>, file: &Sourced<Option<PathBuf>>| match (&text.value, &file.value) {
         (Some(key), _) => EncryptionKey::parse(key.expose(), &text.source.to_string()).map(Some),
         (None, Some(path)) => EncryptionKey::read(path).map(Some),
@@ -109,7 +109,7 @@ pub fn store_keys(config: &Config) -> Result<Keys, KeyError> {
 /// # Errors
 ///
 /// Fails if the store can't be opened.
-pub fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+pub(crate) fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
     opened(config, OpenMode::Existing, &store_keys(config)?)
 }
 
@@ -118,7 +118,7 @@ pub fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreEr
 /// # Errors
 ///
 /// Fails if the store can't be opened.
-pub fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+pub(crate) fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
     // A key that can't be used counts as missing; `healthcheck` reports why.
     opened(config, OpenMode::WithoutKey, &store_keys(config).unwrap_or_default())
 }
@@ -136,7 +136,7 @@ fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn
 /// # Errors
 ///
 /// Fails if a setting can't be used.
-pub fn upstream_settings(config: &Config) -> Result<UpstreamSettings, NetworkError> {
+pub(crate) fn upstream_settings(config: &Config) -> Result<UpstreamSettings, NetworkError> {
     config.check_network()?;
     let settings = UpstreamSettings { headers: own_headers(config)?, ..network(config) };
     settings.check()?;
@@ -146,7 +146,7 @@ pub fn upstream_settings(config: &Config) -> Result<UpstreamSettings, NetworkErr
 /// Returns how the server is reached, for a command that works without it. If a setting is unusable, no request
 /// bypasses the proxy or is sent without the configured headers: every request fails with the reason. Also returns the
 /// error.
-pub fn upstream_settings_or_none(config: &Config) -> (UpstreamSettings, Option<NetworkError>) {
+pub(crate) fn upstream_settings_or_none(config: &Config) -> (UpstreamSettings, Option<NetworkError>) {
     let settings = network(config);
     match config.check_network().map_err(NetworkError::from).and_then(|()| own_headers(config)) {
         Ok(headers) => {
@@ -232,7 +232,7 @@ fn headers_in(path: &Path) -> Result<HeaderLines, String> {
 }
 
 /// Returns the configured pace; where it is not configured, replay adapts its own.
-pub fn pace(config: &Config) -> PaceSettings {
+pub(crate) fn pace(config: &Config) -> PaceSettings {
     let batch = &config.replay_batch_size;
     let delay = &config.replay_batch_replay_delay;
     PaceSettings {
@@ -241,7 +241,7 @@ pub fn pace(config: &Config) -> PaceSettings {
     }
 }
 
-pub fn monitor(config: &Config) -> MonitorSettings {
+pub(crate) fn monitor(config: &Config) -> MonitorSettings {
     MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,
@@ -258,7 +258,7 @@ fn log_level(level: LogLevel) -> log::Level {
     }
 }
 
-pub fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSettings {
+pub(crate) fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSettings {
     log::LogSettings {
         console_level: log_level(level),
         file_level: config.file_logging_level.value.map(log_level),
@@ -276,7 +276,7 @@ pub fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSe
 /// # Errors
 ///
 /// Fails if an encryption key can't be read.
-pub fn agent_settings(
+pub(crate) fn agent_settings(
     config: &Config,
     upstream_settings: UpstreamSettings,
     service_manager: Option<ServiceManager>,
@@ -331,7 +331,7 @@ pub fn agent_settings(
 }
 
 /// Raises the soft limit on open files, and warns if it is too low for the configured concurrency.
-pub fn raise_files_allowed(config: &Config) -> SoftLimit {
+pub(crate) fn raise_files_allowed(config: &Config) -> SoftLimit {
     let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
     let limit = SoftLimit::raise(wanted, workers);
     if let Some(problem) = files::problem(files::allowed(), wanted, workers) {

@@ -24,7 +24,7 @@ use super::environment::EnvironmentChanges;
 /// module.
 ///
 /// `typed` lists the signals that a terminal sends. `sender` is `None` for the system itself.
-pub fn is_passed_on(signal: i32, typed: &[i32], sender: Option<i32>, command: i32) -> bool {
+pub(crate) fn is_passed_on(signal: i32, typed: &[i32], sender: Option<i32>, command: i32) -> bool {
     match sender {
         None => !typed.contains(&signal),
         Some(sender) => sender != command,
@@ -52,7 +52,7 @@ pub enum ChildError {
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandEnd {
+pub(crate) enum CommandEnd {
     /// It exited with this code.
     Exited(i32),
     /// This signal killed it.
@@ -60,7 +60,7 @@ pub enum CommandEnd {
 }
 
 /// A command that is running, or has ended.
-pub struct Child {
+pub(crate) struct Child {
     pid: Pid,
     /// `None` once it has ended and its process id may belong to another process.
     process: Mutex<Option<Process>>,
@@ -72,7 +72,11 @@ impl Child {
     /// # Errors
     ///
     /// [`ChildError`]; nothing was started.
-    pub fn start(program: &OsString, arguments: &[OsString], changes: &EnvironmentChanges) -> Result<Self, ChildError> {
+    pub(crate) fn start(
+        program: &OsString,
+        arguments: &[OsString],
+        changes: &EnvironmentChanges,
+    ) -> Result<Self, ChildError> {
         let mut command = Command::new(program);
         command.args(arguments);
         command.envs(changes.set.iter().map(|(name, value)| (name, value)));
@@ -90,12 +94,12 @@ impl Child {
     }
 
     /// Returns its process id.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
     }
 
     /// Sends it a signal; returns whether it was still running.
-    pub fn signal(&self, signal: i32) -> bool {
+    pub(crate) fn signal(&self, signal: i32) -> bool {
         let process = self.lock();
         let Some(signal) = Signal::from_named_raw(signal).filter(|_| process.is_some()) else { return false };
         kill_process(self.pid, signal).is_ok()
@@ -106,7 +110,7 @@ impl Child {
     /// # Errors
     ///
     /// If the system can't report how it ended.
-    pub fn wait(&self) -> io::Result<CommandEnd> {
+    pub(crate) fn wait(&self) -> io::Result<CommandEnd> {
         // It stays a zombie until we can no longer signal it, so that its process id is not reused before.
         while let Err(error) = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
             if error != Errno::INTR {

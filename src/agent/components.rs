@@ -43,7 +43,7 @@ const STOPPING_MARGIN: Duration = Duration::from_secs(15);
 
 /// The result of an agent's run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunEnd {
+pub(crate) struct RunEnd {
     /// Writes that were forwarded: the server answered them at once.
     pub forwarded: u64,
     /// Messages that were stored.

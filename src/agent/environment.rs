@@ -75,7 +75,7 @@ const GUARDRAILS_PATH: &str = "/guardrails";
 
 /// The agent that wraps a command.
 #[derive(Clone, Debug)]
-pub struct Wrapping<'a> {
+pub(crate) struct Wrapping<'a> {
     /// The address that the agent listens on.
     pub intake: SocketAddr,
     /// The token that its clients must send.
@@ -92,7 +92,7 @@ pub struct Wrapping<'a> {
 
 /// The changes to the wrapped command's environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EnvironmentChanges {
+pub(crate) struct EnvironmentChanges {
     /// Variables with their new values. A value may contain the intake token.
     pub set: Vec<(&'static str, OsString)>,
     /// Variables that are removed.
@@ -109,7 +109,7 @@ pub struct EnvironmentChanges {
 
 impl EnvironmentChanges {
     /// Returns the changes that lead the command's clients to the agent, by the rules at the head of the module.
-    pub fn leading_to(wrapping: &Wrapping<'_>, environment: &dyn Environment) -> Self {
+    pub(crate) fn leading_to(wrapping: &Wrapping<'_>, environment: &dyn Environment) -> Self {
         let known = OriginalEnvironment(environment);
         let own: Option<ServerUrl> = known.text(URL).and_then(|url| url.parse().ok());
         // An agent that keeps running is another name of the server. Another server is not: requests to it carry its

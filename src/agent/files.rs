@@ -16,13 +16,13 @@ const OWN: u64 = 40;
 /// Files of each thread that serves connections.
 const OWN_OF_A_WORKER: u64 = 4;
 /// How many lanes are replayed concurrently if there are enough files. Each has a connection to the server.
-pub const REPLAY_WORKERS_MAX: u64 = 64;
+pub(crate) const REPLAY_WORKERS_MAX: u64 = 64;
 /// How many idle connections to the server each thread keeps at most.
 const IDLE_OF_A_WORKER_MAX: u64 = 128;
 
 /// How many files each part may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileShares {
+pub(crate) struct FileShares {
     /// Concurrent client connections; each may need one to the server beside its own.
     pub clients: u64,
     /// Idle connections to the server that each thread keeps.
@@ -35,7 +35,7 @@ pub struct FileShares {
 ///
 /// Clients come first: a write that is refused may be lost by its client. Replay can wait, so it gets an eighth; idle
 /// connections, which only save handshakes, get an eighth of the rest.
-pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> FileShares {
+pub(crate) fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> FileShares {
     let left = files.unwrap_or(u64::MAX).saturating_sub(OWN + OWN_OF_A_WORKER * workers);
     let replay_workers = (left / 8).clamp(1, REPLAY_WORKERS_MAX);
     let left = left.saturating_sub(replay_workers);
@@ -55,7 +55,7 @@ fn needed(clients_wanted: u64, workers: u64) -> u64 {
 }
 
 /// Returns what this many files are too few for, if they are.
-pub fn problem(files: Option<u64>, clients_wanted: u64, workers: u64) -> Option<String> {
+pub(crate) fn problem(files: Option<u64>, clients_wanted: u64, workers: u64) -> Option<String> {
     let shares = share(files, clients_wanted, workers);
     let is_little = shares.clients < clients_wanted || shares.replay_workers < REPLAY_WORKERS_MAX;
     files.filter(|_| is_little).map(|files| {
@@ -68,7 +68,7 @@ pub fn problem(files: Option<u64>, clients_wanted: u64, workers: u64) -> Option<
 }
 
 /// Returns what the user can do about [`problem`].
-pub fn hint(clients_wanted: u64, workers: u64) -> String {
+pub(crate) fn hint(clients_wanted: u64, workers: u64) -> String {
     let needed = needed(clients_wanted, workers).next_multiple_of(1024);
     format!(
         "raise the hard limit on open files: `ulimit -Hn {needed}`, LimitNOFILE={needed} for systemd, \
@@ -77,25 +77,25 @@ pub fn hint(clients_wanted: u64, workers: u64) -> String {
 }
 
 /// Returns how many files this process may open; `None` for any number.
-pub fn allowed() -> Option<u64> {
+pub(crate) fn allowed() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
 /// Returns how many files this process may open once its soft limit is raised; `None` for any number.
-pub fn allowed_at_most() -> Option<u64> {
+pub(crate) fn allowed_at_most() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
 /// The soft limit on open files before and after it was raised.
 #[derive(Clone, Copy, Debug)]
-pub struct SoftLimit {
+pub(crate) struct SoftLimit {
     original: Rlimit,
     raised: Rlimit,
 }
 
 impl SoftLimit {
     /// Raises it to the number that the agent needs, as far as the hard limit allows.
-    pub fn raise(clients_wanted: u64, workers: u64) -> Self {
+    pub(crate) fn raise(clients_wanted: u64, workers: u64) -> Self {
         let original = getrlimit(Resource::Nofile);
         let Some(current) = raised(original.current, original.maximum, needed(clients_wanted, workers)) else {
             return Self { original, raised: original };
@@ -111,7 +111,7 @@ impl SoftLimit {
     }
 
     /// Starts a process with the limit that this process was started with.
-    pub fn as_before<T>(self, start: impl FnOnce() -> T) -> T {
+    pub(crate) fn as_before<T>(self, start: impl FnOnce() -> T) -> T {
         if self.original == self.raised {
             return start();
         }

@@ -16,7 +16,7 @@ use crate::store::slot::StoreSlot;
 use crate::store::{Filter, LaneWork, Owner, StoreError, Whose, now_ms};
 
 /// How to flush.
-pub struct Flush<'a> {
+pub(crate) struct Flush<'a> {
     /// The timeout.
     pub timeout: Duration,
     /// Ends the flush early.
@@ -27,7 +27,7 @@ pub struct Flush<'a> {
 
 /// How a flush ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FlushEnd {
+pub(crate) enum FlushEnd {
     /// The backlog is empty.
     Empty,
     /// The server is unavailable.

@@ -24,12 +24,12 @@
 //! 5. The connection monitor stops; nobody waits for a ping in flight.
 //! 6. The agent's record is removed from the store.
 
-pub mod child;
-pub mod environment;
-pub mod files;
-pub mod flush;
-pub mod relay;
-pub mod wrapped;
+pub(crate) mod child;
+pub(crate) mod environment;
+pub(crate) mod files;
+pub(crate) mod flush;
+pub(crate) mod relay;
+pub(crate) mod wrapped;
 
 mod components;
 mod redirect;
@@ -45,9 +45,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::components::Composition;
-pub use self::components::RunEnd;
+pub(crate) use self::components::RunEnd;
 use self::flush::{Flush, flush};
-pub use self::settings::AgentSettings;
+pub(crate) use self::settings::AgentSettings;
 use self::supervisor::{StopStage, Supervisor};
 use crate::intake::workers::Workers;
 use crate::shutdown::Shutdown;
@@ -82,7 +82,7 @@ pub enum AgentError {
 }
 
 /// An agent that is bound to its address and has started nothing yet.
-pub struct Agent {
+pub(crate) struct Agent {
     settings: AgentSettings,
     listener: TcpListener,
     address: SocketAddr,
@@ -96,7 +96,7 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError`]; nothing was started.
-    pub fn bind(settings: AgentSettings) -> Result<Self, AgentError> {
+    pub(crate) fn bind(settings: AgentSettings) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Listen { address: settings.listen, source };
         let listener = TcpListener::bind(settings.listen).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
@@ -112,7 +112,7 @@ impl Agent {
     }
 
     /// Returns the address that it listens on.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -122,7 +122,7 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::System`] if threads can't be started; nothing was acknowledged then.
-    pub fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
+    pub(crate) fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
         let system = |error: io::Error| AgentError::System { reason: error.to_string() };
         let Self { settings, listener, address, upstream, forwarders } = self;
         let shutdown_timeout = settings.shutdown_timeout;

@@ -15,7 +15,7 @@ const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
 const TYPED: [i32; 3] = [SIGHUP, SIGINT, SIGQUIT];
 
 /// Passes signals on to a wrapped command, and ends the flush that follows it.
-pub struct Relay {
+pub(crate) struct Relay {
     stage: Arc<Mutex<Stage>>,
 }
 
@@ -35,7 +35,7 @@ impl Relay {
     /// # Errors
     ///
     /// Fails if the system has no room for handlers.
-    pub fn start(flush_stop: &Shutdown, log: LogFile, exit: fn(u8)) -> Result<Self, SignalError> {
+    pub(crate) fn start(flush_stop: &Shutdown, log: LogFile, exit: fn(u8)) -> Result<Self, SignalError> {
         let stage = Arc::new(Mutex::new(Stage::Before(Vec::new())));
         let ignored = ignored();
         let numbers: Vec<i32> = PASSED_ON.into_iter().filter(|number| !ignored.contains(*number)).collect();
@@ -66,7 +66,7 @@ impl Relay {
     }
 
     /// Attaches the started command, and passes the buffered signals on to it.
-    pub fn attach(&self, child: Child) -> Arc<Child> {
+    pub(crate) fn attach(&self, child: Child) -> Arc<Child> {
         let child = Arc::new(child);
         let before = std::mem::replace(&mut *lock(&self.stage), Stage::Running(child.clone()));
         if let Stage::Before(kept) = before {
@@ -78,7 +78,7 @@ impl Relay {
     }
 
     /// Records that the command has ended, with its exit code.
-    pub fn ended(&self, code: u8) {
+    pub(crate) fn ended(&self, code: u8) {
         *lock(&self.stage) = Stage::After(code);
     }
 }

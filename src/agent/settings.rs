@@ -17,7 +17,7 @@ use crate::upstream::UpstreamSettings;
 
 /// All settings of an agent.
 #[derive(Clone, Debug)]
-pub struct AgentSettings {
+pub(crate) struct AgentSettings {
     /// The address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The token that clients must send.

@@ -32,7 +32,7 @@ use crate::upstream::{Upstream, UpstreamSettings};
 const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command, and the agent that wraps it.
-pub struct Wrapped<'a> {
+pub(crate) struct Wrapped<'a> {
     pub config: &'a Config,
     pub settings: AgentSettings,
     /// The limit on open files that the command gets.
@@ -47,7 +47,7 @@ pub struct Wrapped<'a> {
 }
 
 /// Receives notes, and the progress of the flush.
-pub trait WrappedListener: Sync {
+pub(crate) trait WrappedListener: Sync {
     /// Takes a sentence for people.
     fn note(&self, text: &str);
     /// Takes how many messages wait when the flush starts.
@@ -76,7 +76,7 @@ pub enum WrappedError {
 /// # Errors
 ///
 /// Fails if the agent or the command can't be started, and if the agent fails.
-pub fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
+pub(crate) fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
     let Wrapped { config, mut settings, limit, program, arguments, log, exit, listener } = wrapped;
     if !config.listen.is_set() {
         settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
@@ -302,7 +302,7 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
 }
 
 /// Returns the flag that makes another command use this store, with a leading space; empty if it uses it by default.
-pub fn store_option(config: &Config) -> String {
+pub(crate) fn store_option(config: &Config) -> String {
     match config.db.is_set() {
         true => format!(" --db {}", shell_word(config.db.value.as_os_str())),
         false => String::new(),

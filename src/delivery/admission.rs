@@ -6,7 +6,7 @@ use super::unprotected::{KnownBacklog, Passage, passage};
 
 /// The agent's knowledge of the server when a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reachability {
+pub(crate) enum Reachability {
     /// No ping has a result yet, or the last one was answered.
     Presumed,
     /// The last ping or send failed, and no ping was answered since.
@@ -15,7 +15,7 @@ pub enum Reachability {
 
 /// The state of earlier messages of the same lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LaneState {
+pub(crate) enum LaneState {
     /// The lane has no message in the store.
     Clear,
     /// No queued message shares an entity with this write, and the lane delivers: it is neither held nor failing.
@@ -28,7 +28,7 @@ pub enum LaneState {
 
 /// The decision about a protected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
+pub(crate) enum Admission {
     /// Forward it; store it if that fails and a retry may succeed.
     Forward,
     /// Forward it, and return the result to the client, because it can't be stored.
@@ -48,7 +48,7 @@ pub enum Admission {
 /// does not wait for the night's. That overtakes nothing: the caller asks the store while it holds the write's entity
 /// locks, so a write accepted later about these entities comes after it, and one accepted earlier is either on the
 /// server or in the store's answer.
-pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
+pub(crate) fn admit(reachability: Reachability, lane: LaneState) -> Admission {
     match (lane, reachability) {
         (LaneState::StoreUnusable(known), _) => unprotected(known, false),
         (LaneState::Waiting, _) => Admission::Register,
@@ -58,7 +58,7 @@ pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
 }
 
 /// Decides about a protected write while the store can't be used; see [`super::unprotected`].
-pub fn unprotected(known: KnownBacklog, follows_all: bool) -> Admission {
+pub(crate) fn unprotected(known: KnownBacklog, follows_all: bool) -> Admission {
     match passage(known, follows_all) {
         Passage::Pass => Admission::ForwardOnly,
         Passage::Refuse(why) => Admission::Refuse(why),
@@ -66,14 +66,14 @@ pub fn unprotected(known: KnownBacklog, follows_all: bool) -> Admission {
 }
 
 /// The shortest timeout of a forwarded write, under any memory pressure.
-pub const FORWARD_PATIENCE_SHORT: Duration = Duration::from_secs(30);
+pub(crate) const FORWARD_PATIENCE_SHORT: Duration = Duration::from_secs(30);
 
 /// Returns the timeout of a forwarded write that can be stored.
 ///
 /// As long as configured, which is longer than the timeouts of proxies in front of a server. But a server that hangs
 /// for so long under load would fill the memory for bodies, and new writes would be refused: so once half of the
 /// memory is taken, writes wait for [`FORWARD_PATIENCE_SHORT`] at most and are stored then.
-pub fn forward_patience(configured: Duration, memory_free: u64, memory_max: u64) -> Duration {
+pub(crate) fn forward_patience(configured: Duration, memory_free: u64, memory_max: u64) -> Duration {
     if memory_free < memory_max / 2 { configured.min(FORWARD_PATIENCE_SHORT) } else { configured }
 }
 

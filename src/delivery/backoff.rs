@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 /// The wait after the first failed attempt, before jitter.
-pub const FIRST_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait.
-pub const WAIT_MAX: Duration = Duration::from_secs(300);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// Returns how long a message backs off after this many failed attempts (1 or more).
 ///
@@ -13,7 +13,7 @@ pub const WAIT_MAX: Duration = Duration::from_secs(300);
 /// that failed together are not retried together. A longer wait that the server asked for is respected. After a slow
 /// attempt the wait is at least twice as long as the attempt, and longer with every attempt, so that messages which
 /// time out don't take all the time of those that deliver.
-pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration) -> Duration {
+pub(crate) fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration) -> Duration {
     let doublings = attempts.saturating_sub(1).min(16);
     let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(WAIT_MAX);
     let jittered = grown.mul_f64(1.0 - 0.5 * jitter.clamp(0.0, 1.0));
@@ -22,13 +22,13 @@ pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration)
 }
 
 /// The longest timeout of one request, unless the user configured a longer one.
-pub const PATIENCE_MAX: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE_MAX: Duration = Duration::from_secs(600);
 
 /// Returns the timeout for a message that has already timed out `timeouts` times.
 ///
 /// It doubles from `first`, the configured timeout, to [`PATIENCE_MAX`]: a healthy server that needs longer for this
 /// one message confirms it in the end, where a constant timeout would retry it forever.
-pub fn patience(first: Duration, timeouts: u32) -> Duration {
+pub(crate) fn patience(first: Duration, timeouts: u32) -> Duration {
     first.saturating_mul(1 << timeouts.min(16)).min(PATIENCE_MAX.max(first))
 }
 
@@ -37,7 +37,7 @@ pub fn patience(first: Duration, timeouts: u32) -> Duration {
 /// A wait that the server asked for is respected. Without one it doubles from [`FIRST_WAIT`] to `retry_interval`, so
 /// that a short outage costs a second and a long one causes no retry storm. `jitter` in 0.0 to 1.0 adds up to a tenth,
 /// at most a second: a thousand lanes held together are not all retried together, and none too early.
-pub fn lane_wait(holds: u32, jitter: f64, asked: Option<Duration>, retry_interval: Duration) -> Duration {
+pub(crate) fn lane_wait(holds: u32, jitter: f64, asked: Option<Duration>, retry_interval: Duration) -> Duration {
     let doublings = holds.saturating_sub(1).min(16);
     let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(retry_interval);
     let wait = asked.unwrap_or(grown);
@@ -45,7 +45,7 @@ pub fn lane_wait(holds: u32, jitter: f64, asked: Option<Duration>, retry_interva
 }
 
 /// Returns whether a message has had its last attempt.
-pub fn is_exhausted(attempts: u32, attempts_max: u32) -> bool {
+pub(crate) fn is_exhausted(attempts: u32, attempts_max: u32) -> bool {
     attempts >= attempts_max
 }
 

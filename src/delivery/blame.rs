@@ -8,7 +8,7 @@ use crate::message::{Claimed, Footprint};
 
 /// The evidence about the failure of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     /// Another message passed after this one, or the request that it shared, had failed.
     pub passed_since: bool,
     /// Another message of the same batch passed.
@@ -20,10 +20,10 @@ pub struct Evidence {
 }
 
 /// If more messages than this fail and none passes, the server is to blame, even if they are suspects.
-pub const FAILING_MAX: usize = 10;
+pub(crate) const FAILING_MAX: usize = 10;
 
 /// Returns whether the failure counts against the message.
-pub fn counts(evidence: Evidence) -> bool {
+pub(crate) fn counts(evidence: Evidence) -> bool {
     let Evidence { passed_since, passed_beside, is_suspect, failing } = evidence;
     passed_since || (failing <= FAILING_MAX && (passed_beside || is_suspect))
 }
@@ -32,7 +32,7 @@ pub fn counts(evidence: Evidence) -> bool {
 /// that times out, and no division because of one that fails again.
 ///
 /// Returns the others, then the suspects with everything that must not overtake them; both in delivery order.
-pub fn set_apart(claimed: Vec<Claimed>, is_suspect: impl Fn(&Claimed) -> bool) -> (Vec<Claimed>, Vec<Claimed>) {
+pub(crate) fn set_apart(claimed: Vec<Claimed>, is_suspect: impl Fn(&Claimed) -> bool) -> (Vec<Claimed>, Vec<Claimed>) {
     let mut behind = Footprint::default();
     claimed.into_iter().partition(|message| {
         let apart = is_suspect(message) || (!behind.is_empty() && behind.conflicts(&message.touches));

@@ -14,7 +14,7 @@ use super::pacing::{Pace, PaceSettings};
 
 /// The state of a backlog and of its replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Situation {
+pub(crate) struct Situation {
     /// Messages that are waiting.
     pub waiting: u64,
     /// Whether the server is available; `None` if unknown.
@@ -83,7 +83,7 @@ pub struct Eta {
 }
 
 /// Estimates the time until a backlog has reached the server.
-pub fn eta(now: &Situation) -> Eta {
+pub(crate) fn eta(now: &Situation) -> Eta {
     let none = |state| Eta { state, seconds: None, basis: None, waits_seconds: None };
     if now.waiting == 0 {
         return none(EtaState::Nothing);
@@ -171,7 +171,7 @@ fn about_in(seconds: f64) -> String {
 }
 
 /// Returns a duration in its two largest units, from seconds up: `42s`, `3m20s`, `1h5m`, `2d3h`.
-pub fn in_words(seconds: f64) -> String {
+pub(crate) fn in_words(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.round().clamp(0.0, 1e12) as u64 } else { 1_000_000_000_000 };
     let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
     let first = units.iter().position(|(size, _)| seconds >= *size).unwrap_or(units.len() - 1);

@@ -12,7 +12,7 @@ use crate::message::{Effect, EntityKey, Touch};
 
 /// Sorts requests, given in an order in which they may be sent, by generation. `touches` calls its second argument
 /// with the touches of each message of a request.
-pub fn by_generation<T>(mut requests: Vec<T>, touches: impl Fn(&T, &mut dyn FnMut(&[Touch]))) -> Vec<T> {
+pub(crate) fn by_generation<T>(mut requests: Vec<T>, touches: impl Fn(&T, &mut dyn FnMut(&[Touch]))) -> Vec<T> {
     if requests.len() < 3 {
         return requests;
     }

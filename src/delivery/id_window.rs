@@ -19,21 +19,22 @@ use serde_json::Value;
 use crate::message::{Effect, MessageType, Touch};
 
 /// The remedy, for people.
-pub const REMEDY: &str = "widen UUID_VALIDATION_WINDOW on the Opik server (at most 45d), turn UUID_VALIDATION_ENABLED off, \
+pub(crate) const REMEDY: &str = "widen UUID_VALIDATION_WINDOW on the Opik server (at most 45d), turn UUID_VALIDATION_ENABLED off, \
     or add the workspace's id to OPIK_UUID_VALIDATION_BYPASS_WORKSPACES there";
 /// The server's default. Whether a server validates at all is unknown before it refuses.
-pub const DEFAULT_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+#[cfg(test)]
+const DEFAULT_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// A create that has waited this long is worth a warning: before the ids expire, there is time left to act.
-pub const WARN_AFTER: Duration = Duration::from_secs(18 * 60 * 60);
+pub(crate) const WARN_AFTER: Duration = Duration::from_secs(18 * 60 * 60);
 /// A held message of a lane is retried after this many times the retry interval (10 minutes by default).
-pub const RETRY_FACTOR: u32 = 60;
+pub(crate) const RETRY_FACTOR: u32 = 60;
 /// The error's `message`, the same for an id that is not a UUIDv7.
 const MESSAGE: &str = "Invalid UUID for id";
 /// `Date` has whole seconds, and is read after the server validated the request.
 const DATE_SLACK_MS: i64 = 2000;
 
 /// The types that create traces and spans, whose ids the server validates.
-pub const CREATES: [MessageType; 5] = [
+pub(crate) const CREATES: [MessageType; 5] = [
     MessageType::CreateTrace,
     MessageType::CreateTraceBatch,
     MessageType::CreateSpan,
@@ -43,7 +44,7 @@ pub const CREATES: [MessageType; 5] = [
 
 /// The server's refusal of an id whose timestamp is outside its window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outside {
+pub(crate) struct Outside {
     /// Whether the id is too new, not too old.
     pub is_future: bool,
     /// The timestamp in the id, in milliseconds since the Unix epoch, if the answer contains it.
@@ -56,7 +57,7 @@ pub struct Outside {
 ///
 /// Recognised by `message` and `details` together: the same message is used for an id that is not a UUIDv7, which no
 /// setting lets in.
-pub fn read(status: Option<u16>, text: &str) -> Option<Outside> {
+pub(crate) fn read(status: Option<u16>, text: &str) -> Option<Outside> {
     if status != Some(400) {
         return None;
     }
@@ -122,7 +123,7 @@ fn duration(text: &str) -> Option<Duration> {
 
 /// The ids that the server refuses for their timestamp, as far as known from its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdWindow {
+pub(crate) struct IdWindow {
     /// Ids with this timestamp and older ones are too old.
     too_old_ms: i64,
     /// Ids with this timestamp and newer ones are too new.
@@ -131,7 +132,7 @@ pub struct IdWindow {
 
 /// On which side of a window a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// All entities that it creates are inside, or no timestamp is known.
     Inside,
     /// All entities that it creates are outside.
@@ -151,7 +152,7 @@ impl IdWindow {
     ///
     /// Ids older than the refused one are too old as well; by the server's clock and its window, so are those between
     /// that id and the window's edge.
-    pub fn learn(&mut self, outside: &Outside, server_ms: Option<i64>) {
+    pub(crate) fn learn(&mut self, outside: &Outside, server_ms: Option<i64>) {
         let window_ms = outside.window.and_then(|window| i64::try_from(window.as_millis()).ok());
         let edges = server_ms.zip(window_ms);
         let id_time_ms = outside.id_time_ms.into_iter();
@@ -165,7 +166,7 @@ impl IdWindow {
     }
 
     /// Returns the side of the creates among these touches. Updates and references may be old.
-    pub fn side(&self, touches: &[Touch]) -> Side {
+    pub(crate) fn side(&self, touches: &[Touch]) -> Side {
         let creates = touches.iter().filter(|touch| touch.effect == Effect::Create);
         self.side_of(creates.filter_map(|touch| touch.key.id_time_ms()))
     }

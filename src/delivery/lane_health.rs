@@ -44,9 +44,9 @@ use crate::message::MessageId;
 
 /// Consecutive transient failures that open the circuit breaker: enough to halve a full batch down to one message, few
 /// enough not to hammer a failing server.
-pub const TRANSIENT_FAILURES_MAX: u32 = 12;
+pub(crate) const TRANSIENT_FAILURES_MAX: u32 = 12;
 /// Consecutive timeouts that open it if nothing of the batch passed: each may take the whole `forward_timeout`.
-pub const TIMEOUTS_MAX: u32 = 3;
+pub(crate) const TIMEOUTS_MAX: u32 = 3;
 /// A transient failure that took this long is expensive to repeat.
 const SLOW_FAILURE: Duration = Duration::from_secs(2);
 /// The most messages in a batch after a slow failure, and in one beside a request that still waits for its answer. The
@@ -63,7 +63,7 @@ const REFUSED_IDS_LIFE: Duration = Duration::from_secs(2);
 
 /// The state of a lane's circuit breaker, as one worker sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Circuit {
+pub(crate) enum Circuit {
     /// The lane is replayed.
     Closed,
     /// The hold has ended, and no message was delivered since.
@@ -78,7 +78,7 @@ pub enum Circuit {
 
 /// The configured limits of the circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BreakerSettings {
+pub(crate) struct BreakerSettings {
     /// The longest time for which a lane is held, unless the server asked for a longer one.
     pub retry_interval: Duration,
     /// Counted attempts after which a message is rejected.
@@ -87,7 +87,7 @@ pub struct BreakerSettings {
 
 /// One worker's turn with a lane, and what its current batch has met so far.
 #[derive(Clone, Debug)]
-pub struct LaneTurn {
+pub(crate) struct LaneTurn {
     settings: BreakerSettings,
     circuit: Circuit,
     /// Whether another worker of the lane waits for an answer.
@@ -109,22 +109,23 @@ pub struct LaneTurn {
 
 impl LaneTurn {
     /// Returns the pace in force.
-    pub fn pace(&self) -> &Pace {
+    pub(crate) fn pace(&self) -> &Pace {
         &self.pace
     }
 
     /// Returns the state of the circuit breaker.
-    pub fn circuit(&self) -> Circuit {
+    #[cfg(test)]
+    pub(crate) fn circuit(&self) -> Circuit {
         self.circuit
     }
 
     /// Returns how many requests of the current batch passed.
-    pub fn passes(&self) -> usize {
+    pub(crate) fn passes(&self) -> usize {
         self.passes
     }
 
     /// Starts the next batch.
-    pub fn begin_batch(&mut self) {
+    pub(crate) fn begin_batch(&mut self) {
         (self.passes, self.failures, self.timeouts) = (0, 0, 0);
         (self.has_failed, self.has_deferred) = (false, false);
     }
@@ -132,7 +133,7 @@ impl LaneTurn {
 
 /// An event in a worker's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// A request passed.
     Passed,
     /// A request failed transiently, and the server is available.
@@ -162,7 +163,7 @@ pub enum Event {
 
 /// A transient failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TransientFailure {
+pub(crate) struct TransientFailure {
     /// How long the server asked to wait.
     pub asked: Option<Duration>,
     /// Whether the server gave no answer of its own: then the message is never rejected for it.
@@ -173,7 +174,7 @@ pub struct TransientFailure {
 
 /// A message that failed in a request of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailedAlone {
+pub(crate) struct FailedAlone {
     /// The message.
     pub message: MessageId,
     /// Attempts that counted against it before.
@@ -188,7 +189,7 @@ pub struct FailedAlone {
 
 /// The reaction to an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Nothing else: send the next request.
     Continue,
     /// Send what failed again, halved this many times.
@@ -231,7 +232,7 @@ pub enum Decision {
 
 /// Which ids the server refuses for the time in them, and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefusedIds {
+pub(crate) struct RefusedIds {
     /// The window as far as it is known.
     pub window: IdWindow,
     /// The beginning of the last answer that said so; its status was 400.
@@ -242,7 +243,7 @@ pub struct RefusedIds {
 
 /// A replayer's memory of one lane.
 #[derive(Clone, Debug, Default)]
-pub struct LaneHealth {
+pub(crate) struct LaneHealth {
     /// The pace of the last turn in this round.
     pace: Option<Pace>,
     /// How often the circuit opened, or a bucket was limited, since a request passed.
@@ -269,13 +270,13 @@ pub struct LaneHealth {
 
 impl LaneHealth {
     /// Starts a round: every lane begins at the configured pace.
-    pub fn begin_round(&mut self) {
+    pub(crate) fn begin_round(&mut self) {
         self.pace = None;
     }
 
     /// Starts a worker's turn. `ended_hold` is whether the lane's last hold, if no message was delivered since, asks
     /// for a probe; `is_extra`: another worker of the lane waits for an answer.
-    pub fn begin_turn(
+    pub(crate) fn begin_turn(
         &self,
         settings: BreakerSettings,
         start: Pace,
@@ -298,12 +299,12 @@ impl LaneHealth {
     }
 
     /// Ends a worker's turn.
-    pub fn end_turn(&mut self, turn: &LaneTurn) {
+    pub(crate) fn end_turn(&mut self, turn: &LaneTurn) {
         self.pace = Some(turn.pace);
     }
 
     /// Returns how many messages the next batch may have.
-    pub fn batch_max(&self, turn: &LaneTurn) -> usize {
+    pub(crate) fn batch_max(&self, turn: &LaneTurn) -> usize {
         let most = match turn.circuit {
             Circuit::HalfOpen { is_probe: true } => 1,
             _ => self.recovery_window.unwrap_or(usize::MAX).min(turn.pace.batch()),
@@ -313,7 +314,7 @@ impl LaneHealth {
 
     /// Takes what happened in a turn, and returns what to do. `jitter` in 0.0 to 1.0 spreads the waits of lanes and
     /// messages that failed together.
-    pub fn on(&mut self, turn: &mut LaneTurn, event: Event, jitter: f64) -> Decision {
+    pub(crate) fn on(&mut self, turn: &mut LaneTurn, event: Event, jitter: f64) -> Decision {
         let retry_interval = turn.settings.retry_interval;
         match event {
             Event::Passed => {
@@ -423,7 +424,7 @@ impl LaneHealth {
     }
 
     /// Adds messages that failed since a request passed.
-    pub fn note_failed(&mut self, messages: impl IntoIterator<Item = MessageId>) {
+    pub(crate) fn note_failed(&mut self, messages: impl IntoIterator<Item = MessageId>) {
         for message in messages {
             if self.failing.len() <= FAILING_MAX {
                 self.failing.insert(message);
@@ -432,12 +433,12 @@ impl LaneHealth {
     }
 
     /// Returns whether the message failed before, and it is unknown whose fault it was.
-    pub fn is_deferred(&self, message: MessageId) -> bool {
+    pub(crate) fn is_deferred(&self, message: MessageId) -> bool {
         self.deferred.contains_key(&message)
     }
 
     /// Counts a timeout of each of these messages.
-    pub fn note_timeouts(&mut self, messages: impl IntoIterator<Item = MessageId>) {
+    pub(crate) fn note_timeouts(&mut self, messages: impl IntoIterator<Item = MessageId>) {
         for message in messages {
             if self.timeouts.len() < REMEMBERED_MAX || self.timeouts.contains_key(&message) {
                 let count = self.timeouts.entry(message).or_default();
@@ -447,13 +448,13 @@ impl LaneHealth {
     }
 
     /// Returns how often a message got no answer in time, as far as remembered.
-    pub fn timeouts(&self, message: MessageId) -> u32 {
+    pub(crate) fn timeouts(&self, message: MessageId) -> u32 {
         self.timeouts.get(&message).copied().unwrap_or(0)
     }
 
     /// Learns from an answer which ids the server refuses for their time. `server_ms` is the answer's `Date`, `now` a
     /// reading of a monotonic clock.
-    pub fn note_refused_ids(
+    pub(crate) fn note_refused_ids(
         &mut self,
         outside: &Outside,
         server_ms: Option<i64>,
@@ -466,21 +467,21 @@ impl LaneHealth {
     }
 
     /// Returns which ids the server refuses, if it said so a moment ago.
-    pub fn refused_ids(&self, now: Duration) -> Option<&RefusedIds> {
+    pub(crate) fn refused_ids(&self, now: Duration) -> Option<&RefusedIds> {
         let (refused, since) = self.refused_ids.as_ref()?;
         (now.saturating_sub(*since) < REFUSED_IDS_LIFE).then_some(refused)
     }
 
     /// Notes that a held message is sent again as a probe for the others. An earlier one was answered since, or waits
     /// in the lane like any other.
-    pub fn probe_held(&mut self, message: MessageId) {
+    pub(crate) fn probe_held(&mut self, message: MessageId) {
         self.refused_ids = None;
         self.held_probe = Some(message);
     }
 
     /// Forgets messages whose outcome is final and durable; `delivered` are those that the server confirmed. Returns
     /// whether one of them was the probe for held messages: the server accepts its id now, and perhaps the others'.
-    pub fn settled(&mut self, decided: &[MessageId], delivered: &[MessageId]) -> bool {
+    pub(crate) fn settled(&mut self, decided: &[MessageId], delivered: &[MessageId]) -> bool {
         if !self.timeouts.is_empty() {
             for message in decided {
                 self.timeouts.remove(message);

@@ -13,14 +13,14 @@
 //! - [`pacing`]: how fast a backlog is replayed.
 //! - [`eta`]: when a backlog will have reached the server.
 
-pub mod admission;
-pub mod backoff;
+pub(crate) mod admission;
+pub(crate) mod backoff;
 pub mod batching;
-pub mod blame;
-pub mod eta;
-pub mod generation;
-pub mod id_window;
-pub mod lane_health;
+pub(crate) mod blame;
+pub(crate) mod eta;
+pub(crate) mod generation;
+pub(crate) mod id_window;
+pub(crate) mod lane_health;
 pub mod pacing;
-pub mod unprotected;
-pub mod verdict;
+pub(crate) mod unprotected;
+pub(crate) mod verdict;

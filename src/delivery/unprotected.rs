@@ -6,7 +6,7 @@
 
 /// The known content of a store that can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KnownBacklog {
+pub(crate) enum KnownBacklog {
     /// There is no store, so it never had a message.
     NeverWas,
     /// It has no waiting message for this server.
@@ -24,7 +24,7 @@ pub enum KnownBacklog {
 
 /// The decision about a live write while the store can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
+pub(crate) enum Passage {
     /// It is forwarded, and its client gets the result.
     Pass,
     /// It is refused with 503, `Retry-After` and this message.
@@ -43,7 +43,7 @@ const MOVED: &str = "earlier writes wait in a message store that was moved away 
 
 /// Returns why a write is refused because of messages waiting in a store that was moved away, if so; arguments as of
 /// [`passage`].
-pub fn behind_moved(known: KnownBacklog, follows_all: bool) -> Option<&'static str> {
+pub(crate) fn behind_moved(known: KnownBacklog, follows_all: bool) -> Option<&'static str> {
     match passage(known, follows_all) {
         Passage::Pass => None,
         Passage::Refuse(_) => Some(MOVED),
@@ -52,7 +52,7 @@ pub fn behind_moved(known: KnownBacklog, follows_all: bool) -> Option<&'static s
 
 /// Decides about a protected write while the store can't be used. `follows_all`: its effect depends on all earlier
 /// writes (a deletion by filter).
-pub fn passage(known: KnownBacklog, follows_all: bool) -> Passage {
+pub(crate) fn passage(known: KnownBacklog, follows_all: bool) -> Passage {
     match known {
         KnownBacklog::NeverWas | KnownBacklog::Empty => Passage::Pass,
         KnownBacklog::Holds { conflicting: true, .. } => Passage::Refuse(CONFLICTS),

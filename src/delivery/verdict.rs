@@ -39,16 +39,16 @@ use crate::protocol::inspection::item_list;
 use crate::protocol::recognise::Recognised;
 
 /// The reason of a hold of a bucket that the server rate-limits.
-pub const RATE_LIMITED: &str = "the server limits the rate (429)";
+pub(crate) const RATE_LIMITED: &str = "the server limits the rate (429)";
 
 /// Returns the reason of a hold of this bucket, which the server rate-limits.
-pub fn rate_limited(bucket: Bucket) -> String {
+pub(crate) fn rate_limited(bucket: Bucket) -> String {
     format!("{RATE_LIMITED}: {}", bucket.name())
 }
 
 /// The consequence of an answer for a forwarded write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardVerdict {
+pub(crate) enum ForwardVerdict {
     /// The server has decided: its answer goes to the client, nothing is kept.
     Return,
     /// A retry may succeed: keep the write, acknowledge it, replay it later.
@@ -57,7 +57,7 @@ pub enum ForwardVerdict {
 
 /// Why a write is kept that the server did not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// The server rate-limits a bucket of the lane.
     Limited,
     /// The server failed at this write, or at this lane.
@@ -71,7 +71,7 @@ pub enum Trouble {
 }
 
 /// Returns the verdict on a forwarded write's answer.
-pub fn forwarding(result: Result<(u16, &Recognised), &SendFailure>) -> ForwardVerdict {
+pub(crate) fn forwarding(result: Result<(u16, &Recognised), &SendFailure>) -> ForwardVerdict {
     match result {
         Ok((429, _)) => ForwardVerdict::Keep(Trouble::Limited),
         Ok((_, Recognised::Foreign(_))) => ForwardVerdict::Keep(Trouble::Unanswered),
@@ -93,13 +93,13 @@ fn is_a_proxys(status: u16) -> bool {
 /// Only for a create that is `alone`: a 409 for a batch tells nothing about its other items. And only if the server
 /// does not report that the existing entity differs: `Project name and workspace name do not match the existing
 /// trace`, `parent_span_id does not match the existing span` (`TraceService`, `SpanService`) are conflicts for people.
-pub fn is_already_there(message_type: MessageType, alone: bool, status: u16, text: &str) -> bool {
+pub(crate) fn is_already_there(message_type: MessageType, alone: bool, status: u16, text: &str) -> bool {
     status == 409 && alone && message_type.is_create() && !is_mismatch(text)
 }
 
 /// Returns whether an answer to OTLP means that the server has a trace of it from an earlier attempt, perhaps without
 /// its spans ([`crate::protocol::otlp::roots`]). A front's 409 does not mean that.
-pub fn is_begun(message_type: MessageType, recognised: &Recognised, status: u16, text: &str) -> bool {
+pub(crate) fn is_begun(message_type: MessageType, recognised: &Recognised, status: u16, text: &str) -> bool {
     *recognised == Recognised::Refused && status == 409 && message_type == MessageType::OtlpTraces && !is_mismatch(text)
 }
 
@@ -110,7 +110,7 @@ fn is_mismatch(text: &str) -> bool {
 
 /// The consequence of an answer for a replayed message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplayVerdict {
+pub(crate) enum ReplayVerdict {
     /// The server has it.
     Delivered,
     /// There is no connection: every message is *failed* again and waits for a ping.
@@ -144,7 +144,7 @@ pub enum ReplayVerdict {
 }
 
 /// Returns the verdict on a replayed message's answer.
-pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure>) -> ReplayVerdict {
+pub(crate) fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure>) -> ReplayVerdict {
     let answer = match result {
         Ok(answer) => answer,
         Err(SendFailure::Connect { .. }) => return ReplayVerdict::Unavailable,

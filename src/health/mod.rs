@@ -24,7 +24,7 @@ use crate::upstream::Upstream;
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The subjects of the checks.
-pub struct Health<'a> {
+pub(crate) struct Health<'a> {
     /// The store's file.
     pub store_path: &'a Path,
     /// The size limits of the store.
@@ -45,7 +45,7 @@ pub struct Health<'a> {
 
 /// The result of one check.
 #[derive(Debug)]
-pub struct Check {
+pub(crate) struct Check {
     /// The name of the check.
     pub name: &'static str,
     pub finding: Finding,
@@ -53,7 +53,7 @@ pub struct Check {
 
 /// The finding of a check.
 #[derive(Debug)]
-pub enum Finding {
+pub(crate) enum Finding {
     /// As it should be.
     Good(String),
     /// For information.
@@ -68,7 +68,7 @@ pub enum Finding {
 
 /// The kind of problem behind a failed check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureCause {
+pub(crate) enum FailureCause {
     /// Something on this machine, or a server that answers with errors.
     Failure,
     /// The server can't be reached, or is not Opik.
@@ -89,23 +89,28 @@ pub enum CheckError {
 }
 
 impl Check {
-    pub fn good(name: &'static str, text: impl Into<String>) -> Self {
+    pub(crate) fn good(name: &'static str, text: impl Into<String>) -> Self {
         Self { name, finding: Finding::Good(text.into()) }
     }
 
-    pub fn note(name: &'static str, text: impl Into<String>) -> Self {
+    pub(crate) fn note(name: &'static str, text: impl Into<String>) -> Self {
         Self { name, finding: Finding::Note { text: text.into(), hint: None } }
     }
 
-    pub fn note_with_hint(name: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn note_with_hint(name: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { name, finding: Finding::Note { text: text.into(), hint: Some(hint.into()) } }
     }
 
-    pub fn warning(name: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn warning(name: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { name, finding: Finding::Warning { text: text.into(), hint: hint.into() } }
     }
 
-    pub fn failed(name: &'static str, cause: FailureCause, text: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn failed(
+        name: &'static str,
+        cause: FailureCause,
+        text: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         Self { name, finding: Finding::Failed { cause, text: text.into(), hint: hint.into() } }
     }
 
@@ -114,7 +119,7 @@ impl Check {
     }
 
     /// Returns whether the check passed, warnings included.
-    pub fn is_passed(&self) -> bool {
+    pub(crate) fn is_passed(&self) -> bool {
         match &self.finding {
             Finding::Good(_) | Finding::Note { .. } | Finding::Warning { .. } => true,
             // A busy store works, and another process is writing to it.
@@ -126,7 +131,7 @@ impl Check {
 
 impl Health<'_> {
     /// Runs all checks.
-    pub fn checks(&self) -> Vec<Check> {
+    pub(crate) fn checks(&self) -> Vec<Check> {
         let (server, is_available) = self.server();
         let access = if is_available { self.access() } else { Check::note("access", "not checked without a server") };
         let mut checks = vec![server, access];
@@ -136,13 +141,13 @@ impl Health<'_> {
     }
 
     /// Runs the checks of the store and its disk.
-    pub fn store_checks(&self) -> [Check; 3] {
+    pub(crate) fn store_checks(&self) -> [Check; 3] {
         [self.store(), self.encryption(), self.disk()]
     }
 }
 
 /// Repeats the checks until all pass or `wait` is over; returns the last results, `None` after an interruption.
-pub fn until_healthy(
+pub(crate) fn until_healthy(
     wait: Option<Duration>,
     shutdown: &Shutdown,
     mut checks: impl FnMut() -> Vec<Check>,

@@ -69,7 +69,7 @@ impl Health<'_> {
     }
 
     /// Writes a trace with a span and an image to the server, and reads it back.
-    pub fn smoke_test(&self, project: &str, shutdown: &Shutdown) -> (Check, Option<Passed>) {
+    pub(crate) fn smoke_test(&self, project: &str, shutdown: &Shutdown) -> (Check, Option<Passed>) {
         const NAME: &str = "smoke test";
         let failure = match self.upstream.smoke_test(&self.lane, project, SMOKE_TIMEOUT, shutdown) {
             Ok(passed) => {

@@ -212,7 +212,7 @@ impl Health<'_> {
     /// # Errors
     ///
     /// Fails with a sentence for people if it was interrupted.
-    pub fn reseal(&self, note: &dyn Fn(&str), go_on: &dyn Fn() -> bool) -> Result<Check, String> {
+    pub(crate) fn reseal(&self, note: &dyn Fn(&str), go_on: &dyn Fn() -> bool) -> Result<Check, String> {
         const NAME: &str = "reseal";
         let done = |done: Resealing| format!("{} ({})", count(done.done, "value"), size(done.bytes));
         let keys = match (self.store_keys)() {

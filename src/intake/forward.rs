@@ -17,9 +17,9 @@ use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{BoxError, ForwardBody};
 
 /// The body of an answer to a client.
-pub type AnswerBody = BoxBody<Bytes, BoxError>;
+pub(crate) type AnswerBody = BoxBody<Bytes, BoxError>;
 /// An answer to a client.
-pub type ClientAnswer = http::Response<AnswerBody>;
+pub(crate) type ClientAnswer = http::Response<AnswerBody>;
 
 /// Headers that concern one connection and are not forwarded (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -36,7 +36,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Removes what concerns one connection: the hop-by-hop headers and those that `Connection` names.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -50,7 +50,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Returns the headers that go to the server: the client's, with the server's own `Host` and the agent's mark.
-pub fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderValue) -> HeaderMap {
+pub(crate) fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderValue) -> HeaderMap {
     strip_hop_by_hop(&mut headers);
     // The agent reads the body, and has told its sender to continue.
     headers.remove(header::EXPECT);
@@ -64,14 +64,18 @@ pub fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderVa
 
 /// Returns the server's answer for the client: without the headers of the connection, and with a `Location` inside the
 /// server's API rewritten to lead through the agent, under the URL that the client used (protocol dossier, section b).
-pub fn client_answer(mut answer: http::Response<Incoming>, server_base: &str, client_base: &str) -> ClientAnswer {
+pub(crate) fn client_answer(
+    mut answer: http::Response<Incoming>,
+    server_base: &str,
+    client_base: &str,
+) -> ClientAnswer {
     rewrite_for_client(&mut answer, server_base, client_base);
     answer.map(|body| body.map_err(Into::into).boxed())
 }
 
 /// The body of an answer whose beginning was read: all of it, mostly.
 #[derive(Debug)]
-pub struct AnswerStart {
+pub(crate) struct AnswerStart {
     /// The bytes that were read.
     pub beginning: Bytes,
     /// The rest, if any.
@@ -80,7 +84,7 @@ pub struct AnswerStart {
 
 impl AnswerStart {
     /// Returns whether the beginning is all of the body.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.rest.is_none()
     }
 
@@ -89,7 +93,7 @@ impl AnswerStart {
     /// # Errors
     ///
     /// Fails if the body breaks off before that.
-    pub async fn read(mut body: Incoming, bytes_max: usize) -> Result<Self, hyper::Error> {
+    pub(crate) async fn read(mut body: Incoming, bytes_max: usize) -> Result<Self, hyper::Error> {
         let mut beginning = BytesMut::new();
         while beginning.len() < bytes_max {
             let Some(frame) = body.frame().await else { return Ok(Self { beginning: beginning.freeze(), rest: None }) };
@@ -132,7 +136,7 @@ impl Body for AnswerStart {
 }
 
 /// Does the same as [`client_answer`] for an answer whose beginning was read.
-pub fn begun_answer(
+pub(crate) fn begun_answer(
     head: http::response::Parts,
     body: AnswerStart,
     server_base: &str,
@@ -177,7 +181,7 @@ fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &st
 }
 
 /// Returns the agent's own answer.
-pub fn own_answer(reply: Reply) -> ClientAnswer {
+pub(crate) fn own_answer(reply: Reply) -> ClientAnswer {
     // People read it with curl, and clients log it.
     let body = match reply.content_type {
         Some("application/json") => printable::json(&reply.body).into_owned(),
@@ -199,12 +203,12 @@ pub fn own_answer(reply: Reply) -> ClientAnswer {
 }
 
 /// Returns an answer's body of these bytes.
-pub fn full(bytes: Bytes) -> AnswerBody {
+pub(crate) fn full(bytes: Bytes) -> AnswerBody {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
 /// Returns a request's body of these bytes.
-pub fn request_body(bytes: Bytes) -> ForwardBody {
+pub(crate) fn request_body(bytes: Bytes) -> ForwardBody {
     Either::Left(Full::new(bytes))
 }
 

@@ -34,7 +34,7 @@ use self::allowed::AllowedSite;
 use self::foreign::shown;
 use self::origin::{Authority, Host, Origin, is_below};
 
-pub use self::foreign::ForeignRequest;
+pub(crate) use self::foreign::ForeignRequest;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");

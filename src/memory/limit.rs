@@ -5,18 +5,18 @@ use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 /// The budget if there is enough memory.
-pub const BUDGET_MAX: u64 = 256 * MIB;
+pub(crate) const BUDGET_MAX: u64 = 256 * MIB;
 /// The smallest budget, even in a tiny container.
-pub const BUDGET_MIN: u64 = 16 * MIB;
+pub(crate) const BUDGET_MIN: u64 = 16 * MIB;
 
 /// Returns the default budget for bodies: three eighths of the memory, which leaves room for the rest (the program, a
 /// body that is compressed for the store, the allocator's reserves). Pure.
-pub fn default_budget(available: Option<u64>) -> u64 {
+pub(crate) fn default_budget(available: Option<u64>) -> u64 {
     available.map_or(BUDGET_MAX, |bytes| (bytes / 8 * 3).clamp(BUDGET_MIN, BUDGET_MAX))
 }
 
 /// Returns how much memory this process may use, as far as the system reports it.
-pub fn available() -> Option<u64> {
+pub(crate) fn available() -> Option<u64> {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| machine_bytes(&text));
     let cgroups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();

@@ -17,8 +17,8 @@
 //! ([`shares::QueuedAhead`]). One body without a Content-Length may grow to the largest body allowed: it can be read
 //! to its end, no matter how many others begin.
 
-pub mod limit;
-pub mod shares;
+pub(crate) mod limit;
+pub(crate) mod shares;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;

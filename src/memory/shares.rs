@@ -39,7 +39,7 @@ impl Use {
 
 /// The bytes in use: for each use those of small and those of large bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage([[u64; 2]; Use::COUNT]);
+pub(crate) struct Usage([[u64; 2]; Use::COUNT]);
 
 impl Usage {
     pub(super) fn add(&mut self, by: Use, is_large: bool, bytes: u64) {
@@ -64,7 +64,7 @@ impl Usage {
 
 /// Which bodies are queued ahead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueuedAhead {
+pub(crate) struct QueuedAhead {
     /// A large body of the same use: concurrent small ones must not starve it.
     pub same_use: bool,
     /// A large body of another use, which waits for memory that others hold beyond their own shares.
@@ -73,23 +73,23 @@ pub struct QueuedAhead {
 
 /// How a budget is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shares {
+pub(crate) struct Shares {
     total: u64,
 }
 
 impl Shares {
     /// Returns the shares of a budget of this many bytes.
-    pub fn of(total: u64) -> Self {
+    pub(crate) fn of(total: u64) -> Self {
         Self { total }
     }
 
     /// Returns the whole budget.
-    pub fn total(self) -> u64 {
+    pub(crate) fn total(self) -> u64 {
         self.total
     }
 
     /// Returns whether a body of this size counts as large.
-    pub fn is_large(self, bytes: u64) -> bool {
+    pub(crate) fn is_large(self, bytes: u64) -> bool {
         bytes > self.total / 64
     }
 
@@ -124,18 +124,18 @@ impl Shares {
     }
 
     /// Returns whether a use holds more than its own share.
-    pub fn exceeds(self, held: &Usage, by: Use) -> bool {
+    pub(crate) fn exceeds(self, held: &Usage, by: Use) -> bool {
         held.of(by) > self.reserved(by)
     }
 
     /// Returns how much is free for one use, and its limit.
-    pub fn free(self, held: &Usage, by: Use) -> (u64, u64) {
+    pub(crate) fn free(self, held: &Usage, by: Use) -> (u64, u64) {
         let limit = self.limit(held, by);
         (limit.saturating_sub(held.of(by)), limit)
     }
 
     /// Returns whether a body may be held now, beside the present usage and the bodies that wait.
-    pub fn admit(self, held: &Usage, by: Use, bytes: u64, ahead: QueuedAhead) -> bool {
+    pub(crate) fn admit(self, held: &Usage, by: Use, bytes: u64, ahead: QueuedAhead) -> bool {
         // A use keeps its own share even beside a body that exceeds the budget.
         let own = self.reserved(by);
         let limit = if ahead.elsewhere { own } else { own.max(self.limit(held, by)) };
@@ -169,7 +169,7 @@ impl Shares {
 
     /// Returns whether a large body waits only for other uses: its own use leaves it room, or holds no other large
     /// body.
-    pub fn waits_for_others(self, held: &Usage, by: Use, bytes: u64) -> bool {
+    pub(crate) fn waits_for_others(self, held: &Usage, by: Use, bytes: u64) -> bool {
         let [small, large] = held.0[by as usize];
         let most = self.limit(&Usage::default(), by);
         large == 0 || large.saturating_add(bytes).saturating_add(small.max(self.kept(by))) <= most

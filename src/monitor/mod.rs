@@ -18,7 +18,7 @@
 //! it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
 
 pub mod connection;
-pub mod failing_lanes;
+pub(crate) mod failing_lanes;
 
 use std::time::{Duration, Instant};
 

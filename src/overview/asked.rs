@@ -16,7 +16,7 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A running agent, as it answers.
-pub struct AskedAgent {
+pub(crate) struct AskedAgent {
     pub overview: AgentOverview,
     /// The server as the agent knows it.
     pub server: Option<ServerOverview>,
@@ -30,7 +30,7 @@ pub struct AskedAgent {
 
 impl AskedAgent {
     /// Asks the agents that are recorded in the store, then the configured address; returns the first that answers.
-    pub fn ask(records: &[AgentRecord], configured: SocketAddr) -> Option<Self> {
+    pub(crate) fn ask(records: &[AgentRecord], configured: SocketAddr) -> Option<Self> {
         let recorded = records.iter().map(|record| record.listen.clone());
         recorded.chain([configured.to_string()]).find_map(|listen| Self::ask_at(&listen))
     }
@@ -56,7 +56,7 @@ impl AskedAgent {
     }
 
     /// Returns the agent's view; an empty one if its version does not report it.
-    pub fn view(&self) -> AgentsView {
+    pub(crate) fn view(&self) -> AgentsView {
         let answer = client(&self.overview.listen).read_whole("-/status.json", AGENT_TIMEOUT, ANSWER_BYTES_MAX);
         answer.ok().and_then(|answer| serde_json::from_str(&answer.text).ok()).unwrap_or_default()
     }
@@ -80,11 +80,11 @@ fn server(answer: &Value) -> ServerOverview {
 }
 
 /// Returns for people what an agent does with live writes that reports this word.
-pub fn live_writes_text(word: Option<&str>) -> &'static str {
+pub(crate) fn live_writes_text(word: Option<&str>) -> &'static str {
     LiveWrites::text_of(word.unwrap_or_default())
 }
 
 /// Returns for people that an agent can't use its store, and why; it follows "it".
-pub fn degraded_text(live_writes: Option<&str>, store_problem: Option<&str>) -> Option<String> {
+pub(crate) fn degraded_text(live_writes: Option<&str>, store_problem: Option<&str>) -> Option<String> {
     Some(format!("{}: {}", live_writes_text(live_writes), store_problem?))
 }

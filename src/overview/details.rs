@@ -14,7 +14,7 @@ use crate::store::{Backlog, BacklogGroup, Condition, Filter, Hold, KeyState, Pag
 use crate::telemetry::history::{Rates, Sample};
 
 /// How many rejected messages, from the newest, are searched for the server's reasons.
-pub const REASONS_OF_NEWEST: usize = 200;
+pub(crate) const REASONS_OF_NEWEST: usize = 200;
 /// How many different reasons are kept.
 const REASONS_MAX: usize = 10;
 /// How many characters of a reason are kept.
@@ -22,7 +22,7 @@ const REASON_CHARS_MAX: usize = 200;
 
 /// A command's reads from a store.
 #[derive(Default)]
-pub struct StoreDetails {
+pub(crate) struct StoreDetails {
     /// Messages for all servers.
     pub backlog: Backlog,
     /// `None` if there is no store yet.
@@ -41,7 +41,7 @@ impl StoreDetails {
     /// # Errors
     ///
     /// Those of the store.
-    pub fn read(store: &dyn Store, now_ms: i64) -> Result<Self, StoreError> {
+    pub(crate) fn read(store: &dyn Store, now_ms: i64) -> Result<Self, StoreError> {
         let backlog = store.backlog(&Filter::default())?;
         let condition = store.condition()?;
         // The server's answers are encrypted, too.
@@ -53,7 +53,7 @@ impl StoreDetails {
     }
 
     /// Returns what the store alone says about when it will be empty.
-    pub fn situation(&self, pace: PaceSettings, connection: &str, now_ms: i64) -> Situation {
+    pub(crate) fn situation(&self, pace: PaceSettings, connection: &str, now_ms: i64) -> Situation {
         let condition = self.condition.as_ref();
         Situation {
             waiting: self.backlog.waiting(),
@@ -93,7 +93,7 @@ impl StoreDetails {
 }
 
 /// An answer with which the server rejected messages.
-pub struct Reason {
+pub(crate) struct Reason {
     pub status: Option<u16>,
     pub text: String,
     pub messages: u64,
@@ -137,7 +137,7 @@ fn first_words(text: &str) -> String {
 /// of other versions may leave fields out.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub struct AgentsView {
+pub(crate) struct AgentsView {
     pub rates: Option<Rates>,
     pub eta: Option<EtaOverview>,
     pub history: Vec<Sample>,
@@ -147,7 +147,7 @@ pub struct AgentsView {
 /// The agent's view of its store.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub struct AgentsStoreView {
+pub(crate) struct AgentsStoreView {
     pub full: Option<FullOverview>,
     pub refused_writes: Option<u64>,
     pub moved_stores: Vec<String>,

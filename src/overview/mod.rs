@@ -10,21 +10,18 @@
 //! - [`Overview`] serializes to `/-/status.json`. Fields are only ever added within one schema version; what only the
 //!   command shows is skipped, or is in [`details`].
 
-pub mod asked;
-pub mod collector;
-pub mod details;
-pub mod full_watch;
-pub mod lanes;
-pub mod store;
+pub(crate) mod asked;
+pub(crate) mod collector;
+pub(crate) mod details;
+pub(crate) mod full_watch;
+pub(crate) mod lanes;
+pub(crate) mod store;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::collector::OverviewCollector;
-pub use self::lanes::{HeldOverview, LaneOverview};
-pub use self::store::{
-    ElsewhereOverview, FullOverview, GroupOverview, LiveWrites, RecoveryOverview, RejectedOverview, StoreOverview,
-    elsewhere,
-};
+pub(crate) use self::collector::OverviewCollector;
+pub(crate) use self::lanes::LaneOverview;
+pub(crate) use self::store::{ElsewhereOverview, FullOverview, LiveWrites, RecoveryOverview, StoreOverview, elsewhere};
 use crate::delivery::eta::Eta;
 use crate::monitor::Availability;
 use crate::store::ReplayRecord;
@@ -127,7 +124,7 @@ fn pace_of(record: &ReplayRecord) -> Option<f64> {
 }
 
 /// Returns the word for the state of the connection.
-pub fn connection_word(availability: Availability) -> &'static str {
+pub(crate) fn connection_word(availability: Availability) -> &'static str {
     match availability {
         Availability::Unknown => "unknown",
         Availability::Available => "available",

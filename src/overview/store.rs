@@ -96,7 +96,7 @@ impl StoreOverview {
 
 /// How protected writes are treated, as far as the store decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LiveWrites {
+pub(crate) enum LiveWrites {
     /// They are stored if the server can't take them.
     Stored,
     /// They are only passed on: nothing waits that they could overtake.
@@ -109,7 +109,7 @@ pub enum LiveWrites {
 
 impl LiveWrites {
     /// Returns how writes to this server are treated.
-    pub fn of(slot: &StoreSlot, server: &Server) -> Self {
+    pub(crate) fn of(slot: &StoreSlot, server: &Server) -> Self {
         match slot.state() {
             SlotState::Open => Self::Stored,
             SlotState::Unavailable { .. } => match slot.backlog_seen(server, &[]) {
@@ -121,7 +121,7 @@ impl LiveWrites {
     }
 
     /// Returns the word for programs.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Stored => "stored",
             Self::PassedOn => "passed_on",
@@ -131,7 +131,7 @@ impl LiveWrites {
     }
 
     /// Returns for people what an agent does that reports this word: it follows "it".
-    pub fn text_of(word: &str) -> &'static str {
+    pub(crate) fn text_of(word: &str) -> &'static str {
         match word {
             "refused_if_conflicting" => {
                 "refuses live writes that may conflict with what waits, and only passes others on"
@@ -172,7 +172,7 @@ pub struct ElsewhereOverview {
 }
 
 /// Returns the sums of other servers than this one, in the order of their URLs.
-pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereOverview> {
+pub(crate) fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereOverview> {
     let mut servers: BTreeMap<&Option<Server>, (u64, u64)> = BTreeMap::new();
     for group in all.groups.iter().filter(|group| group.server.as_ref() != Some(own)) {
         let sums = servers.entry(&group.server).or_default();

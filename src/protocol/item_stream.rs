@@ -24,7 +24,7 @@ use super::json::Scanner;
 
 /// Why a payload can't be parsed as a list of items.
 #[derive(Debug, Error)]
-pub enum ItemsFault {
+pub(crate) enum ItemsFault {
     /// It can't be read or decoded.
     #[error(transparent)]
     Read(#[from] io::Error),
@@ -38,7 +38,7 @@ pub enum ItemsFault {
 
 /// The bytes around the items of a batch, and the number of items.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
+pub(crate) struct Frame {
     /// Everything up to the opening bracket.
     head: Vec<u8>,
     /// Everything from the closing bracket.
@@ -55,7 +55,7 @@ impl Frame {
     /// # Errors
     ///
     /// [`ItemsFault::NotListed`] if the payload has no such list, or two of them: a server uses the last one.
-    pub fn survey(content: impl BufRead, list: ItemList, frame_bytes_max: usize) -> Result<Self, ItemsFault> {
+    pub(crate) fn survey(content: impl BufRead, list: ItemList, frame_bytes_max: usize) -> Result<Self, ItemsFault> {
         let mut source = RecordingReader { content, at: 0, kept: Vec::new(), kept_max: frame_bytes_max, keeps: true };
         source.skip_byte_order_mark()?;
         source.skip_space()?;
@@ -74,34 +74,34 @@ impl Frame {
     }
 
     /// Returns a payload without items.
-    pub fn empty(&self) -> Vec<u8> {
+    pub(crate) fn empty(&self) -> Vec<u8> {
         [&self.head[..], b"[]", &self.tail].concat()
     }
 
     /// Returns head and tail, for assembling a payload.
-    pub fn around(&self) -> (&[u8], &[u8]) {
+    pub(crate) fn around(&self) -> (&[u8], &[u8]) {
         (&self.head, &self.tail)
     }
 
     /// Strips this frame from a piece; returns its items without their brackets.
-    pub fn items_of<'p>(&self, piece: &'p [u8]) -> &'p [u8] {
+    pub(crate) fn items_of<'p>(&self, piece: &'p [u8]) -> &'p [u8] {
         piece.get(self.head.len() + 1..piece.len().saturating_sub(self.tail.len() + 1)).unwrap_or_default()
     }
 
     /// Returns the size of the frame in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.head.len() + self.tail.len() + 2
     }
 
     /// Returns an upper bound of the memory for a piece with this many bytes of items while it is read.
-    pub fn piece_bytes_max(&self, items_bytes: usize) -> usize {
+    pub(crate) fn piece_bytes_max(&self, items_bytes: usize) -> usize {
         self.bytes() + items_bytes.saturating_add(self.item_bytes_max)
     }
 }
 
 /// As many items of a batch as fit into the limit, with the frame of the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// The payload.
     pub content: Vec<u8>,
     /// Offset of the first item in the whole payload.
@@ -109,7 +109,7 @@ pub struct Piece {
 }
 
 /// Divides a surveyed payload into pieces.
-pub struct Pieces<R> {
+pub(crate) struct Pieces<R> {
     source: RecordingReader<R>,
     frame: Arc<Frame>,
     items_bytes: usize,
@@ -122,7 +122,7 @@ pub struct Pieces<R> {
 impl<R: BufRead> Pieces<R> {
     /// Returns the pieces of the surveyed payload, from its beginning; each has `items_bytes` bytes of items at
     /// most, or one item.
-    pub fn new(content: R, frame: Arc<Frame>, items_bytes: usize) -> Self {
+    pub(crate) fn new(content: R, frame: Arc<Frame>, items_bytes: usize) -> Self {
         let source = RecordingReader { content, at: 0, kept: Vec::new(), kept_max: usize::MAX, keeps: false };
         Self { source, frame, items_bytes, left: None, is_begun: false, is_done: false }
     }
@@ -132,7 +132,7 @@ impl<R: BufRead> Pieces<R> {
     /// # Errors
     ///
     /// Those of [`Frame::survey`], if the payload has changed.
-    pub fn next_piece(&mut self) -> Result<Option<Piece>, ItemsFault> {
+    pub(crate) fn next_piece(&mut self) -> Result<Option<Piece>, ItemsFault> {
         if !std::mem::replace(&mut self.is_begun, true) {
             self.source.skip(self.frame.head.len())?;
             self.source.expect(b'[')?;

@@ -16,7 +16,7 @@ use percent_encoding::percent_decode_str;
 const REDIRECT_PATH: &str = "v1/session/redirect/";
 
 /// Returns whether a normalised path below the server's base is one of the redirects.
-pub fn is_redirect(path: &str) -> bool {
+pub(crate) fn is_redirect(path: &str) -> bool {
     path.starts_with(REDIRECT_PATH)
 }
 
@@ -24,7 +24,7 @@ pub fn is_redirect(path: &str) -> bool {
 /// of the agent. `host` is the host by which the client reached the agent.
 ///
 /// The rest of the query is unchanged, and so is a `path` that is not base64, not a URL, or another server's.
-pub fn with_server_address(query: &str, host: &str, url_override: &str) -> Option<String> {
+pub(crate) fn with_server_address(query: &str, host: &str, url_override: &str) -> Option<String> {
     let mut is_changed = false;
     let parameters = query.split('&').map(|parameter| {
         let leads_here = parameter

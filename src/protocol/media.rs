@@ -49,7 +49,7 @@ const NOT_JSON: [(&str, &str); 31] = [
 ///
 /// `path` is below the server's base. `content_types` are the values of every `Content-Type` header; one that is not
 /// text is `None`. Reads, and writes unknown to the agent, are left to the server.
-pub fn unsupported<'a>(
+pub(crate) fn unsupported<'a>(
     method: &str,
     path: &str,
     has_body: bool,

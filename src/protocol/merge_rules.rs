@@ -18,7 +18,7 @@ const TAG_BYTES_MAX: usize = 100;
 
 /// How a member of an update meets the same member of the create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MergeRule {
+pub(crate) enum MergeRule {
     /// Only a create has it.
     CreateOnly,
     /// The same in both, or in neither.
@@ -39,14 +39,14 @@ pub enum MergeRule {
 
 impl MergeRule {
     /// Returns whether the member only identifies the entity or its place, so that an update does not change it.
-    pub fn is_unchanged(self) -> bool {
+    pub(crate) fn is_unchanged(self) -> bool {
         matches!(self, MergeRule::Identity | MergeRule::Kept)
     }
 }
 
 /// A member of a trace or span in the JSON of creates and updates, and its rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntityMember {
+pub(crate) struct EntityMember {
     /// Its name.
     pub name: &'static str,
     /// How an update meets it.
@@ -64,7 +64,7 @@ const fn span(name: &'static str, rule: MergeRule) -> EntityMember {
 }
 
 /// Every member with a rule.
-pub const MEMBERS: [EntityMember; 22] = [
+pub(crate) const MEMBERS: [EntityMember; 22] = [
     both("id", MergeRule::CreateOnly),
     both("last_updated_at", MergeRule::CreateOnly),
     span("total_estimated_cost_version", MergeRule::CreateOnly),
@@ -90,10 +90,10 @@ pub const MEMBERS: [EntityMember; 22] = [
 ];
 
 /// The members from which the server estimates a span's cost.
-pub const COST_SOURCES: [&str; 4] = ["model", "provider", "usage", "metadata"];
+pub(crate) const COST_SOURCES: [&str; 4] = ["model", "provider", "usage", "metadata"];
 
 /// Returns the index of a member in [`MEMBERS`], or `None` if nothing is known of it.
-pub fn member_index(kind: EntityKind, name: &str) -> Option<usize> {
+pub(crate) fn member_index(kind: EntityKind, name: &str) -> Option<usize> {
     // A span has no thread; what the server does with one there is unknown.
     let has = |member: &EntityMember| match kind {
         EntityKind::Trace => !member.span_only,
@@ -105,7 +105,7 @@ pub fn member_index(kind: EntityKind, name: &str) -> Option<usize> {
 /// Returns whether the server certainly reads this as a given value, and accepts it in an update if it does in a create.
 ///
 /// Null and empty values (`""`, blanks, `{}`, `[]`, numbers that may round to 0) may count as *not given*.
-pub fn is_given(rule: MergeRule, value: &[u8]) -> bool {
+pub(crate) fn is_given(rule: MergeRule, value: &[u8]) -> bool {
     match rule {
         MergeRule::Number => {
             let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f64>().ok());
@@ -117,7 +117,7 @@ pub fn is_given(rule: MergeRule, value: &[u8]) -> bool {
 }
 
 /// Returns whether the server certainly accepts this value, so that replacing it hides no refusal.
-pub fn is_accepted(rule: MergeRule, value: &[u8]) -> bool {
+pub(crate) fn is_accepted(rule: MergeRule, value: &[u8]) -> bool {
     let has = |word: &[u8]| value.windows(word.len()).any(|window| window == word);
     let has_type = match rule {
         MergeRule::Text => value.starts_with(b"\""),

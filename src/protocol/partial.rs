@@ -41,7 +41,7 @@ const WORDS_CHARACTERS_MAX: usize = 300;
 /// Parses the discarded items of a success response; `None` if it reports none.
 ///
 /// `body` may be truncated: then its readable part counts.
-pub fn partial(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<Partial> {
+pub(crate) fn partial(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<Partial> {
     if !(200..300).contains(&status) || body.is_empty() {
         return None;
     }
@@ -78,7 +78,7 @@ pub fn partial(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<P
 ///
 /// A response with discarded items is Opik's and not a confirmation; a partial success that discards nothing
 /// is a confirmation.
-pub fn judge(endpoint: Endpoint, seen: &Seen<'_>) -> (Recognised, Option<Partial>) {
+pub(crate) fn judge(endpoint: Endpoint, seen: &Seen<'_>) -> (Recognised, Option<Partial>) {
     let recognised = recognise(endpoint, seen);
     let is_write = matches!(endpoint, Endpoint::Write(_));
     let thrown_away = if is_write { partial(seen.status, seen.content_type, seen.body) } else { None };

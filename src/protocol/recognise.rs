@@ -57,7 +57,7 @@ pub enum Endpoint {
 
 /// The parts of a response by which its sender is recognised.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Seen<'a> {
+pub(crate) struct Seen<'a> {
     /// The status.
     pub status: u16,
     /// `Content-Type`
@@ -107,7 +107,7 @@ pub struct Foreign {
 }
 
 /// Prefix of the text of a [`Foreign`], by which it is recognised in a lane's reason.
-pub const NOT_OPIK: &str = "not Opik: ";
+pub(crate) const NOT_OPIK: &str = "not Opik: ";
 
 impl std::fmt::Display for Foreign {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -185,7 +185,7 @@ impl Presence {
 }
 
 /// Recognises the sender of a response.
-pub fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
+pub(crate) fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
     // The usual response to writes, which can't have a body. A ping or a read is never answered with it.
     if seen.status == 204 && !matches!(endpoint, Endpoint::Ping | Endpoint::Version | Endpoint::UploadStart) {
         return Recognised::Confirmed;
@@ -202,7 +202,7 @@ pub fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
 }
 
 /// Interprets the response to a ping; `said` is its body.
-pub fn presence(recognised: Recognised, status: u16, said: &str) -> Presence {
+pub(crate) fn presence(recognised: Recognised, status: u16, said: &str) -> Presence {
     match (recognised, status) {
         (Recognised::Confirmed | Recognised::Partial, _) => Presence::There,
         (Recognised::Foreign(foreign), 401 | 403) => Presence::Unauthorised(foreign.to_string()),

@@ -53,14 +53,14 @@ mod context;
 mod lane;
 mod lease;
 mod otlp;
-pub mod reassign;
-pub mod report;
+pub(crate) mod reassign;
+pub(crate) mod report;
 mod round;
 mod sender;
-pub mod session;
+pub(crate) mod session;
 mod state;
 mod throttle;
-pub mod verify;
+pub(crate) mod verify;
 mod workers;
 
 use std::sync::Arc;

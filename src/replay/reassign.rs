@@ -15,7 +15,7 @@ const LEASE_TIME_TO_LIVE: Duration = Duration::from_secs(30);
 
 /// Returns whether a lane may continue with the credential of `own`: the server refuses its present one, and both are
 /// for the same server and workspace.
-pub fn may_get_own_credential(listed: &LaneListed, own: &Lane) -> bool {
+pub(crate) fn may_get_own_credential(listed: &LaneListed, own: &Lane) -> bool {
     let lane = &listed.lane;
     own.credential.is_some()
         && lane.server == own.server
@@ -30,7 +30,7 @@ pub fn may_get_own_credential(listed: &LaneListed, own: &Lane) -> bool {
 /// # Errors
 ///
 /// [`StoreError::LeaseHeld`] while another process replays.
-pub fn move_lanes(
+pub(crate) fn move_lanes(
     store: &dyn Store,
     owner: &Owner,
     moves: &[(LaneId, Lane)],

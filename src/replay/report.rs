@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Returns messages per second since `started`, and how long `remaining` messages take at that rate.
-pub fn rate_and_eta(delivered: u64, remaining: u64, started: Instant, now: Instant) -> (f64, Option<Duration>) {
+pub(crate) fn rate_and_eta(delivered: u64, remaining: u64, started: Instant, now: Instant) -> (f64, Option<Duration>) {
     let seconds = now.saturating_duration_since(started).as_secs_f64();
     if delivered == 0 || seconds <= 0.0 {
         return (0.0, None);

@@ -44,7 +44,7 @@ const WAIT_FIRST: Duration = Duration::from_millis(200);
 const WAIT_LONGEST: Duration = Duration::from_secs(5);
 
 /// Reads back what a replay delivers.
-pub struct Verifier<'a> {
+pub(crate) struct Verifier<'a> {
     upstream: &'a Upstream,
     lanes: Mutex<HashMap<Lane, LaneReadback>>,
     /// Bytes of creates that are kept.
@@ -70,7 +70,7 @@ struct LaneReadback {
 
 /// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
+pub(crate) struct Verified {
     /// Entities that the server shows, with all scores that were delivered for them.
     pub shown: u64,
     /// Entities, or their scores, that it does not show.
@@ -87,7 +87,7 @@ pub struct Verified {
 
 impl Verified {
     /// Adds the result for another server.
-    pub fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         let Self { shown, missing, repaired, unread, reasons, not_readable } = other;
         self.shown += shown;
         self.repaired += repaired;
@@ -103,7 +103,7 @@ impl Verified {
 
 /// An entity that the server does not show, or not with these scores.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing {
+pub(crate) struct Missing {
     /// Its kind.
     pub kind: ReadableKind,
     /// Its id.
@@ -213,13 +213,13 @@ impl FinalReading {
 
 impl<'a> Verifier<'a> {
     /// Returns a verifier without expectations that reads through `upstream`.
-    pub fn new(upstream: &'a Upstream) -> Self {
+    pub(crate) fn new(upstream: &'a Upstream) -> Self {
         Self { upstream, lanes: Mutex::default(), kept: AtomicUsize::new(0) }
     }
 
     /// Reads everything that is left, repeatedly until the server shows all of it, `timeout` is over, or shutdown is
     /// requested.
-    pub fn finish(self, timeout: Duration, shutdown: &Shutdown) -> Verified {
+    pub(crate) fn finish(self, timeout: Duration, shutdown: &Shutdown) -> Verified {
         let started = Instant::now();
         let mut lanes = self.lanes.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut reading = FinalReading { open: lanes.drain().collect(), ..FinalReading::default() };

@@ -9,7 +9,7 @@ use crate::terminal::render::Renderer;
 
 /// Messages of one status, type and workspace.
 #[derive(Serialize)]
-pub struct GroupRow {
+pub(crate) struct GroupRow {
     pub status: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
@@ -21,7 +21,7 @@ pub struct GroupRow {
 }
 
 /// Returns the groups of a backlog, in its order.
-pub fn groups(backlog: &Backlog) -> Vec<GroupRow> {
+pub(crate) fn groups(backlog: &Backlog) -> Vec<GroupRow> {
     let group = |group: &crate::store::BacklogGroup| GroupRow {
         status: group.status.name(),
         message_type: group.message_type.name(),
@@ -35,7 +35,7 @@ pub fn groups(backlog: &Backlog) -> Vec<GroupRow> {
 }
 
 /// Returns a table with a row for each group.
-pub fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
+pub(crate) fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
     let has_several = groups.iter().any(|group| group.server != groups[0].server);
     let mut columns = vec!["status", "type", "…workspace", ">messages", ">items", ">size"];
     if has_several {
@@ -60,7 +60,7 @@ pub fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
 }
 
 /// Returns the sums of a selection for people: `5 messages (869 B, 7 items)`.
-pub fn sums_text(groups: &[GroupRow]) -> String {
+pub(crate) fn sums_text(groups: &[GroupRow]) -> String {
     let sum = |of: fn(&GroupRow) -> u64| groups.iter().map(of).sum::<u64>();
     let items = count(sum(|group| group.items), "item");
     format!("{} ({}, {items})", count(sum(|group| group.messages), "message"), size(sum(|group| group.body_bytes)))
@@ -71,13 +71,13 @@ pub fn sums_text(groups: &[GroupRow]) -> String {
 /// # Errors
 ///
 /// Errors of the store.
-pub fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, StoreError> {
+pub(crate) fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, StoreError> {
     let first = store.list(filter, &Page { after: None, limit: 1, newest_first: false })?;
     Ok(first.first().map(|listed| time(listed.accepted_at_ms)))
 }
 
 /// Returns the body of a preview: the groups and the oldest message.
-pub fn preview_text(renderer: &Renderer, groups: &[GroupRow], oldest: Option<&str>) -> Shown {
+pub(crate) fn preview_text(renderer: &Renderer, groups: &[GroupRow], oldest: Option<&str>) -> Shown {
     let mut shown = groups_text(renderer, groups);
     if let Some(oldest) = oldest {
         shown.end_line();

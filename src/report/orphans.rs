@@ -14,7 +14,7 @@ use crate::store::now_ms;
 
 /// An orphaned store, for `status` and `healthcheck`.
 #[derive(Serialize)]
-pub struct OrphanLine {
+pub(crate) struct OrphanLine {
     pub path: String,
     /// The path itself, which need not be UTF-8.
     #[serde(skip)]
@@ -27,7 +27,7 @@ pub struct OrphanLine {
 
 impl OrphanLine {
     /// Returns the orphan as a line for people.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let rows = self
             .rows
             .map_or("an unknown number of messages (it may be damaged)".to_owned(), |rows| count(rows, "message"));
@@ -36,13 +36,13 @@ impl OrphanLine {
     }
 
     /// Returns how to deliver its messages.
-    pub fn hint(&self) -> String {
+    pub(crate) fn hint(&self) -> String {
         format!("deliver them with `opik-offline replay --from {}`", shell_word(self.file.as_os_str()))
     }
 }
 
 /// Finds the orphaned stores of this user.
-pub fn orphans() -> Vec<OrphanLine> {
+pub(crate) fn orphans() -> Vec<OrphanLine> {
     let found = orphan::find(&temp_dir(&ProcessEnvironment));
     let line = |orphan: orphan::Orphan| OrphanLine {
         rows: count_rows(&orphan.path),

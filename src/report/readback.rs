@@ -11,7 +11,7 @@ use crate::terminal::Shown;
 
 /// Which delivered entities the server shows.
 #[derive(Serialize)]
-pub struct Readback {
+pub(crate) struct Readback {
     /// Entities that the server shows.
     shown: u64,
     missing: Vec<NotShown>,
@@ -48,7 +48,7 @@ fn is_none(count: &u64) -> bool {
 
 impl Readback {
     /// Returns the result as it is reported.
-    pub fn of(verified: Verified, delivered_elsewhere: u64) -> Self {
+    pub(crate) fn of(verified: Verified, delivered_elsewhere: u64) -> Self {
         let missing = verified.missing.into_iter().map(|missing| NotShown {
             kind: missing.kind.name(),
             id: missing.id,
@@ -73,7 +73,7 @@ impl Readback {
     }
 
     /// Returns the result for people.
-    pub fn text(&self) -> Shown {
+    pub(crate) fn text(&self) -> Shown {
         const LISTED_MAX: usize = 20;
         let missing = self.missing.len() as u64;
         let asked = self.shown + missing;

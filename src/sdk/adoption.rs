@@ -24,7 +24,7 @@ const SEARCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How orphans are adopted.
 #[derive(Clone, Debug)]
-pub struct Adoption {
+pub(crate) struct Adoption {
     /// Where they are, and where their private copies are made.
     pub temp_dir: PathBuf,
     /// The lane of their messages: the files name neither workspace nor key. A file that names another server is left.
@@ -35,7 +35,7 @@ pub struct Adoption {
 
 impl Adoption {
     /// Adopts orphans until shutdown.
-    pub fn run(&self, slot: &StoreSlot, shutdown: &Shutdown) {
+    pub(crate) fn run(&self, slot: &StoreSlot, shutdown: &Shutdown) {
         // Files that stay although all of their rows are stored: a salvage is retried only after a change.
         let mut done: Vec<OrphanMark> = Vec::new();
         loop {

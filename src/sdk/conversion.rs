@@ -17,7 +17,7 @@ use crate::protocol::routes::Protected;
 use crate::store::{LastAnswer, SalvagedRow, now_ms};
 
 /// The header in which a row of an unknown type keeps the name of its type.
-pub const TYPE_HEADER: &str = "x-sdk-message-type";
+pub(crate) const TYPE_HEADER: &str = "x-sdk-message-type";
 
 /// The SDK's statuses.
 const REGISTERED: i64 = 1;
@@ -151,7 +151,7 @@ pub(super) fn rejected(row: Sha256, stored: &StoredRow, reason: &str, path: &Pat
 
 /// A row for people: the request that it becomes, or why it does not.
 #[derive(Debug)]
-pub struct RowSummary {
+pub(crate) struct RowSummary {
     /// The method of its request; `None` if no request can be made of it.
     pub method: Option<&'static str>,
     /// The path of its request.
@@ -161,7 +161,7 @@ pub struct RowSummary {
 }
 
 /// Describes a row without storing it. `folders` is where the files of attachments may be.
-pub fn describe(stored: &StoredRow, folders: &AttachmentFolders) -> RowSummary {
+pub(crate) fn describe(stored: &StoredRow, folders: &AttachmentFolders) -> RowSummary {
     match convert(&stored.message_type, stored.json.as_deref().unwrap_or_default()) {
         Ok(SdkRow::Write(write)) => RowSummary { method: Some(write.method), path: Some(write.path), problem: None },
         Ok(SdkRow::Attachment(file)) => {
@@ -179,7 +179,7 @@ pub fn describe(stored: &StoredRow, folders: &AttachmentFolders) -> RowSummary {
 }
 
 /// Returns the name of an SDK's status, or its number if it is unknown.
-pub fn status_name(status: i64) -> String {
+pub(crate) fn status_name(status: i64) -> String {
     match status {
         REGISTERED => "registered".to_owned(),
         DELIVERED => "delivered".to_owned(),

@@ -25,11 +25,11 @@
 //! A row is in the SDK's file or in our store at every moment, and never twice in ours: see the invariants of
 //! [`salvage`].
 
-pub mod adoption;
-pub mod conversion;
+pub(crate) mod adoption;
+pub(crate) mod conversion;
 pub mod file;
 pub mod orphan;
 pub mod rows;
-pub mod salvage;
-pub mod sources;
+pub(crate) mod salvage;
+pub(crate) mod sources;
 pub mod trust;

@@ -83,7 +83,7 @@ impl From<SdkFileError> for SalvageError {
 
 /// The outcome of a salvage, by rows.
 #[derive(Clone, Debug, Default)]
-pub struct Salvaged {
+pub(crate) struct Salvaged {
     /// Rows that were queued for replay.
     pub taken: u64,
     /// Rows that no request can be made of, kept as rejected.
@@ -104,7 +104,7 @@ pub struct Salvaged {
 
 impl Salvaged {
     /// Returns why the original has to stay although its rows are stored; `None` if nothing is lost with it.
-    pub fn keeps_source(&self) -> Option<String> {
+    pub(crate) fn keeps_source(&self) -> Option<String> {
         match &self.unknown_holder {
             Some(why) => Some(format!("it may be in use: {why}")),
             None if self.is_damaged => Some("it is damaged, and may hold more than could be read".to_owned()),
@@ -118,7 +118,7 @@ impl Salvaged {
 
 /// Where rows are stored.
 #[derive(Clone, Copy)]
-pub enum SalvageTarget<'s> {
+pub(crate) enum SalvageTarget<'s> {
     /// In this store.
     Store(&'s dyn Store),
     /// Nowhere: rows are only counted, as far as they are new to this store.
@@ -136,7 +136,7 @@ impl SalvageTarget<'_> {
 
 /// How a file is salvaged.
 #[derive(Clone, Copy)]
-pub struct Salvage<'a> {
+pub(crate) struct Salvage<'a> {
     /// Where its rows are stored.
     pub target: SalvageTarget<'a>,
     /// Where the files of its attachments may be.
@@ -159,7 +159,7 @@ impl Salvage<'_> {
     /// # Errors
     ///
     /// [`SalvageError`]; rows of earlier commits are stored, and recognised next time.
-    pub fn run(&self, file: &mut SdkFile) -> Result<Salvaged, SalvageError> {
+    pub(crate) fn run(&self, file: &mut SdkFile) -> Result<Salvaged, SalvageError> {
         let path = &file.path().to_owned();
         self.check_server(path, file)?;
         let salvaged = Salvaged { unknown_holder: file.unknown_holder().map(str::to_owned), ..Salvaged::default() };
@@ -205,7 +205,7 @@ fn named_servers(file: &mut SdkFile) -> Result<BTreeSet<Server>, SdkFileError> {
 }
 
 /// Returns whether a server's URL leads to an agent that listens at this address, under any base path.
-pub fn is_agent_at(server: &Server, listen: SocketAddr) -> bool {
+pub(crate) fn is_agent_at(server: &Server, listen: SocketAddr) -> bool {
     let Ok(url) = server.base_url().parse::<http::Uri>() else { return false };
     let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -361,7 +361,7 @@ impl PendingRows<'_> {
 /// # Errors
 ///
 /// [`SalvageError::NotRemoved`], for the first of them that cannot be deleted.
-pub fn remove_source(file: &SdkFile, salvaged: &Salvaged) -> Result<(), SalvageError> {
+pub(crate) fn remove_source(file: &SdkFile, salvaged: &Salvaged) -> Result<(), SalvageError> {
     let not_removed = |reason: String| SalvageError::NotRemoved { path: file.path().to_owned(), reason };
     if let Some(why) = salvaged.keeps_source() {
         return Err(not_removed(why));

@@ -17,7 +17,7 @@ use crate::store::{Store, StoreError};
 
 /// Why not every file was tried.
 #[derive(Debug, Error)]
-pub enum SourcesError {
+pub(crate) enum SourcesError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -28,7 +28,7 @@ pub enum SourcesError {
 
 /// The outcome for one file.
 #[derive(Debug)]
-pub struct SalvagedFile {
+pub(crate) struct SalvagedFile {
     /// The file.
     pub path: PathBuf,
     /// The outcome for its rows.
@@ -41,7 +41,7 @@ pub struct SalvagedFile {
 
 /// How files are salvaged.
 #[derive(Clone, Copy)]
-pub struct SourceFiles<'a> {
+pub(crate) struct SourceFiles<'a> {
     /// The user who owns them.
     pub owner: FileOwner,
     /// A folder for temporary files.
@@ -68,7 +68,7 @@ impl SourceFiles<'_> {
     /// # Errors
     ///
     /// [`SourcesError`]; files that were salvaged earlier stay salvaged.
-    pub fn salvage(
+    pub(crate) fn salvage(
         &self,
         paths: Vec<PathBuf>,
         open: &dyn Fn() -> Result<Option<Arc<dyn Store>>, StoreError>,
@@ -139,7 +139,7 @@ fn unless_interrupted(error: SalvageError) -> Result<SalvageError, SourcesError>
 }
 
 /// Returns the files that a name means: the file itself, the SDK's files in a folder, or those that match a pattern.
-pub fn files_named(name: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_named(name: &Path) -> Vec<PathBuf> {
     match name.to_str().filter(|text| text.contains(['*', '?', '[']) && !name.exists()) {
         Some(pattern) => match glob::glob(pattern) {
             Ok(matching) => {
@@ -153,7 +153,7 @@ pub fn files_named(name: &Path) -> Vec<PathBuf> {
 }
 
 /// Removes repeated paths, and keeps the order.
-pub fn without_repeats(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+pub(crate) fn without_repeats(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut seen = HashSet::new();
     paths.retain(|path| seen.insert(path.clone()));
     paths

@@ -13,9 +13,9 @@
 use std::time::{Duration, Instant};
 
 /// Time without a rejected write after which the state ends.
-pub const QUIET: Duration = Duration::from_secs(5);
+pub(crate) const QUIET: Duration = Duration::from_secs(5);
 /// A store without capacity for a message of this size counts as full even before a write was rejected.
-pub const USUAL_BYTES: u64 = 16 * 1024;
+pub(crate) const USUAL_BYTES: u64 = 16 * 1024;
 
 /// The limit that rejects messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +57,7 @@ pub struct Fullness {
 /// Returns the remedies for a full store, each with a command that can be pasted.
 ///
 /// `options` is appended to every command: the option that names the store, if needed.
-pub fn remedies(limit: FullLimit, waiting: u64, rejected: u64, options: &str) -> Vec<String> {
+pub(crate) fn remedies(limit: FullLimit, waiting: u64, rejected: u64, options: &str) -> Vec<String> {
     let mut remedies = Vec::new();
     if limit == FullLimit::Rejected || rejected > 0 {
         remedies.push(format!(
@@ -96,7 +96,7 @@ pub struct FullEpisode {
 
 /// A state change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FullChange {
+pub(crate) enum FullChange {
     /// Nothing.
     None,
     /// The store is full from now on.
@@ -107,7 +107,7 @@ pub enum FullChange {
 
 /// The state machine.
 #[derive(Clone, Debug, Default)]
-pub struct FullState {
+pub(crate) struct FullState {
     now: Option<Full>,
 }
 
@@ -122,7 +122,7 @@ struct Full {
 
 impl FullState {
     /// Records a write of `needed` bytes for which there was no capacity.
-    pub fn found_no_room(&mut self, needed: u64, fullness: Fullness, now: Instant, wall_ms: i64) -> FullChange {
+    pub(crate) fn found_no_room(&mut self, needed: u64, fullness: Fullness, now: Instant, wall_ms: i64) -> FullChange {
         match &mut self.now {
             Some(full) => {
                 full.needed_min = full.needed_min.min(needed);
@@ -139,21 +139,21 @@ impl FullState {
     }
 
     /// Counts a rejected write.
-    pub fn refused(&mut self) {
+    pub(crate) fn refused(&mut self) {
         if let Some(full) = &mut self.now {
             full.episode.refused += 1;
         }
     }
 
     /// Counts a write that was forwarded although the store was full.
-    pub fn passed_on(&mut self) {
+    pub(crate) fn passed_on(&mut self) {
         if let Some(full) = &mut self.now {
             full.episode.passed_on += 1;
         }
     }
 
     /// Records the available capacity.
-    pub fn measured(&mut self, room: u64, now: Instant) -> FullChange {
+    pub(crate) fn measured(&mut self, room: u64, now: Instant) -> FullChange {
         let is_over = |full: &mut Full| room >= full.needed_min && now.saturating_duration_since(full.last) >= QUIET;
         match self.now.take_if(is_over) {
             Some(full) => FullChange::Ended(full.episode),
@@ -162,7 +162,7 @@ impl FullState {
     }
 
     /// Returns the current episode.
-    pub fn episode(&self) -> Option<&FullEpisode> {
+    pub(crate) fn episode(&self) -> Option<&FullEpisode> {
         self.now.as_ref().map(|full| &full.episode)
     }
 }

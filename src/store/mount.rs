@@ -19,7 +19,7 @@ use std::path::Path;
 
 /// A file system that keeps less than a store promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unsuitable {
+pub(crate) struct Unsuitable {
     /// Its name, such as `NFS`.
     pub name: &'static str,
     kind: FileSystemKind,
@@ -34,7 +34,7 @@ enum FileSystemKind {
 
 impl Unsuitable {
     /// Returns the promise that it can't keep.
-    pub fn problem(self) -> &'static str {
+    pub(crate) fn problem(self) -> &'static str {
         match self.kind {
             FileSystemKind::Network => {
                 "a network file system, on which processes of several machines would damage the store"
@@ -45,7 +45,7 @@ impl Unsuitable {
     }
 
     /// Returns a remedy.
-    pub fn hint(self) -> &'static str {
+    pub(crate) fn hint(self) -> &'static str {
         match self.kind {
             FileSystemKind::Network => {
                 "name a file on a local disk with --db, or ensure that only one machine uses this store"
@@ -82,7 +82,7 @@ fn judge(magic: u32) -> Option<Unsuitable> {
 
 /// Examines the file system of an existing or future store. One that can't be examined is left to the process
 /// that opens it.
-pub fn look_at(path: &Path) -> Option<Unsuitable> {
+pub(crate) fn look_at(path: &Path) -> Option<Unsuitable> {
     let absolute = std::path::absolute(path).ok()?;
     let found = absolute.ancestors().find(|path| path.exists())?;
     #[cfg(target_os = "linux")]

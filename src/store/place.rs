@@ -50,7 +50,7 @@ impl FolderEntry {
 
 /// Something on the way to a store that another user may have put there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trap {
+pub(crate) struct Trap {
     /// The entry.
     pub path: PathBuf,
     /// Why it is not trusted.
@@ -79,7 +79,7 @@ fn mistrust(entry: FolderEntry, folder: FolderEntry, user: u32, mode: OpenMode) 
 /// # Errors
 ///
 /// [`Trap`], which names what was found.
-pub fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
+pub(crate) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
     let user = rustix::process::geteuid().as_raw();
     let at = resolve(path, mode)?;
     let Some(folder) = at.parent().and_then(|folder| fs::symlink_metadata(folder).ok()) else { return Ok(at) };
@@ -161,7 +161,7 @@ fn beside(path: &Path) -> impl Iterator<Item = PathBuf> {
 /// # Errors
 ///
 /// The file that others can still access, and the system's error.
-pub fn tighten(path: &Path) -> Result<(), (PathBuf, io::Error)> {
+pub(crate) fn tighten(path: &Path) -> Result<(), (PathBuf, io::Error)> {
     let user = rustix::process::geteuid().as_raw();
     for file in beside(path).chain([path.to_owned()]) {
         let Ok(metadata) = fs::symlink_metadata(&file) else { continue };
@@ -196,7 +196,7 @@ fn close(path: &Path, metadata: &fs::Metadata, mode: u32) -> io::Result<()> {
 
 /// The properties of a store's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The file, or the nearest existing folder above it.
     pub found: PathBuf,
     /// Whether this user may write: the file, or into the folder.
@@ -210,7 +210,7 @@ pub struct Place {
 /// # Errors
 ///
 /// The system's error if it can't be examined.
-pub fn look_at(path: &Path) -> io::Result<Place> {
+pub(crate) fn look_at(path: &Path) -> io::Result<Place> {
     let absolute = std::path::absolute(path)?;
     let found = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
     let needed = if found.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };

@@ -11,7 +11,7 @@ use super::limits::Limits;
 use super::os::os_words;
 
 /// The free-disk reserve of a large disk.
-pub const RESERVE_MAX: u64 = 256 * 1024 * 1024;
+pub(crate) const RESERVE_MAX: u64 = 256 * 1024 * 1024;
 /// The part of a small disk that is reserved, as a divisor.
 const RESERVE_SHARE: u64 = 10;
 
@@ -20,7 +20,7 @@ pub(super) const OWN_NEEDS_BYTES: u64 = 512 * 1024;
 
 /// The size of a disk, and its free space for this user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// Bytes of the file system.
     pub total_bytes: u64,
     /// Bytes free for this user.
@@ -35,7 +35,7 @@ impl Disk {
     /// # Errors
     ///
     /// The system's error.
-    pub fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let mut place = path;
         loop {
             match rustix::fs::statvfs(place) {
@@ -60,19 +60,19 @@ impl Disk {
 
 /// Returns the default free-disk reserve for a file system of this size: on a small volume 256 MiB
 /// would leave no capacity for a single message.
-pub fn default_reserve(total_bytes: u64) -> u64 {
+pub(crate) fn default_reserve(total_bytes: u64) -> u64 {
     RESERVE_MAX.min(total_bytes / RESERVE_SHARE)
 }
 
 /// Returns the maximum size of a store whose files have this size.
-pub fn capacity(file_bytes: u64, disk_free_bytes: u64, limits: &Limits) -> u64 {
+pub(crate) fn capacity(file_bytes: u64, disk_free_bytes: u64, limits: &Limits) -> u64 {
     let room = disk_free_bytes.saturating_sub(limits.disk_reserve.max(OWN_NEEDS_BYTES));
     limits.size_max.min(file_bytes.saturating_add(room))
 }
 
 /// Why a healthy disk refuses a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoRoom {
+pub(crate) enum NoRoom {
     /// All of its bytes are used.
     Bytes,
     /// All of its inodes are used.
@@ -83,7 +83,7 @@ pub enum NoRoom {
 
 impl NoRoom {
     /// Returns the cause and the remedy.
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Bytes => "its disk is full; free some space there",
             Self::Files => {
@@ -106,7 +106,7 @@ impl NoRoom {
 }
 
 /// Returns why the system denies writing to a file or folder, and the remedy.
-pub fn access_words(errno: Errno) -> String {
+pub(crate) fn access_words(errno: Errno) -> String {
     let words = os_words(&errno.into());
     match errno {
         // Permissions cause EACCES; EPERM is caused by flags.
@@ -122,7 +122,7 @@ pub fn access_words(errno: Errno) -> String {
 ///
 /// SQLite's error does not distinguish a quota or a lack of inodes from a broken disk. `None` if the write succeeds, or
 /// fails for another reason.
-pub fn refusal(path: &Path) -> Option<NoRoom> {
+pub(crate) fn refusal(path: &Path) -> Option<NoRoom> {
     /// More than an inode holds inline, and a block of any file system.
     const BYTES: usize = 64 * 1024;
     let mut name = path.as_os_str().to_owned();

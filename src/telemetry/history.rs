@@ -11,15 +11,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// How often a sample is taken.
-pub const FINE_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const FINE_INTERVAL: Duration = Duration::from_secs(5);
 /// How many samples the last quarter of an hour has.
-pub const FINE_MAX: usize = 180;
+pub(crate) const FINE_MAX: usize = 180;
 /// The time between two samples of the day.
-pub const COARSE_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const COARSE_INTERVAL: Duration = Duration::from_secs(60);
 /// How many samples the last day has.
-pub const COARSE_MAX: usize = 24 * 60;
+pub(crate) const COARSE_MAX: usize = 24 * 60;
 /// The window over which rates are measured.
-pub const RATE_WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// Rates over a shorter window are noise.
 const RATE_WINDOW_MIN: Duration = Duration::from_secs(2);
 /// A backlog that has not moved for this long while the server was available is stalled.
@@ -73,7 +73,7 @@ pub struct Rates {
 
 /// Samples of the last quarter of an hour and of the last day.
 #[derive(Debug, Default)]
-pub struct History(Mutex<Rings>);
+pub(crate) struct History(Mutex<Rings>);
 
 #[derive(Debug, Default)]
 struct Rings {
@@ -83,7 +83,7 @@ struct Rings {
 
 impl History {
     /// Adds a sample.
-    pub fn note(&self, sample: Sample) {
+    pub(crate) fn note(&self, sample: Sample) {
         let mut rings = self.lock();
         push(&mut rings.fine, sample, FINE_MAX);
         let minute = |sample: &Sample| sample.uptime_ms / COARSE_INTERVAL.as_millis() as u64;
@@ -103,13 +103,13 @@ impl History {
     }
 
     /// Returns the samples of the last quarter of an hour, oldest first.
-    pub fn recent(&self) -> Vec<Sample> {
+    pub(crate) fn recent(&self) -> Vec<Sample> {
         self.lock().fine.iter().copied().collect()
     }
 
     /// Returns a sample for each minute of the last day, oldest first: with the largest backlog of that minute, and
     /// unavailable if the server was unavailable at any time in it.
-    pub fn day(&self) -> Vec<Sample> {
+    pub(crate) fn day(&self) -> Vec<Sample> {
         self.lock().coarse.iter().copied().collect()
     }
 
@@ -130,7 +130,7 @@ fn push(ring: &mut VecDeque<Sample>, sample: Sample, max: usize) {
 /// short.
 ///
 /// Samples are in order of time; the last one is now.
-pub fn rates(samples: &[Sample]) -> Option<Rates> {
+pub(crate) fn rates(samples: &[Sample]) -> Option<Rates> {
     let (first, last) = window(samples, RATE_WINDOW)?;
     let span = Duration::from_millis(last.uptime_ms.saturating_sub(first.uptime_ms));
     if span < RATE_WINDOW_MIN {
@@ -154,7 +154,7 @@ pub fn rates(samples: &[Sample]) -> Option<Rates> {
 /// was available. `None` if there was no such time, or no message left.
 ///
 /// Messages that another process replays count too: they show in the backlog, not in this agent's counters.
-pub fn drain_rate(samples: &[Sample]) -> Option<f64> {
+pub(crate) fn drain_rate(samples: &[Sample]) -> Option<f64> {
     let (mut left, mut time) = (0.0, 0.0);
     for pair in samples.windows(2) {
         let [before, after] = pair else { continue };
@@ -170,7 +170,7 @@ pub fn drain_rate(samples: &[Sample]) -> Option<f64> {
 }
 
 /// Returns whether no message left a backlog for half a minute although the server was available.
-pub fn is_stalled(samples: &[Sample]) -> bool {
+pub(crate) fn is_stalled(samples: &[Sample]) -> bool {
     let Some((first, last)) = window(samples, STALL_AFTER + FINE_INTERVAL) else { return false };
     let since = samples.iter().position(|sample| sample.uptime_ms == first.uptime_ms).unwrap_or(0);
     let waited = samples[since..].iter().all(|at| at.available == Some(true) && at.waiting.is_some_and(|n| n > 0));

@@ -32,14 +32,14 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::printable;
 
 /// The targets that our rooms log to. The first three names are the SDK's.
-pub const CONNECTION_MONITOR: &str = "connection_monitor";
-pub const REPLAY_MANAGER: &str = "replay_manager";
-pub const DB_MANAGER: &str = "db_manager";
-pub const INTAKE: &str = "intake";
+pub(crate) const CONNECTION_MONITOR: &str = "connection_monitor";
+pub(crate) const REPLAY_MANAGER: &str = "replay_manager";
+pub(crate) const DB_MANAGER: &str = "db_manager";
+pub(crate) const INTAKE: &str = "intake";
 
 /// The SDK's log levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub(crate) enum Level {
     Debug,
     Info,
     Warning,
@@ -63,7 +63,7 @@ impl Level {
 
 /// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineFormat {
+pub(crate) enum LineFormat {
     /// `2026-11-22T18:00:00.123Z  INFO intake: message key=value`
     Text,
     /// One JSON object per line.
@@ -72,7 +72,7 @@ pub enum LineFormat {
 
 /// The levels, format and destinations of the log.
 #[derive(Clone, Debug)]
-pub struct LogSettings {
+pub(crate) struct LogSettings {
     pub console_level: Level,
     /// `None`: no file.
     pub file_level: Option<Level>,
@@ -109,7 +109,7 @@ impl LogError {
 /// # Errors
 ///
 /// [`LogError::OpenFile`] if the file can't be opened for appending; nothing was set up then.
-pub fn init(settings: &LogSettings) -> Result<LogFile, LogError> {
+pub(crate) fn init(settings: &LogSettings) -> Result<LogFile, LogError> {
     let file = LogFile::open(settings)?;
     let subscriber = subscriber(settings, &file, io::stderr);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::AlreadySetUp)?;
@@ -129,7 +129,7 @@ where
 
 /// The log file of this process, if there is one. Clones share it.
 #[derive(Clone, Default)]
-pub struct LogFile(Option<Arc<OpenFile>>);
+pub(crate) struct LogFile(Option<Arc<OpenFile>>);
 
 struct OpenFile {
     path: PathBuf,
@@ -149,7 +149,7 @@ impl LogFile {
     /// # Errors
     ///
     /// [`LogError::OpenFile`]; the log then continues in the file that was open.
-    pub fn reopen(&self) -> Result<bool, LogError> {
+    pub(crate) fn reopen(&self) -> Result<bool, LogError> {
         let Some(log) = &self.0 else { return Ok(false) };
         let file = open(&log.path)?;
         *log.lock() = file;

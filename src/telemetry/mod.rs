@@ -4,6 +4,6 @@
 //! Payloads, API keys and tokens never get here. Nothing is logged per message: a backlog of a million would be a log
 //! of a million lines.
 
-pub mod history;
-pub mod log;
+pub(crate) mod history;
+pub(crate) mod log;
 pub mod metrics;

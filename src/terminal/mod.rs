@@ -5,11 +5,11 @@
 //! [`OutputStream::machine`], in which hazardous characters are encoded as JSON escapes. Output that went through
 //! neither does not compile.
 
-pub mod pager;
-pub mod progress;
-pub mod render;
-pub mod table;
-pub mod yaml;
+pub(crate) mod pager;
+pub(crate) mod progress;
+pub(crate) mod render;
+pub(crate) mod table;
+pub(crate) mod yaml;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -17,7 +17,7 @@ use crate::printable;
 
 /// A standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputStream {
+pub(crate) enum OutputStream {
     /// Results.
     Out,
     /// Everything else.
@@ -26,7 +26,7 @@ pub enum OutputStream {
 
 impl OutputStream {
     /// Returns whether the stream is a terminal.
-    pub fn is_terminal(self) -> bool {
+    pub(crate) fn is_terminal(self) -> bool {
         match self {
             Self::Out => io::stdout().is_terminal(),
             Self::Err => io::stderr().is_terminal(),
@@ -34,7 +34,7 @@ impl OutputStream {
     }
 
     /// Returns the columns for wrapped text; unlimited unless it is a terminal wide enough for words.
-    pub fn columns(self) -> usize {
+    pub(crate) fn columns(self) -> usize {
         let size = self.is_terminal().then(|| match self {
             Self::Out => rustix::termios::tcgetwinsize(io::stdout()),
             Self::Err => rustix::termios::tcgetwinsize(io::stderr()),
@@ -48,7 +48,7 @@ impl OutputStream {
     /// # Errors
     ///
     /// Fails if the stream can't be written.
-    pub fn show(self, shown: &Shown) -> io::Result<()> {
+    pub(crate) fn show(self, shown: &Shown) -> io::Result<()> {
         self.write(&shown.0)
     }
 
@@ -57,7 +57,7 @@ impl OutputStream {
     /// # Errors
     ///
     /// Fails if the stream can't be written.
-    pub fn machine(self, document: &str) -> io::Result<()> {
+    pub(crate) fn machine(self, document: &str) -> io::Result<()> {
         self.write(&printable::json(document))
     }
 
@@ -74,13 +74,13 @@ impl OutputStream {
 }
 
 /// Returns whether the user can be asked: stdin and stderr are terminals.
-pub fn is_interactive() -> bool {
+pub(crate) fn is_interactive() -> bool {
     io::stdin().is_terminal() && OutputStream::Err.is_terminal()
 }
 
 /// The terminal that stdout is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terminal {
+pub(crate) struct Terminal {
     /// Cells in a line.
     pub columns: usize,
     /// Lines.
@@ -91,7 +91,7 @@ pub struct Terminal {
 const COLUMNS_MIN: usize = 40;
 
 /// Returns the terminal of stdout, if it is one with a known size.
-pub fn terminal() -> Option<Terminal> {
+pub(crate) fn terminal() -> Option<Terminal> {
     let stdout = io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout))?.ok()?;
     let terminal = Terminal { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) };
@@ -100,7 +100,7 @@ pub fn terminal() -> Option<Terminal> {
 
 /// The style of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
+pub(crate) enum Style {
     Bold,
     Dim,
     Red,
@@ -126,16 +126,16 @@ impl Style {
 
 /// Text for people, escaped so that it can't control a terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shown(String);
+pub(crate) struct Shown(String);
 
 impl Shown {
     /// Returns one line.
-    pub fn line(text: &str) -> Self {
+    pub(crate) fn line(text: &str) -> Self {
         Self::default().with_line(text)
     }
 
     /// Returns several lines of our own; text from elsewhere in them goes through [`printable::line`] first.
-    pub fn lines(text: &str) -> Self {
+    pub(crate) fn lines(text: &str) -> Self {
         let mut shown = Self::default();
         shown.add_lines(text);
         shown
@@ -143,24 +143,24 @@ impl Shown {
 
     /// Adds a line.
     #[must_use]
-    pub fn with_line(mut self, text: &str) -> Self {
+    pub(crate) fn with_line(mut self, text: &str) -> Self {
         self.add_line(text);
         self
     }
 
     /// Adds a line.
-    pub fn add_line(&mut self, text: &str) {
+    pub(crate) fn add_line(&mut self, text: &str) {
         self.add_text(text);
         self.end_line();
     }
 
     /// Appends text to the current line; a line break in it is escaped.
-    pub fn add_text(&mut self, text: &str) {
+    pub(crate) fn add_text(&mut self, text: &str) {
         self.0.push_str(&printable::line(text));
     }
 
     /// Adds a line for the shell's completions: a value and its description.
-    pub fn add_value(&mut self, value: &str, description: Option<&str>) {
+    pub(crate) fn add_value(&mut self, value: &str, description: Option<&str>) {
         self.add_text(value);
         if let Some(description) = description {
             self.0.push('\t');
@@ -170,12 +170,12 @@ impl Shown {
     }
 
     /// Appends text and keeps its line breaks.
-    pub fn add_lines(&mut self, text: &str) {
+    pub(crate) fn add_lines(&mut self, text: &str) {
         self.0.push_str(&printable::lines(text));
     }
 
     /// Appends styled text to the current line.
-    pub fn add_styled(&mut self, style: Option<Style>, text: &str) {
+    pub(crate) fn add_styled(&mut self, style: Option<Style>, text: &str) {
         match style {
             None => self.add_text(text),
             Some(style) => {
@@ -189,12 +189,12 @@ impl Shown {
     }
 
     /// Appends a JSON document, which programs can read, too.
-    pub fn add_json(&mut self, document: &str) {
+    pub(crate) fn add_json(&mut self, document: &str) {
         self.0.push_str(&printable::json(document));
     }
 
     /// Appends text of a body as it was sent; escaped if stdout is a terminal.
-    pub fn add_as_sent(&mut self, text: &str) {
+    pub(crate) fn add_as_sent(&mut self, text: &str) {
         match OutputStream::Out.is_terminal() {
             true => self.add_lines(text),
             false => self.0.push_str(text),
@@ -202,22 +202,22 @@ impl Shown {
     }
 
     /// Ends the current line.
-    pub fn end_line(&mut self) {
+    pub(crate) fn end_line(&mut self) {
         self.0.push('\n');
     }
 
     /// Appends other text for people.
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.0.push_str(&other.0);
     }
 
     /// Returns the text, for tests and the pager.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Returns the lines that fit above the line of the cursor on a terminal, and their number.
-    pub fn fitting(&self, rows: usize) -> (Self, usize) {
+    pub(crate) fn fitting(&self, rows: usize) -> (Self, usize) {
         let room = rows.saturating_sub(1).max(2);
         let count = self.0.lines().count();
         if count <= room {
@@ -229,7 +229,7 @@ impl Shown {
     }
 
     /// Returns the text drawn over the previous frame, with line wrapping of the terminal disabled.
-    pub fn as_frame(&self, begin: FrameBegin) -> Self {
+    pub(crate) fn as_frame(&self, begin: FrameBegin) -> Self {
         let begin = match begin {
             FrameBegin::Here => String::new(),
             FrameBegin::Above(lines) => format!("\u{1b}[{lines}A\r"),
@@ -243,7 +243,7 @@ impl Shown {
 
 /// The position of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameBegin {
+pub(crate) enum FrameBegin {
     /// At the cursor.
     Here,
     /// Over a previous frame of this many lines.

@@ -26,7 +26,7 @@ pub enum PagerError {
 }
 
 /// The destination of a result: stdout or a pager. It is written in pieces of the caller's size.
-pub struct Output(Writer);
+pub(crate) struct Output(Writer);
 
 enum Writer {
     Stdout,
@@ -35,7 +35,7 @@ enum Writer {
 
 impl Output {
     /// Returns an output straight to stdout.
-    pub fn direct() -> Self {
+    pub(crate) fn direct() -> Self {
         Self(Writer::Stdout)
     }
 
@@ -46,7 +46,7 @@ impl Output {
     /// # Errors
     ///
     /// Fails if signals can't be handled.
-    pub fn start(command: Option<OsString>) -> Result<Self, PagerError> {
+    pub(crate) fn start(command: Option<OsString>) -> Result<Self, PagerError> {
         let none = Self::direct();
         // Nobody pages on a terminal without a size.
         let Some(command) = command.filter(|_| terminal().is_some()) else { return Ok(none) };
@@ -69,7 +69,7 @@ impl Output {
     /// # Errors
     ///
     /// Fails if stdout or the pager can't be written.
-    pub fn show(&mut self, shown: &Shown) -> io::Result<()> {
+    pub(crate) fn show(&mut self, shown: &Shown) -> io::Result<()> {
         match &mut self.0 {
             Writer::Stdout => OutputStream::Out.show(shown),
             Writer::Pager(stdin, _) => stdin.write_all(shown.as_str().as_bytes()),
@@ -81,7 +81,7 @@ impl Output {
     /// # Errors
     ///
     /// Fails if stdout or the pager can't be written.
-    pub fn machine(&mut self, document: &str) -> io::Result<()> {
+    pub(crate) fn machine(&mut self, document: &str) -> io::Result<()> {
         match &mut self.0 {
             Writer::Stdout => OutputStream::Out.machine(document),
             Writer::Pager(stdin, _) => stdin.write_all(crate::printable::json(document).as_bytes()),
@@ -89,7 +89,7 @@ impl Output {
     }
 
     /// Returns a writer for a document in pieces. The document is complete only after a flush.
-    pub fn machine_pieces(&mut self) -> MachinePieces<'_> {
+    pub(crate) fn machine_pieces(&mut self) -> MachinePieces<'_> {
         MachinePieces { output: self, text: Vec::new() }
     }
 
@@ -98,7 +98,7 @@ impl Output {
     /// # Errors
     ///
     /// Fails if the pager can't be written.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Writer::Stdout => Ok(()),
             Writer::Pager(stdin, _) => stdin.flush(),
@@ -110,7 +110,7 @@ impl Output {
     /// # Errors
     ///
     /// Fails if the pager could not be run.
-    pub fn finish(self) -> Result<(), PagerError> {
+    pub(crate) fn finish(self) -> Result<(), PagerError> {
         match self.0 {
             Writer::Stdout => Ok(()),
             Writer::Pager(stdin, mut child) => {
@@ -125,7 +125,7 @@ impl Output {
 }
 
 /// Writes a document for programs in pieces, which may end inside a character.
-pub struct MachinePieces<'a> {
+pub(crate) struct MachinePieces<'a> {
     output: &'a mut Output,
     text: Vec<u8>,
 }

@@ -11,19 +11,19 @@ use crate::figures::short_duration;
 use crate::printable;
 
 /// Shows progress and notes to the user.
-pub struct ProgressDisplay {
+pub(crate) struct ProgressDisplay {
     quiet: bool,
     bar: Option<ProgressBar>,
 }
 
 impl ProgressDisplay {
     /// Returns a display without a bar.
-    pub fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self { quiet, bar: None }
     }
 
     /// Shows a bar for this many messages, on a terminal.
-    pub fn start(&mut self, messages: u64) {
+    pub(crate) fn start(&mut self, messages: u64) {
         if self.quiet || !OutputStream::Err.is_terminal() {
             return;
         }
@@ -39,7 +39,7 @@ impl ProgressDisplay {
     }
 
     /// Updates the bar.
-    pub fn at(&self, done: u64, total: u64) {
+    pub(crate) fn at(&self, done: u64, total: u64) {
         if let Some(bar) = &self.bar {
             bar.set_length(total.max(done));
             bar.set_position(done);
@@ -47,19 +47,19 @@ impl ProgressDisplay {
     }
 
     /// Removes the bar.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
     }
 
     /// Prints a line, unless quiet.
-    pub fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         self.note_shown(&hanging_line(text));
     }
 
     /// Prints several lines, unless quiet.
-    pub fn note_shown(&self, shown: &Shown) {
+    pub(crate) fn note_shown(&self, shown: &Shown) {
         if self.quiet {
             return;
         }
@@ -71,12 +71,12 @@ impl ProgressDisplay {
 }
 
 /// Prints a line to stderr.
-pub fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     show(&hanging_line(text));
 }
 
 /// Prints an error to stderr: a line for what failed, and one for what to do.
-pub fn say_error(message: &str, hint: Option<&str>) {
+pub(crate) fn say_error(message: &str, hint: Option<&str>) {
     let mut shown = hanging_line(&format!("error: {message}"));
     if let Some(hint) = hint {
         shown.add(&hanging_line(&format!("hint: {hint}")));
@@ -85,7 +85,7 @@ pub fn say_error(message: &str, hint: Option<&str>) {
 }
 
 /// Prints a panic to stderr, escaped: its message may quote text from elsewhere.
-pub fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
+pub(crate) fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let place = panic.location().map_or(String::new(), |place| format!(" at {place}"));
     let payload = panic.payload();

@@ -13,7 +13,7 @@ use crate::printable::{self, cells, padded};
 
 /// The format of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OutputFormat {
+pub(crate) enum OutputFormat {
     /// Tables and sentences for people.
     #[default]
     Table,
@@ -27,24 +27,24 @@ pub enum OutputFormat {
 
 /// Writes results in one format.
 #[derive(Clone, Copy, Debug)]
-pub struct Renderer {
+pub(crate) struct Renderer {
     format: OutputFormat,
     color: bool,
 }
 
 impl Renderer {
     /// Returns a renderer.
-    pub fn new(format: OutputFormat, color: bool) -> Self {
+    pub(crate) fn new(format: OutputFormat, color: bool) -> Self {
         Self { format, color }
     }
 
     /// Returns the format.
-    pub fn format(&self) -> OutputFormat {
+    pub(crate) fn format(&self) -> OutputFormat {
         self.format
     }
 
     /// Returns whether the output is coloured.
-    pub fn is_colored(&self) -> bool {
+    pub(crate) fn is_colored(&self) -> bool {
         self.color
     }
 
@@ -53,7 +53,7 @@ impl Renderer {
     /// # Errors
     ///
     /// Fails if stdout can't be written.
-    pub fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> Shown) -> io::Result<()> {
+    pub(crate) fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> Shown) -> io::Result<()> {
         self.result_to(&mut Output::direct(), result, people)
     }
 
@@ -62,7 +62,7 @@ impl Renderer {
     /// # Errors
     ///
     /// Fails if the output can't be written.
-    pub fn result_to<T: Serialize>(
+    pub(crate) fn result_to<T: Serialize>(
         &self,
         output: &mut Output,
         result: &T,
@@ -89,17 +89,17 @@ impl Renderer {
     }
 
     /// Returns an empty table with these column heads, see [`TextTable::new`].
-    pub fn table(&self, heads: &[&str]) -> TextTable {
+    pub(crate) fn table(&self, heads: &[&str]) -> TextTable {
         TextTable::new(heads, self.color)
     }
 
     /// Returns the style if the output is coloured.
-    pub fn style(&self, style: Style) -> Option<Style> {
+    pub(crate) fn style(&self, style: Style) -> Option<Style> {
         self.color.then_some(style)
     }
 
     /// Appends the sign of a mark, in its colour.
-    pub fn add_mark(&self, shown: &mut Shown, mark: StatusMark) {
+    pub(crate) fn add_mark(&self, shown: &mut Shown, mark: StatusMark) {
         let sign = match mark {
             StatusMark::Good => "ok",
             StatusMark::Warn => "!!",
@@ -110,7 +110,7 @@ impl Renderer {
     }
 
     /// Appends a word in the colour of a mark.
-    pub fn add_painted(&self, shown: &mut Shown, mark: StatusMark, word: &str) {
+    pub(crate) fn add_painted(&self, shown: &mut Shown, mark: StatusMark, word: &str) {
         let style = match mark {
             StatusMark::Good => Style::Green,
             StatusMark::Warn => Style::Yellow,
@@ -124,7 +124,7 @@ impl Renderer {
 /// The result of a line of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum StatusMark {
+pub(crate) enum StatusMark {
     /// As it should be.
     #[serde(rename = "ok")]
     Good,
@@ -139,7 +139,7 @@ pub enum StatusMark {
 }
 
 /// Wraps a text at `columns`, with continuation lines indented by `indent`; its own line breaks stay.
-pub fn hanging(text: &str, columns: usize, indent: usize) -> String {
+pub(crate) fn hanging(text: &str, columns: usize, indent: usize) -> String {
     let broken = |line: &str| {
         let width = columns.saturating_sub(indent);
         wrapped(line, width).replace('\n', &format!("\n{:indent$}", ""))
@@ -148,7 +148,7 @@ pub fn hanging(text: &str, columns: usize, indent: usize) -> String {
 }
 
 /// Wraps a text between words. A word that is longer than a line, such as a path, stays whole.
-pub fn wrapped(text: &str, width: usize) -> String {
+pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
     for word in text.split(' ') {
@@ -168,7 +168,7 @@ pub fn wrapped(text: &str, width: usize) -> String {
 
 /// Lays rows of three texts out in columns, with the first row as the head. If the second text of a row leaves no space
 /// for the third, the third is on the next line, so that a path or a URL can be copied whole.
-pub fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) -> Shown {
+pub(crate) fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) -> Shown {
     const GAP: usize = 2;
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|text| printable::line(text))).collect();
     let first_width = rows.iter().skip(1).map(|[first, ..]| cells(first)).max().unwrap_or(0) + GAP;
@@ -198,7 +198,7 @@ pub fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) 
 
 /// Colours formatted JSON by keys, strings and other values. No token changes, except that characters which a terminal
 /// would interpret are escaped.
-pub fn colored_json(text: &str) -> Shown {
+pub(crate) fn colored_json(text: &str) -> Shown {
     let text = printable::json(text);
     let mut colored = Shown::default();
     let mut rest = &*text;
@@ -231,7 +231,7 @@ pub fn colored_json(text: &str) -> Shown {
 }
 
 /// Returns why a list is empty: nothing is stored, or the filter selects nothing.
-pub fn nothing(is_any_selected: bool) -> &'static str {
+pub(crate) fn nothing(is_any_selected: bool) -> &'static str {
     if is_any_selected { "no message is stored" } else { "no stored message is selected" }
 }
 

@@ -33,7 +33,7 @@ enum Fit {
 
 /// A table. No text of a row reaches into another row.
 #[derive(Clone, Debug)]
-pub struct TextTable {
+pub(crate) struct TextTable {
     heads: Vec<(String, Fit)>,
     rows: Vec<Vec<String>>,
     is_colored: bool,
@@ -43,7 +43,7 @@ impl TextTable {
     /// Returns an empty table with these column heads. A head may begin with a sign for its column: `>` numbers, `…`
     /// names whose middle may be left out, `<` texts whose end may be left out, `~` words that may wrap (only the last
     /// column).
-    pub fn new(heads: &[&str], is_colored: bool) -> Self {
+    pub(crate) fn new(heads: &[&str], is_colored: bool) -> Self {
         let head = |head: &&str| {
             let fit = match head.chars().next() {
                 Some('>') => Fit::Number,
@@ -58,12 +58,12 @@ impl TextTable {
     }
 
     /// Adds a row.
-    pub fn add_row(&mut self, texts: impl IntoIterator<Item = String>) {
+    pub(crate) fn add_row(&mut self, texts: impl IntoIterator<Item = String>) {
         self.rows.push(texts.into_iter().map(|text| printable::line(&text).into_owned()).collect());
     }
 
     /// Returns the table as text, fitted to the terminal of stdout; piped output is for grep and cut, and stays whole.
-    pub fn shown(&self) -> Shown {
+    pub(crate) fn shown(&self) -> Shown {
         // A terminal without a size is treated like a pipe.
         self.shown_in(terminal().map(|terminal| terminal.columns))
     }

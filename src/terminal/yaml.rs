@@ -14,7 +14,7 @@ use crate::printable::judged;
 /// # Errors
 ///
 /// Fails if the result can't be serialized, such as a map with a key that is not a string.
-pub fn to_string<T: Serialize>(result: &T) -> Result<String, serde_yaml::Error> {
+pub(crate) fn to_string<T: Serialize>(result: &T) -> Result<String, serde_yaml::Error> {
     let mut value = serde_yaml::to_value(result)?;
     let mut placeholders = Placeholders { mark: format!("q{}q", uuid::Uuid::now_v7().simple()), texts: Vec::new() };
     placeholders.insert(&mut value);

@@ -26,9 +26,9 @@ use super::{IDLE_AGE_MAX, UpstreamSettings, tls};
 use crate::protocol::answers::SendFailure;
 
 /// Why a streamed body was cut short.
-pub type BoxError = Box<dyn Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// A request body: buffered, or streamed from the client.
-pub type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
+pub(crate) type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
 /// Limits of a response's head: number of headers, bytes.
 const ANSWER_HEADERS_MAX: usize = 1024;

@@ -12,14 +12,14 @@
 mod dial;
 mod error;
 mod fault;
-pub mod forward;
+pub(crate) mod forward;
 mod half_open;
 mod handshake;
 mod heard;
-pub mod route;
-pub mod smoke;
-pub mod tls;
-pub mod upload;
+pub(crate) mod route;
+pub(crate) mod smoke;
+pub(crate) mod tls;
+pub(crate) mod upload;
 
 use std::time::{Duration, Instant, SystemTime};
 

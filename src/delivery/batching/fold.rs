@@ -57,7 +57,7 @@ use crate::protocol::merge_rules::{COST_SOURCES, MEMBERS, MergeRule, is_accepted
 
 /// A stored batch create with the updates that were folded into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fold {
+pub(crate) struct Fold {
     kind: EntityKind,
     content: Bytes,
     items: Vec<FoldedItem>,
@@ -80,7 +80,7 @@ struct FoldedItem {
 
 impl Fold {
     /// Returns the kind of entity that a batch create creates; `None` if the message is not one.
-    pub fn kind_of_create(message: &Claimed) -> Option<EntityKind> {
+    pub(crate) fn kind_of_create(message: &Claimed) -> Option<EntityKind> {
         match (message.message_type, message.request.path.as_str()) {
             (MessageType::CreateTraceBatch, "v1/private/traces/batch") => Some(EntityKind::Trace),
             (MessageType::CreateSpansBatch, "v1/private/spans/batch") => Some(EntityKind::Span),
@@ -89,7 +89,7 @@ impl Fold {
     }
 
     /// Returns the entity that a single update is about.
-    pub fn entity_of_update(message: &Claimed) -> Option<EntityKey> {
+    pub(crate) fn entity_of_update(message: &Claimed) -> Option<EntityKey> {
         let (kind, prefix) = match message.message_type {
             MessageType::UpdateTrace => (EntityKind::Trace, "v1/private/traces/"),
             MessageType::UpdateSpan => (EntityKind::Span, "v1/private/spans/"),
@@ -101,7 +101,7 @@ impl Fold {
     }
 
     /// Parses a batch create whose content and result have at most `bytes_max` bytes; `None` if it can take no update.
-    pub fn of(create: &Claimed, bytes_max: usize) -> Option<Self> {
+    pub(crate) fn of(create: &Claimed, bytes_max: usize) -> Option<Self> {
         let kind = Self::kind_of_create(create)?;
         let content = create.request.body.decode(bytes_max as u64).ok()?;
         let items = read_batch(kind, &content).ok()??;
@@ -118,7 +118,7 @@ impl Fold {
     }
 
     /// Folds an update into its item if that is exact, and returns whether it was; if not, nothing has changed.
-    pub fn take(&mut self, update: &Claimed) -> bool {
+    pub(crate) fn take(&mut self, update: &Claimed) -> bool {
         self.fold(update).is_some()
     }
 
@@ -189,7 +189,7 @@ impl Fold {
     }
 
     /// Returns the body of the batch with all that was folded into it.
-    pub fn content(&self) -> Vec<u8> {
+    pub(crate) fn content(&self) -> Vec<u8> {
         let mut result = Vec::with_capacity(self.bytes);
         let mut copied = 0;
         for item in self.items.iter().filter(|item| !item.given.is_empty()) {

@@ -5,5 +5,5 @@
 //! - [`split`]: a refused batch is cut into pieces, also inside one stored body.
 
 pub mod coalesce;
-pub mod fold;
+pub(crate) mod fold;
 pub mod split;

@@ -22,7 +22,7 @@
 //!   nothing acknowledged is lost.
 
 mod delivery;
-pub mod reassignment;
+pub(crate) mod reassignment;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ use delivery::Delivery;
 const REQUEUED_MAX: usize = 10_000;
 
 /// How to replay.
-pub struct SessionSettings {
+pub(crate) struct SessionSettings {
     /// The store's file.
     pub store_path: PathBuf,
     /// The size limits of the store.
@@ -101,7 +101,7 @@ pub enum SessionError {
 }
 
 /// Receives progress and notes while messages are delivered.
-pub trait ProgressListener: Sync {
+pub(crate) trait ProgressListener: Sync {
     /// Takes a sentence for people.
     fn note(&self, text: &str);
     /// Takes how many of `total` messages are delivered or rejected.
@@ -109,7 +109,7 @@ pub trait ProgressListener: Sync {
 }
 
 /// Which messages are delivered, and where to.
-pub struct Plan {
+pub(crate) struct Plan {
     /// Selects the messages.
     pub filter: Filter,
     /// The selected messages, counted.
@@ -124,13 +124,13 @@ pub struct Plan {
 
 impl Plan {
     /// Returns how many messages are selected.
-    pub fn messages(&self) -> u64 {
+    pub(crate) fn messages(&self) -> u64 {
         self.backlog.messages()
     }
 }
 
 /// The servers of a plan, pinged.
-pub struct ReachableServers {
+pub(crate) struct ReachableServers {
     available: Vec<Available>,
     /// Why the other servers can't be used.
     pub away: Vec<ServerAway>,
@@ -138,7 +138,7 @@ pub struct ReachableServers {
 
 impl ReachableServers {
     /// Returns why no server at all can be used.
-    pub fn all_away(&self) -> Option<&ServerAway> {
+    pub(crate) fn all_away(&self) -> Option<&ServerAway> {
         self.away.first().filter(|_| self.available.is_empty())
     }
 }
@@ -161,7 +161,7 @@ pub enum ServerAway {
 }
 
 /// The deliveries of a session, before they are counted.
-pub struct Delivered {
+pub(crate) struct Delivered {
     metrics: Metrics,
     started: Instant,
     ends: Vec<DrainEnd>,
@@ -173,7 +173,7 @@ pub struct Delivered {
 
 /// How a replay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// Everything selected is delivered, or the limit was reached.
     Complete,
     /// The user interrupted it.
@@ -185,7 +185,7 @@ pub enum Ending {
 }
 
 /// The result of a replay.
-pub struct Conclusion {
+pub(crate) struct Conclusion {
     pub ending: Ending,
     pub delivered: u64,
     pub rejected: u64,
@@ -203,7 +203,7 @@ pub struct Conclusion {
 }
 
 /// A replay session, see the module's head.
-pub struct Session {
+pub(crate) struct Session {
     settings: SessionSettings,
     store: Arc<dyn Store>,
     shutdown: Shutdown,
@@ -215,7 +215,7 @@ impl Session {
     /// # Errors
     ///
     /// Fails if the store can't be opened.
-    pub fn open(settings: SessionSettings, shutdown: &Shutdown) -> Result<Option<Self>, StoreError> {
+    pub(crate) fn open(settings: SessionSettings, shutdown: &Shutdown) -> Result<Option<Self>, StoreError> {
         let mode = if settings.dry_run { OpenMode::Existing } else { OpenMode::ExistingOrRecovered };
         match store::open_with(&settings.store_path, mode, settings.store_limits, &settings.store_keys) {
             Ok(store) => Ok(Some(Self { settings, store, shutdown: shutdown.clone() })),
@@ -225,7 +225,7 @@ impl Session {
     }
 
     /// Returns the store.
-    pub fn store(&self) -> &dyn Store {
+    pub(crate) fn store(&self) -> &dyn Store {
         self.store.as_ref()
     }
 
@@ -235,7 +235,7 @@ impl Session {
     /// # Errors
     ///
     /// Fails if messages have no server and none is configured, and if the store can't be read.
-    pub fn plan(&self, filter: Filter) -> Result<Plan, SessionError> {
+    pub(crate) fn plan(&self, filter: Filter) -> Result<Plan, SessionError> {
         let mut filter = waiting_unless_named(filter);
         let all = self.store.backlog(&filter)?;
         let is_unassigned = all.groups.iter().any(|group| group.server.is_none());
@@ -265,7 +265,7 @@ impl Session {
     }
 
     /// Pings every server of the plan, before anything is changed. `own` is how the configured server is reached.
-    pub fn connect(&self, plan: &Plan, own: &UpstreamSettings, note: &dyn Fn(&str)) -> ReachableServers {
+    pub(crate) fn connect(&self, plan: &Plan, own: &UpstreamSettings, note: &dyn Fn(&str)) -> ReachableServers {
         let deadline = self.settings.timeout.map(|timeout| Instant::now() + timeout);
         let mut connections = ReachableServers { available: Vec::new(), away: Vec::new() };
         for server in &plan.servers {
@@ -300,7 +300,7 @@ impl Session {
     /// # Errors
     ///
     /// Fails if the store can't be read or written.
-    pub fn requeue(&self, plan: &mut Plan) -> Result<bool, StoreError> {
+    pub(crate) fn requeue(&self, plan: &mut Plan) -> Result<bool, StoreError> {
         let filter = &mut plan.filter;
         let is_only_refused = is_only_refused(filter);
         if is_only_refused {
@@ -324,7 +324,7 @@ impl Session {
     }
 
     /// Returns how many messages [`Self::deliver`] delivers at most.
-    pub fn total(&self, plan: &Plan) -> u64 {
+    pub(crate) fn total(&self, plan: &Plan) -> u64 {
         self.settings.limit.map_or(plan.messages(), |limit| limit.min(plan.messages()))
     }
 
@@ -333,7 +333,7 @@ impl Session {
     /// # Errors
     ///
     /// Fails if the store can't be used; with [`SessionError::Damaged`] if it is damaged.
-    pub fn deliver(
+    pub(crate) fn deliver(
         &self,
         plan: &Plan,
         connections: &ReachableServers,
@@ -451,7 +451,7 @@ impl Session {
 
     /// Closes the store and recovers what can be read of it if `error` is that it was damaged; returns the error to
     /// report.
-    pub fn recover(self, error: SessionError) -> SessionError {
+    pub(crate) fn recover(self, error: SessionError) -> SessionError {
         let SessionError::Damaged { reason, .. } = &error else { return error };
         let Self { settings, store, .. } = self;
         drop(store);
@@ -466,7 +466,7 @@ impl Session {
     /// # Errors
     ///
     /// Fails if the store can't be read.
-    pub fn conclude(
+    pub(crate) fn conclude(
         &self,
         plan: Plan,
         connections: &ReachableServers,

@@ -17,7 +17,7 @@ const LEASE_PATIENCE: Duration = Duration::from_secs(60);
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Which lanes get another destination.
-pub struct Reassignment {
+pub(crate) struct Reassignment {
     /// The configured server, workspace and credential.
     pub own: Lane,
     /// Whether the configured server was configured, rather than taken from the defaults.
@@ -33,14 +33,14 @@ pub struct Reassignment {
 }
 
 /// A lane, and its new destination.
-pub struct LaneMove {
+pub(crate) struct LaneMove {
     pub from: LaneListed,
     pub to: Lane,
 }
 
 impl LaneMove {
     /// Returns how many messages move.
-    pub fn messages(&self) -> u64 {
+    pub(crate) fn messages(&self) -> u64 {
         self.from.waiting + self.from.rejected
     }
 }
@@ -72,7 +72,7 @@ impl Reassignment {
     /// # Errors
     ///
     /// Fails if no lane moves, with the reason.
-    pub fn plan(&self, store: &dyn Store) -> Result<Vec<LaneMove>, ReassignError> {
+    pub(crate) fn plan(&self, store: &dyn Store) -> Result<Vec<LaneMove>, ReassignError> {
         let lanes = store.lane_list(now_ms())?;
         if !self.is_server_configured {
             return Err(ReassignError::NoServer);
@@ -118,7 +118,7 @@ impl Reassignment {
 /// # Errors
 ///
 /// Fails with [`ReassignError::Interrupted`] on shutdown, and if another process keeps the lease for a minute.
-pub fn apply(
+pub(crate) fn apply(
     store: &dyn Store,
     moves: &[LaneMove],
     note: &dyn Fn(&str),

@@ -18,7 +18,7 @@ use crate::translate;
 use crate::upstream::{Pong, Upstream};
 
 /// An overview, and details that only the command shows.
-pub struct Gathered {
+pub(crate) struct Gathered {
     pub overview: Overview,
     /// The agent that answered, if one did.
     pub agent: Option<AskedAgent>,
@@ -33,7 +33,7 @@ pub struct Gathered {
 }
 
 /// Asks store, agent and server. That one of them can't be asked is part of the overview.
-pub fn gather(config: &Config, upstream: &Upstream, started: Instant) -> Gathered {
+pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> Gathered {
     let now = now_ms();
     let store = translate::existing_store_without_key(config).and_then(|store| match store {
         None => Ok(StoreDetails::default()),

@@ -1,8 +1,8 @@
 //! The report of `status` as JSON and YAML: an overview in the fields of its schema.
 
-pub mod gather;
-pub mod screen;
-pub mod watch;
+pub(crate) mod gather;
+pub(crate) mod screen;
+pub(crate) mod watch;
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ use crate::translate;
 
 /// Everything that `status` reports. Fields are only ever added within one schema version.
 #[derive(Serialize)]
-pub struct StatusReport {
+pub(crate) struct StatusReport {
     pub schema_version: u32,
     pub server: ServerReport,
     pub agent: AgentReport,
@@ -58,7 +58,7 @@ pub struct StatusReport {
 }
 
 impl StatusReport {
-    pub fn of(config: &Config, gathered: &Gathered) -> Self {
+    pub(crate) fn of(config: &Config, gathered: &Gathered) -> Self {
         let overview = &gathered.overview;
         let details = gathered.store.as_ref().ok();
         let condition = details.and_then(|details| details.condition.as_ref());
@@ -87,7 +87,7 @@ impl StatusReport {
 }
 
 #[derive(Serialize)]
-pub struct ServerReport {
+pub(crate) struct ServerReport {
     pub url: String,
     /// `available` or `unavailable`; `unknown` when an agent has just started.
     pub connection: &'static str,
@@ -110,7 +110,7 @@ impl ServerReport {
 }
 
 #[derive(Serialize)]
-pub struct AgentReport {
+pub(crate) struct AgentReport {
     pub running: bool,
     pub pid: Option<u32>,
     pub listen: Option<String>,
@@ -141,18 +141,18 @@ impl AgentReport {
     }
 
     /// Returns for people what it does with live writes.
-    pub fn live_writes_text(&self) -> &'static str {
+    pub(crate) fn live_writes_text(&self) -> &'static str {
         live_writes_text(self.live_writes.as_deref())
     }
 
     /// Returns for people that it can't use its store, and why.
-    pub fn degraded_text(&self) -> Option<String> {
+    pub(crate) fn degraded_text(&self) -> Option<String> {
         degraded_text(self.live_writes.as_deref(), self.store_problem.as_deref())
     }
 }
 
 #[derive(Serialize)]
-pub struct BacklogReport {
+pub(crate) struct BacklogReport {
     pub messages: u64,
     pub items: u64,
     pub body_bytes: u64,
@@ -180,7 +180,7 @@ impl BacklogReport {
 }
 
 #[derive(Serialize)]
-pub struct RejectedReport {
+pub(crate) struct RejectedReport {
     pub messages: u64,
     pub by_answer: Vec<AnswerCount>,
     /// The most frequent answers among the newest of them, `reasons_of_newest` at most.
@@ -209,21 +209,21 @@ impl RejectedReport {
 
 /// An answer with which the server rejected messages.
 #[derive(Serialize)]
-pub struct ReasonReport {
+pub(crate) struct ReasonReport {
     pub status: Option<u16>,
     pub text: String,
     pub messages: u64,
 }
 
 #[derive(Serialize)]
-pub struct AnswerCount {
+pub(crate) struct AnswerCount {
     pub status: Option<u16>,
     pub messages: u64,
 }
 
 /// Messages that the server refuses because of the time in their ids.
 #[derive(Serialize)]
-pub struct HeldIds {
+pub(crate) struct HeldIds {
     pub messages: u64,
     /// The change that makes the server accept them.
     pub remedy: &'static str,
@@ -243,7 +243,7 @@ impl HeldIds {
 
 /// Messages of one workspace that wait for a create that the server refused.
 #[derive(Serialize)]
-pub struct StrandedLine {
+pub(crate) struct StrandedLine {
     pub workspace: String,
     /// There are at least this many.
     pub messages: u64,
@@ -265,7 +265,7 @@ impl StrandedLine {
 }
 
 #[derive(Serialize)]
-pub struct StoreReport {
+pub(crate) struct StoreReport {
     pub path: String,
     /// `usable`, `none` (nothing was ever stored) or `unusable`.
     pub state: &'static str,
@@ -339,7 +339,7 @@ impl StoreReport {
 
 /// Why the store is full, and what that has cost.
 #[derive(Serialize)]
-pub struct FullReport {
+pub(crate) struct FullReport {
     /// `null` if no agent has found it full.
     pub since: Option<String>,
     /// `max_size`, `disk_reserve`, `disk` or `rejected`.
@@ -367,7 +367,7 @@ impl FullReport {
 
 /// Whether the store is encrypted; this is known without the key.
 #[derive(Serialize)]
-pub struct EncryptionReport {
+pub(crate) struct EncryptionReport {
     /// `on`, `off`, or `changing` while the files may still hold older data in its previous form.
     pub state: &'static str,
     /// The name of the key that new messages are encrypted with.
@@ -391,7 +391,7 @@ impl EncryptionReport {
         Self { state, key: encryption.sealed_with.map(|key| key.to_string()), key_state }
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let key = self.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
         match (self.state, self.key_state) {
             ("on", "wrong") => format!("on ({key}), and another key is set"),
@@ -403,7 +403,7 @@ impl EncryptionReport {
 }
 
 #[derive(Serialize)]
-pub struct RecoveryReport {
+pub(crate) struct RecoveryReport {
     pub at: String,
     pub reason: String,
     pub recovered_messages: u64,
@@ -424,7 +424,7 @@ impl RecoveryReport {
 }
 
 #[derive(Serialize)]
-pub struct Adopted {
+pub(crate) struct Adopted {
     pub at: String,
     pub server: String,
     pub messages: u64,
@@ -437,7 +437,7 @@ impl Adopted {
 }
 
 #[derive(Serialize)]
-pub struct HeldLane {
+pub(crate) struct HeldLane {
     pub workspace: String,
     /// `null` for messages of an earlier version.
     pub server: Option<String>,
@@ -469,7 +469,7 @@ impl HeldLane {
 }
 
 #[derive(Serialize)]
-pub struct LastReplay {
+pub(crate) struct LastReplay {
     pub by: String,
     pub started_at: String,
     pub ended_at: String,

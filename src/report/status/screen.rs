@@ -58,7 +58,7 @@ impl StatusLine {
 }
 
 /// Returns the sections as text.
-pub fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
+pub(crate) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
     let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
     for StatusLine { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
@@ -84,7 +84,7 @@ pub fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
 }
 
 /// Returns the table of stored messages after an empty line; nothing if there are none.
-pub fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
+pub(crate) fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
     let mut shown = Shown::default();
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         shown.end_line();
@@ -389,7 +389,7 @@ fn orphans(report: &StatusReport) -> Vec<StatusLine> {
 }
 
 /// Returns a rate as people read it.
-pub fn rate(per_second: f64) -> String {
+pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
         rate if rate <= 0.0 => "0".to_owned(),
         rate if rate < 0.1 => "<0.1".to_owned(),

@@ -20,7 +20,7 @@ const UNICODE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '�
 const ASCII: [char; 8] = ['_', '.', ':', '-', '=', '+', '*', '#'];
 
 /// The frame on the screen, and recent samples.
-pub struct Watching {
+pub(crate) struct Watching {
     is_unicode: bool,
     before: Option<(usize, Terminal)>,
     is_first: bool,
@@ -30,7 +30,7 @@ pub struct Watching {
 
 impl Watching {
     /// Returns a watch that has shown nothing yet; without `is_unicode` it uses ASCII only.
-    pub fn new(is_unicode: bool) -> Self {
+    pub(crate) fn new(is_unicode: bool) -> Self {
         Self { is_unicode, before: None, is_first: true, samples: Vec::new() }
     }
 
@@ -39,7 +39,7 @@ impl Watching {
     /// # Errors
     ///
     /// Errors of stdout.
-    pub fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
+    pub(crate) fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
         if renderer.format() != OutputFormat::Table {
             return renderer.result(report, |_, _| Shown::default());

@@ -1,5 +1,5 @@
 //! Encryption at rest: the keys, and what is known of how a store is encrypted. The engine encrypts.
 
-pub mod key;
+pub(crate) mod key;
 pub(super) mod reseal;
 pub(super) mod state;

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::*;
 use crate::delivery::eta::{Situation, eta};
-use crate::overview::{
-    AgentOverview, GroupOverview, HeldOverview, RecoveryOverview, RejectedOverview, ServerOverview, StoreOverview,
-};
+use crate::overview::lanes::HeldOverview;
+use crate::overview::store::{GroupOverview, RejectedOverview};
+use crate::overview::{AgentOverview, RecoveryOverview, ServerOverview, StoreOverview};
 use crate::telemetry::history::{Rates, Sample};
 
 /// 2026-11-22 20:07:08 UTC
