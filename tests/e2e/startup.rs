@@ -170,6 +170,6 @@ fn agents_that_are_each_others_server_do_not_pass_a_backlog_round_and_round() {
         let metrics = Client::new(&agent.origin()).get("/metrics").text();
         assert!(metrics.contains("opik_offline_messages_delivered_total 0\n"), "{metrics}");
     }
-    let status = second.cli(&["status"]).stdout;
-    assert!(status.contains("--upstream"), "{status}");
+    // The agent's overview is cached for a moment.
+    wait_until("status names the remedy", PATIENCE, || second.cli(&["status"]).stdout.contains("--upstream"));
 }
