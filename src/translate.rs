@@ -244,6 +244,7 @@ pub(crate) fn pace(config: &Config) -> PaceSettings {
 pub(crate) fn monitor(config: &Config) -> MonitorSettings {
     MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
+        is_interval_set: config.connection_monitor_ping_interval.is_set(),
         check_timeout: config.connection_monitor_check_timeout.value,
     }
 }

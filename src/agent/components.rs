@@ -437,7 +437,7 @@ mod tests {
             upstream: UpstreamSettings::plain("http://127.0.0.1:5173/api", SECOND),
             asks_as: Lane::default(),
             upstream_address: ("127.0.0.1".to_owned(), 5173),
-            monitor: MonitorSettings { ping_interval: SECOND, check_timeout: SECOND },
+            monitor: MonitorSettings { ping_interval: SECOND, is_interval_set: true, check_timeout: SECOND },
             replay: ReplaySettings {
                 filter: Filter::default(),
                 limit: None,

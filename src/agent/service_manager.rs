@@ -246,7 +246,11 @@ mod tests {
     fn notifier(folder: &std::path::Path, silent_for: impl Fn() -> Duration + Send + Sync + 'static) -> Notifier {
         let limits =
             crate::store::Limits { size_max: u64::MAX, disk_reserve: 0, when_full: crate::store::WhenFull::Refuse };
-        let pings = crate::monitor::MonitorSettings { ping_interval: Duration::ZERO, check_timeout: Duration::ZERO };
+        let pings = crate::monitor::MonitorSettings {
+            ping_interval: Duration::ZERO,
+            is_interval_set: true,
+            check_timeout: Duration::ZERO,
+        };
         let silence_max = Duration::from_secs(60);
         Notifier {
             manager: ServiceManager {

@@ -1,15 +1,16 @@
 //! The state shared with intake and replay: whether the server is available, since when, and why not.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
 use super::failing_lanes::FailingLanes;
-use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings};
+use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings, jitter};
 use crate::protocol::recognise::Foreign;
 use crate::shutdown::Shutdown;
+use crate::upstream::Met;
 
 /// The server's availability, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,12 @@ pub struct ConnectionState {
 pub struct Connection {
     state: Mutex<MonitorState>,
     changed: Condvar,
+    /// A copy of the monitor's [`Availability`], which every request reads without the lock.
+    availability: AtomicU8,
+    /// Whether the user set the interval of pings.
+    is_interval_set: bool,
+    /// Whether a request for the unavailable server was noted since the last ping began.
+    is_wanted: AtomicBool,
     lanes: FailingLanes,
     /// Whether [`MonitorState::foreign`] is set: checked after every write, at the cost of one load.
     is_foreign: AtomicBool,
@@ -59,6 +66,9 @@ impl Connection {
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
+            availability: AtomicU8::new(Availability::Unknown as u8),
+            is_interval_set: settings.is_interval_set,
+            is_wanted: AtomicBool::new(false),
             lanes: FailingLanes::default(),
             is_foreign: AtomicBool::new(false),
             foreign_count: AtomicU64::new(0),
@@ -72,7 +82,36 @@ impl Connection {
 
     /// Returns the server's availability.
     pub fn availability(&self) -> Availability {
-        self.lock().monitor.availability()
+        match self.availability.load(Ordering::Acquire) {
+            available if available == Availability::Available as u8 => Availability::Available,
+            unavailable if unavailable == Availability::Unavailable as u8 => Availability::Unavailable,
+            _ => Availability::Unknown,
+        }
+    }
+
+    /// Returns how many outages have ended; see [`ConnectionMonitor::outages_ended`].
+    pub fn outages_ended(&self) -> u64 {
+        self.lock().monitor.outages_ended()
+    }
+
+    /// Notes that a request arrived which the unavailable server would have got: the next ping comes sooner, unless the
+    /// user set the interval. Costs one load for all but the first request after a ping.
+    pub fn wanted(&self) {
+        if self.is_interval_set || self.is_wanted.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.lock();
+        self.is_wanted.store(true, Ordering::Relaxed);
+        state.monitor.wanted();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Begins a ping; returns the timeout of its connection attempt, if it is shorter than usual.
+    pub fn begin_ping(&self, now: Instant) -> Option<Duration> {
+        let mut state = self.lock();
+        self.is_wanted.store(false, Ordering::Relaxed);
+        state.monitor.begin_ping(now)
     }
 
     /// Returns the server's availability, for people.
@@ -109,10 +148,11 @@ impl Connection {
         self.foreign_count.load(Ordering::Relaxed)
     }
 
-    /// Takes the result of a ping; `reason` is why it was not answered well.
-    pub fn pinged(&self, answered: bool, reason: Option<String>, sent: Instant) -> Change {
+    /// Takes the result of a ping: answered well, or what it met; `reason` is why it was not answered well.
+    pub fn pinged(&self, result: Result<(), Met>, reason: Option<String>, sent: Instant) -> Change {
+        let answered = result.is_ok();
         let mut state = self.lock();
-        let change = state.monitor.pinged(answered, sent);
+        let change = state.monitor.pinged(result, sent, jitter());
         state.notice = reason.clone().filter(|_| answered);
         if change == Change::Restored {
             // The foreign answers were of the time of the outage, as far as known.
@@ -224,7 +264,9 @@ impl Connection {
         if change != Change::None {
             state.since = SystemTime::now();
         }
-        state.reason = reason.filter(|_| state.monitor.availability() == Availability::Unavailable);
+        let availability = state.monitor.availability();
+        state.reason = reason.filter(|_| availability == Availability::Unavailable);
+        self.availability.store(availability as u8, Ordering::Release);
         drop(state);
         // The monitor itself waits here, too: a failed send brings its next ping forward.
         self.changed.notify_all();
@@ -241,10 +283,13 @@ impl Connection {
 mod tests {
     use super::*;
 
+    fn settings(ping_interval: Duration) -> MonitorSettings {
+        MonitorSettings { ping_interval, is_interval_set: true, check_timeout: Duration::from_secs(60) }
+    }
+
     #[test]
     fn the_first_good_ping_wakes_every_thread_that_waits_for_the_server() {
-        let settings =
-            MonitorSettings { ping_interval: Duration::from_secs(10), check_timeout: Duration::from_secs(5) };
+        let settings = settings(Duration::from_secs(10));
         let connection = Connection::new(settings);
         let shutdown = Shutdown::new();
         connection.send_failed("refused");
@@ -252,7 +297,7 @@ mod tests {
         assert!(!connection.wait_until_available(Duration::ZERO, &shutdown));
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| connection.wait_until_available(Duration::from_secs(60), &shutdown));
-            connection.pinged(true, None, Instant::now());
+            connection.pinged(Ok(()), None, Instant::now());
             assert!(waiter.join().expect("no panic"));
         });
         assert_eq!(connection.state().reason, None);
@@ -260,16 +305,16 @@ mod tests {
 
     #[test]
     fn the_ping_after_a_doubt_decides_it() {
-        let settings =
-            MonitorSettings { ping_interval: Duration::from_secs(600), check_timeout: Duration::from_secs(60) };
+        let settings = settings(Duration::from_secs(600));
         for answered in [true, false] {
             let connection = Connection::new(settings);
             let shutdown = Shutdown::new();
-            connection.pinged(true, None, Instant::now());
+            connection.pinged(Ok(()), None, Instant::now());
             std::thread::scope(|scope| {
                 let doubter = scope.spawn(|| connection.is_there_after_all(&shutdown));
                 connection.wait_for_ping(&shutdown);
-                connection.pinged(answered, None, Instant::now());
+                let result = if answered { Ok(()) } else { Err(Met::Somebody) };
+                connection.pinged(result, None, Instant::now());
                 assert_eq!(doubter.join().expect("no panic"), answered);
             });
         }
@@ -277,11 +322,10 @@ mod tests {
 
     #[test]
     fn shutdown_ends_every_wait_at_any_moment() {
-        let settings =
-            MonitorSettings { ping_interval: Duration::from_secs(600), check_timeout: Duration::from_secs(5) };
+        let settings = settings(Duration::from_secs(600));
         for _ in 0..200 {
             let connection = Connection::new(settings);
-            connection.pinged(false, None, Instant::now());
+            connection.pinged(Err(Met::Nobody), None, Instant::now());
             let shutdown = Shutdown::new();
             std::thread::scope(|scope| {
                 scope.spawn(|| connection.wait_for_ping(&shutdown));
@@ -290,5 +334,25 @@ mod tests {
                 connection.wake();
             });
         }
+    }
+
+    #[test]
+    fn a_write_wakes_the_thread_that_waits_for_the_next_ping() {
+        let hour = Duration::from_secs(3600);
+        let settings = MonitorSettings { is_interval_set: false, ..settings(hour) };
+        let connection = Connection::new(settings);
+        let shutdown = Shutdown::new();
+        let Some(long_ago) = Instant::now().checked_sub(Duration::from_secs(60)) else { return };
+        // A server that hung for a minute is pinged as rarely as before.
+        connection.pinged(Err(Met::Nobody), None, long_ago);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| connection.wait_for_ping(&shutdown));
+            connection.wanted();
+            connection.wanted();
+            waiter.join().expect("no panic");
+        });
+        assert!(connection.is_wanted.load(Ordering::Relaxed));
+        connection.begin_ping(Instant::now());
+        assert!(!connection.is_wanted.load(Ordering::Relaxed), "writes during the ping ask for another one");
     }
 }

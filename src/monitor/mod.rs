@@ -14,11 +14,15 @@
 //! costs milliseconds of extra latency through the store, not ten seconds. Such pings are throttled to one per
 //! [`PING_DISTANCE_MIN`], so that a server that answers pings and fails writes is not pinged in a loop.
 //!
+//! While the server is unavailable, pings come sooner than its interval, unless the user set it: [`probing`]. Nothing but
+//! a ping's answer, or the answer to a write that was tried, makes it available again: a connection alone proves nothing.
+//!
 //! A flapping server has to answer more than one ping before it counts as available again: as many as the times that
 //! it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
 
 pub mod connection;
 pub(crate) mod failing_lanes;
+pub mod probing;
 
 use std::time::{Duration, Instant};
 
@@ -26,8 +30,9 @@ use tracing::{debug, info, warn};
 
 use crate::protocol::recognise::Presence;
 use crate::shutdown::Shutdown;
-use crate::upstream::Upstream;
+use crate::upstream::{Met, Upstream};
 use connection::Connection;
+use probing::{QUICK_CONNECT_TIMEOUT, Waits};
 
 /// The shortest time between two pings, however many sends fail.
 pub const PING_DISTANCE_MIN: Duration = Duration::from_millis(500);
@@ -41,6 +46,8 @@ pub const GOOD_PINGS_MAX: u32 = 4;
 pub struct MonitorSettings {
     /// Time between pings, `OPIK_CONNECTION_MONITOR_PING_INTERVAL`.
     pub ping_interval: Duration,
+    /// Whether the user set it: then an unavailable server is not pinged more often.
+    pub is_interval_set: bool,
     /// How long a ping may take, `OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT`.
     pub check_timeout: Duration,
 }
@@ -74,8 +81,18 @@ pub struct ConnectionMonitor {
     availability: Availability,
     last_ping: Option<Instant>,
     asked_early: bool,
+    /// When a ping with the configured timeouts last began.
+    last_regular_ping: Option<Instant>,
+    /// How long to wait for the next ping while the server is unavailable.
+    waits: Waits,
+    /// Whether a request for the unavailable server arrived since the last ping began.
+    is_wanted: bool,
+    /// When it became unavailable.
+    lost: Option<Instant>,
     /// When it became available.
     restored: Option<Instant>,
+    /// How many outages have ended, without those of a flapping server.
+    outages_ended: u64,
     /// How often it was lost soon after its return.
     flaps: u32,
     /// Consecutive good pings since it was lost.
@@ -90,7 +107,12 @@ impl ConnectionMonitor {
             availability: Availability::Unknown,
             last_ping: None,
             asked_early: false,
+            last_regular_ping: None,
+            waits: Waits::regular(&settings),
+            is_wanted: false,
+            lost: None,
             restored: None,
+            outages_ended: 0,
             flaps: 0,
             good_pings: 0,
         }
@@ -111,11 +133,47 @@ impl ConnectionMonitor {
         self.availability == Availability::Unavailable && self.good_pings > 0
     }
 
-    /// Takes the result of a ping that was sent at `now`.
-    pub fn pinged(&mut self, answered: bool, now: Instant) -> Change {
+    /// Returns how many outages have ended since the start. A return from a flap is not counted: what failed in it may
+    /// have caused it.
+    pub fn outages_ended(&self) -> u64 {
+        self.outages_ended
+    }
+
+    /// Begins a ping at `now`, and returns the timeout of its connection attempt, if it is shorter than usual.
+    ///
+    /// A ping that comes before its regular time gives up an attempt that hangs. At least once per interval an attempt
+    /// has all the time that it would have while the server is available: the way to it may be slow.
+    pub fn begin_ping(&mut self, now: Instant) -> Option<Duration> {
+        self.is_wanted = false;
+        let is_regular = self.settings.is_interval_set
+            || self.availability != Availability::Unavailable
+            || self
+                .last_regular_ping
+                .is_none_or(|last| now.saturating_duration_since(last) >= self.settings.ping_interval);
+        if is_regular {
+            self.last_regular_ping = Some(now);
+        }
+        (!is_regular).then_some(QUICK_CONNECT_TIMEOUT.min(self.settings.check_timeout))
+    }
+
+    /// Takes the result of a ping that was sent at `now`. `jitter` in 0.0 to 1.0 shortens the wait for the next one.
+    pub fn pinged(&mut self, result: Result<(), Met>, now: Instant, jitter: f64) -> Change {
         self.last_ping = Some(now);
         self.asked_early = false;
-        if answered { self.found(now) } else { self.lose(now) }
+        match result {
+            Ok(()) => self.found(now),
+            Err(met) => {
+                let change = self.lose(now);
+                let outage = self.lost.map_or(Duration::ZERO, |lost| now.saturating_duration_since(lost));
+                self.waits = Waits::after_failure(&self.settings, outage, met, jitter);
+                change
+            }
+        }
+    }
+
+    /// Notes that a request for the server arrived while it is unavailable: the next ping is due sooner.
+    pub fn wanted(&mut self) {
+        self.is_wanted = true;
     }
 
     /// Takes an answer of the server's own to a write that was sent although the server counts as unavailable: as good
@@ -126,13 +184,16 @@ impl ConnectionMonitor {
 
     fn found(&mut self, now: Instant) -> Change {
         self.good_pings += 1;
+        self.waits = Waits::regular(&self.settings);
         let needed = self.flaps.clamp(1, GOOD_PINGS_MAX);
         if self.availability == Availability::Unavailable && self.good_pings < needed {
             self.asked_early = true;
             return Change::None;
         }
-        if std::mem::replace(&mut self.availability, Availability::Available) == Availability::Available {
-            return Change::None;
+        match std::mem::replace(&mut self.availability, Availability::Available) {
+            Availability::Available => return Change::None,
+            Availability::Unavailable if self.flaps == 0 => self.outages_ended += 1,
+            Availability::Unavailable | Availability::Unknown => {}
         }
         self.restored = Some(now);
         Change::Restored
@@ -153,8 +214,13 @@ impl ConnectionMonitor {
     /// Returns how long to wait before the next ping.
     pub fn next_ping_in(&self, now: Instant) -> Duration {
         let Some(last) = self.last_ping else { return Duration::ZERO };
-        let distance = if self.asked_early { PING_DISTANCE_MIN } else { self.settings.ping_interval };
-        (last + distance.min(self.settings.ping_interval)).saturating_duration_since(now)
+        let wait = match self.availability {
+            Availability::Unavailable if self.is_wanted => self.waits.wanted,
+            Availability::Unavailable => self.waits.idle,
+            Availability::Unknown | Availability::Available => self.settings.ping_interval,
+        };
+        let wait = if self.asked_early { wait.min(PING_DISTANCE_MIN) } else { wait };
+        (last + wait).saturating_duration_since(now)
     }
 
     fn lose(&mut self, now: Instant) -> Change {
@@ -162,6 +228,8 @@ impl ConnectionMonitor {
         if std::mem::replace(&mut self.availability, Availability::Unavailable) == Availability::Unavailable {
             return Change::None;
         }
+        self.lost = Some(now);
+        self.waits = Waits::regular(&self.settings);
         let was_there_for = self.restored.take().map(|restored| now.saturating_duration_since(restored));
         self.flaps = match was_there_for {
             Some(time) if time < STEADY_AFTER => self.flaps.saturating_add(1),
@@ -178,9 +246,12 @@ pub fn jitter() -> f64 {
     f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
 }
 
+/// Reasons that were logged in one state are not logged again, if they are among the first of this number.
+const TOLD_MAX: usize = 16;
+
 /// Pings until shutdown, and updates `connection` with each result.
 pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettings, shutdown: &Shutdown) {
-    let mut told: Option<String> = None;
+    let mut told: Vec<String> = Vec::new();
     loop {
         shutdown.beat();
         connection.wait_for_ping(shutdown);
@@ -189,15 +260,21 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
             return;
         }
         let sent = Instant::now();
-        let (answered, reason) = match upstream.ping(settings.check_timeout).map(|pong| pong.presence) {
+        let connect_timeout = connection.begin_ping(sent);
+        let pong = upstream.ping_within(connect_timeout, settings.check_timeout).map(|pong| pong.presence);
+        let (result, reason) = match pong {
             // Waiting messages have keys of their own: whether these are valid is checked lane by lane.
-            Ok(presence @ (Presence::There | Presence::Unauthorised(_))) => (true, presence.reason()),
-            Ok(presence @ (Presence::Unhealthy(_) | Presence::Foreign(_))) => (false, presence.reason()),
-            Err(failure) => (false, Some(failure.to_string())),
+            Ok(presence @ (Presence::There | Presence::Unauthorised(_))) => (Ok(()), presence.reason()),
+            Ok(presence @ (Presence::Unhealthy(_) | Presence::Foreign(_))) => (Err(Met::Somebody), presence.reason()),
+            Err(failed) => (Err(failed.met), Some(failed.failure.to_string())),
         };
+        let answered = result.is_ok();
         debug!(target: "connection_monitor", answered, "ping");
-        let change = connection.pinged(answered, reason.clone(), sent);
-        let is_news = reason != told;
+        let change = connection.pinged(result, reason.clone(), sent);
+        if change != Change::None || reason.is_none() {
+            told.clear();
+        }
+        let is_news = reason.as_ref().is_some_and(|reason| !told.contains(reason));
         match (change, &reason) {
             (Change::Restored, None) => info!(target: "connection_monitor", "the Opik server is available"),
             (Change::Restored, Some(notice)) => {
@@ -207,14 +284,16 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
                 target: "connection_monitor",
                 "the Opik server is unavailable: {}", reason.as_deref().unwrap_or_default()
             ),
-            // A new cause of the same state is a new problem to solve.
+            // A new cause of the same state is a new problem to solve. Two that alternate are logged once each.
             (Change::None, Some(reason)) if is_news => {
                 let state = if answered { "available, but" } else { "still unavailable:" };
                 warn!(target: "connection_monitor", "the Opik server is {state} {reason}");
             }
             (Change::None, _) => {}
         }
-        told = reason;
+        if let Some(reason) = reason.filter(|_| is_news && told.len() < TOLD_MAX) {
+            told.push(reason);
+        }
     }
 }
 
@@ -222,11 +301,20 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
 mod tests {
     use super::*;
 
+    const GOOD: Result<(), Met> = Ok(());
+    const REFUSED: Result<(), Met> = Err(Met::Nobody);
+
     fn monitor() -> ConnectionMonitor {
         ConnectionMonitor::new(MonitorSettings {
             ping_interval: Duration::from_secs(10),
+            is_interval_set: true,
             check_timeout: Duration::from_secs(5),
         })
+    }
+
+    /// A monitor whose interval the user did not set.
+    fn quick_monitor() -> ConnectionMonitor {
+        ConnectionMonitor::new(MonitorSettings { is_interval_set: false, ..monitor().settings })
     }
 
     #[test]
@@ -234,11 +322,11 @@ mod tests {
         let now = Instant::now();
         let mut monitor = monitor();
         assert_eq!(monitor.next_ping_in(now), Duration::ZERO);
-        assert_eq!(monitor.pinged(true, now), Change::Restored);
-        assert_eq!(monitor.pinged(true, now), Change::None);
-        assert_eq!(monitor.pinged(false, now), Change::Lost);
-        assert_eq!(monitor.pinged(false, now), Change::None);
-        assert_eq!(monitor.pinged(true, now), Change::Restored);
+        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored);
+        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::None);
+        assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::Lost);
+        assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::None);
+        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored);
         assert_eq!(monitor.availability(), Availability::Available);
     }
 
@@ -246,13 +334,13 @@ mod tests {
     fn pings_after_failed_sends_come_soon_and_are_throttled() {
         let now = Instant::now();
         let mut monitor = monitor();
-        monitor.pinged(true, now);
+        monitor.pinged(GOOD, now, 0.0);
         assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10));
         assert_eq!(monitor.send_failed(now), Change::Lost);
         assert_eq!(monitor.send_failed(now), Change::None);
         assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
         assert_eq!(monitor.next_ping_in(now + Duration::from_secs(4)), Duration::ZERO);
-        monitor.pinged(false, now);
+        monitor.pinged(REFUSED, now, 0.0);
         assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10));
     }
 
@@ -260,29 +348,29 @@ mod tests {
     fn a_doubt_changes_nothing_until_a_ping_decides_it() {
         let now = Instant::now();
         let mut monitor = monitor();
-        monitor.pinged(true, now);
+        monitor.pinged(GOOD, now, 0.0);
         monitor.doubted();
         assert_eq!(monitor.availability(), Availability::Available);
         assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
-        assert_eq!(monitor.pinged(true, now), Change::None, "one message's timeout is not the server's");
+        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::None, "one message's timeout is not the server's");
         monitor.doubted();
-        assert_eq!(monitor.pinged(false, now), Change::Lost);
+        assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::Lost);
     }
 
     #[test]
     fn an_answered_write_is_as_good_as_a_ping_and_no_more() {
         let mut now = Instant::now();
         let mut monitor = monitor();
-        monitor.pinged(true, now);
+        monitor.pinged(GOOD, now, 0.0);
         now += STEADY_AFTER;
         assert_eq!(monitor.send_failed(now), Change::Lost);
-        monitor.pinged(false, now);
+        monitor.pinged(REFUSED, now, 0.0);
         assert_eq!(monitor.answered(now), Change::Restored);
         assert_eq!(monitor.answered(now), Change::None);
         assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10), "the next ping is due as before");
         for _ in 0..2 {
             assert_eq!(monitor.send_failed(now), Change::Lost);
-            monitor.pinged(false, now);
+            monitor.pinged(REFUSED, now, 0.0);
             monitor.answered(now);
         }
         assert_eq!(monitor.availability(), Availability::Unavailable, "a flapping server is not trusted at once");
@@ -293,19 +381,96 @@ mod tests {
     fn a_flapping_server_has_to_answer_more_than_one_ping() {
         let mut now = Instant::now();
         let mut monitor = monitor();
-        assert_eq!(monitor.pinged(true, now), Change::Restored);
+        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored);
         for flaps in 1..10 {
             now += Duration::from_secs(1);
             assert_eq!(monitor.send_failed(now), Change::Lost);
             for _ in 1..flaps.min(GOOD_PINGS_MAX) {
-                assert_eq!(monitor.pinged(true, now), Change::None, "flap {flaps}");
+                assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::None, "flap {flaps}");
                 assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN, "the next one follows soon");
             }
-            assert_eq!(monitor.pinged(true, now), Change::Restored, "flap {flaps}");
+            assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored, "flap {flaps}");
         }
         now += STEADY_AFTER;
-        assert_eq!(monitor.pinged(false, now), Change::Lost);
+        assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::Lost);
         now += Duration::from_secs(3600);
-        assert_eq!(monitor.pinged(true, now), Change::Restored, "after a plain outage the first good ping is enough");
+        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored, "after a plain outage the first good ping is enough");
+    }
+
+    #[test]
+    fn an_unavailable_server_is_pinged_soon_unless_the_user_set_the_interval() {
+        let now = Instant::now();
+        let mut exact = monitor();
+        let mut quick = quick_monitor();
+        for monitor in [&mut exact, &mut quick] {
+            monitor.pinged(GOOD, now, 0.0);
+            assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10), "an available one is pinged as before");
+            monitor.pinged(REFUSED, now, 0.0);
+            monitor.wanted();
+        }
+        assert_eq!(exact.next_ping_in(now), Duration::from_secs(10));
+        assert_eq!(quick.next_ping_in(now), probing::FIRST_WAIT);
+        let later = now + Duration::from_secs(3600);
+        quick.begin_ping(later);
+        quick.pinged(REFUSED, later, 0.0);
+        let idle = quick.next_ping_in(later);
+        quick.wanted();
+        let wanted = quick.next_ping_in(later);
+        assert!(wanted < idle && idle < PING_DISTANCE_MIN * 4, "{wanted:?} {idle:?}");
+        quick.begin_ping(later);
+        assert_eq!(quick.next_ping_in(later), idle, "a write hastens one ping");
+        assert_eq!(quick.pinged(GOOD, later, 0.0), Change::Restored);
+        assert_eq!(quick.next_ping_in(later), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_server_that_answers_pings_and_refuses_writes_is_not_pinged_in_a_loop() {
+        let mut now = Instant::now();
+        let mut monitor = quick_monitor();
+        monitor.pinged(REFUSED, now, 1.0);
+        for _ in 0..10 {
+            assert!(monitor.next_ping_in(now) <= PING_DISTANCE_MIN);
+            now += PING_DISTANCE_MIN;
+            monitor.pinged(GOOD, now, 1.0);
+            assert_ne!(monitor.send_failed(now), Change::Restored);
+            monitor.wanted();
+            assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
+        }
+    }
+
+    #[test]
+    fn once_per_interval_a_connection_may_take_its_time() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut monitor = quick_monitor();
+        assert_eq!(monitor.begin_ping(start), None, "the first ping");
+        monitor.pinged(REFUSED, start, 0.0);
+        for at in 1..10 {
+            assert_eq!(monitor.begin_ping(start + second * at), Some(QUICK_CONNECT_TIMEOUT), "{at}");
+        }
+        assert_eq!(monitor.begin_ping(start + second * 10), None, "a slow way is found as before");
+        assert_eq!(monitor.begin_ping(start + second * 11), Some(QUICK_CONNECT_TIMEOUT));
+        monitor.pinged(GOOD, start + second * 11, 0.0);
+        assert_eq!(monitor.begin_ping(start + second * 12), None, "an available server");
+        let mut exact = self::monitor();
+        exact.pinged(REFUSED, start, 0.0);
+        assert_eq!((exact.begin_ping(start), exact.begin_ping(start + second)), (None, None));
+    }
+
+    #[test]
+    fn only_the_end_of_an_outage_counts_as_one() {
+        let mut now = Instant::now();
+        let mut monitor = quick_monitor();
+        monitor.pinged(GOOD, now, 0.0);
+        assert_eq!(monitor.outages_ended(), 0, "the start of an agent is not one");
+        now += STEADY_AFTER;
+        monitor.pinged(REFUSED, now, 0.0);
+        monitor.pinged(REFUSED, now, 0.0);
+        monitor.pinged(GOOD, now, 0.0);
+        monitor.pinged(GOOD, now, 0.0);
+        assert_eq!(monitor.outages_ended(), 1);
+        monitor.pinged(REFUSED, now, 0.0);
+        monitor.pinged(GOOD, now, 0.0);
+        assert_eq!((monitor.availability(), monitor.outages_ended()), (Availability::Available, 1), "a flap");
     }
 }

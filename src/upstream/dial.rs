@@ -131,6 +131,7 @@ impl Dialer {
         found.map_err(|error| match error {
             Error::Io(io) => fault(ConnectFault::unresolved(name, &words_of_resolver(&io))),
             Error::HostNotFound => fault(ConnectFault::unresolved(name, "it has no address")),
+            Error::Timeout(_) => Error::Timeout(ureq::Timeout::Resolve),
             other => other,
         })
     }

@@ -16,6 +16,7 @@ pub(crate) mod forward;
 mod half_open;
 mod handshake;
 mod heard;
+mod ping;
 pub(crate) mod route;
 pub(crate) mod smoke;
 pub(crate) mod tls;
@@ -27,6 +28,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 
 use self::dial::{Dialer, Unresolved};
 pub use self::error::UpstreamError;
+pub use self::ping::{Met, PingFailure};
 use self::fault::{ConnectFault, words};
 use self::route::Proxies;
 use self::tls::{TlsSettings, TlsSource};
@@ -336,10 +338,22 @@ impl Upstream {
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
         heard::broke_off();
-        let failed = |error: ureq::Error| self.failure(&self.base_url, timeout, error);
-        let request = self.agent.configure_request(request).timeout_global(Some(timeout));
-        let request = request.timeout_await_100(Some(AWAIT_100)).build();
-        let mut response = self.agent.run(request).map_err(failed)?;
+        let answer = self.exchange(request, endpoint, Timeouts { connect: None, whole: timeout }, bytes_max);
+        answer.map_err(|error| self.failure(&self.base_url, timeout, error))
+    }
+
+    fn exchange(
+        &self,
+        request: http::Request<impl ureq::AsSendBody>,
+        endpoint: Endpoint,
+        timeouts: Timeouts,
+        bytes_max: usize,
+    ) -> Result<Answer, ureq::Error> {
+        let mut config = self.agent.configure_request(request).timeout_global(Some(timeouts.whole));
+        if timeouts.connect.is_some() {
+            config = config.timeout_connect(timeouts.connect);
+        }
+        let mut response = self.agent.run(config.timeout_await_100(Some(AWAIT_100)).build())?;
         let headers = response.headers();
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), header("date"), SystemTime::now());
@@ -350,8 +364,7 @@ impl Upstream {
         // The rest of a longer body is not read, so the connection is closed instead of reused.
         let mut text = Vec::new();
         let reader = response.body_mut().as_reader();
-        std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
-            .map_err(|error| failed(ureq::Error::from(error)))?;
+        std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)?;
         let seen = Seen {
             status,
             content_type: content_type.as_deref(),
@@ -363,6 +376,15 @@ impl Upstream {
         let text = String::from_utf8_lossy(&text).into_owned();
         Ok(Answer { status, asked_wait: asked, location, date_ms, text, partial: partial.map(Box::new), recognised })
     }
+}
+
+/// The timeouts of one request.
+#[derive(Clone, Copy)]
+struct Timeouts {
+    /// Of opening a connection, if it is not the configured one.
+    connect: Option<Duration>,
+    /// Of the whole request.
+    whole: Duration,
 }
 
 /// Timeout for `100 Continue`.

@@ -379,7 +379,7 @@ impl Session {
         let memory = Budget::new(self.settings.memory_budget);
         let connection = Connection::new(self.settings.monitor);
         let verifier = self.settings.verify_timeout.map(|timeout| (Verifier::new(&available.upstream), timeout));
-        connection.pinged(true, available.notice.clone(), Instant::now());
+        connection.pinged(Ok(()), available.notice.clone(), Instant::now());
         let delivery = Delivery {
             replay: Replayer {
                 memory: &memory,
