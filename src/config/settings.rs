@@ -162,7 +162,7 @@ settings! {
     connection_monitor_check_timeout: Duration = "5s", "OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT", OpikConfig,
         plain(within(MILLISECOND, DAY));
 
-    /// Interval between pings
+    /// Interval between pings; unless it is set, an unavailable server is pinged more often
     connection_monitor_ping_interval: Duration = "10s", "OPIK_CONNECTION_MONITOR_PING_INTERVAL", OpikConfig,
         plain(within(MILLISECOND, DAY));
 

@@ -39,9 +39,13 @@ pub(super) fn why_not_sent(ahead: Ahead, touches: &[Touch], bucket: Bucket) -> O
 const REFRESH_WAIT_MAX: Duration = Duration::from_secs(30);
 
 impl Shared {
+    /// Returns what is known of the server. A request for an unavailable one hastens its next ping.
     pub(super) fn reachability(&self) -> Reachability {
         match self.connection.availability() {
-            Availability::Unavailable => Reachability::Unavailable,
+            Availability::Unavailable => {
+                self.connection.wanted();
+                Reachability::Unavailable
+            }
             Availability::Unknown | Availability::Available => Reachability::Presumed,
         }
     }

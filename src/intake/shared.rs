@@ -18,10 +18,10 @@ use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
 use super::spool::Spools;
 
+use crate::delivery::admission::Reachability;
 use crate::liveness::{Heartbeat, Liveness};
 use crate::memory::{Budget, Grant, Use};
 use crate::message::Server;
-use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::overview::OverviewCollector;
 use crate::protocol::answers::{Reply, error, unavailable};
@@ -83,6 +83,8 @@ pub(super) struct Listener {
     /// Held by the one write that probes an unavailable server because the store is full: when the last probe began
     /// that failed.
     pub(super) full_store_probe: tokio::sync::Mutex<Option<Instant>>,
+    /// Held by the one request that waits for a ping of an unavailable server because its body can't be kept.
+    pub(super) unkept_ping: tokio::sync::Mutex<()>,
     /// Uploads that an upload-complete may follow.
     pub(super) recent_uploads: RecentUploads,
     /// Clients that wait for a flush.
@@ -182,7 +184,7 @@ impl Shared {
 
     /// Returns the timeout of an answer that only the server can give; none while it is available.
     pub(super) fn answer_timeout(&self) -> Option<Duration> {
-        (self.connection.availability() == Availability::Unavailable).then_some(AWAY_TIMEOUT)
+        (self.reachability() == Reachability::Unavailable).then_some(AWAY_TIMEOUT)
     }
 
     /// Returns when a client is asked to retry while the server is unavailable.

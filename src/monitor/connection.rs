@@ -208,6 +208,11 @@ impl Connection {
         state.monitor.availability() == Availability::Available
     }
 
+    /// Returns whether a ping that was sent since then has a result.
+    pub fn is_pinged_since(&self, then: Instant) -> bool {
+        self.lock().monitor.last_ping().is_some_and(|sent| sent >= then)
+    }
+
     /// Requests a ping now and waits for its result, up to `timeout`; returns whether the server is available.
     ///
     /// A flapping server has to answer more than once, and is waited for as long as it answers.
@@ -337,22 +342,18 @@ mod tests {
     }
 
     #[test]
-    fn a_write_wakes_the_thread_that_waits_for_the_next_ping() {
-        let hour = Duration::from_secs(3600);
-        let settings = MonitorSettings { is_interval_set: false, ..settings(hour) };
-        let connection = Connection::new(settings);
-        let shutdown = Shutdown::new();
-        let Some(long_ago) = Instant::now().checked_sub(Duration::from_secs(60)) else { return };
-        // A server that hung for a minute is pinged as rarely as before.
-        connection.pinged(Err(Met::Nobody), None, long_ago);
-        std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| connection.wait_for_ping(&shutdown));
-            connection.wanted();
-            connection.wanted();
-            waiter.join().expect("no panic");
-        });
-        assert!(connection.is_wanted.load(Ordering::Relaxed));
-        connection.begin_ping(Instant::now());
-        assert!(!connection.is_wanted.load(Ordering::Relaxed), "writes during the ping ask for another one");
+    fn requests_for_an_unavailable_server_are_noted_once_a_ping_unless_the_interval_is_set() {
+        for is_interval_set in [false, true] {
+            let connection = Connection::new(MonitorSettings { is_interval_set, ..settings(Duration::from_secs(10)) });
+            connection.pinged(Err(Met::Nobody), None, Instant::now());
+            let is_noted = || connection.is_wanted.load(Ordering::Relaxed);
+            for _ in 0..2 {
+                connection.wanted();
+                connection.wanted();
+                assert_eq!(is_noted(), !is_interval_set);
+                connection.begin_ping(Instant::now());
+                assert!(!is_noted(), "a request during the ping asks for another one");
+            }
+        }
     }
 }

@@ -34,7 +34,7 @@ use crate::upstream::{Met, Upstream};
 use connection::Connection;
 use probing::{QUICK_CONNECT_TIMEOUT, Waits};
 
-/// The shortest time between two pings, however many sends fail.
+/// How long after a ping the next one is due that a failed send asks for, however many fail.
 pub const PING_DISTANCE_MIN: Duration = Duration::from_millis(500);
 /// A server that was available for this long is steady: after its next outage one good ping is enough.
 pub const STEADY_AFTER: Duration = Duration::from_secs(30);
@@ -187,7 +187,7 @@ impl ConnectionMonitor {
         self.waits = Waits::regular(&self.settings);
         let needed = self.flaps.clamp(1, GOOD_PINGS_MAX);
         if self.availability == Availability::Unavailable && self.good_pings < needed {
-            self.asked_early = true;
+            self.waits = Waits::returning(&self.settings);
             return Change::None;
         }
         match std::mem::replace(&mut self.availability, Availability::Available) {
@@ -394,7 +394,11 @@ mod tests {
         now += STEADY_AFTER;
         assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::Lost);
         now += Duration::from_secs(3600);
-        assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored, "after a plain outage the first good ping is enough");
+        assert_eq!(
+            monitor.pinged(GOOD, now, 0.0),
+            Change::Restored,
+            "after a plain outage the first good ping is enough"
+        );
     }
 
     #[test]
@@ -434,7 +438,23 @@ mod tests {
             monitor.pinged(GOOD, now, 1.0);
             assert_ne!(monitor.send_failed(now), Change::Restored);
             monitor.wanted();
-            assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
+            assert!(monitor.next_ping_in(now) >= probing::FIRST_WAIT);
+        }
+    }
+
+    #[test]
+    fn a_flapping_server_answers_as_many_pings_sooner() {
+        let mut now = Instant::now();
+        let mut monitor = quick_monitor();
+        monitor.pinged(GOOD, now, 0.0);
+        for flaps in 1..10 {
+            now += Duration::from_secs(1);
+            assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::Lost);
+            for _ in 1..flaps.min(GOOD_PINGS_MAX) {
+                assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::None, "flap {flaps}");
+                assert_eq!(monitor.next_ping_in(now), probing::FIRST_WAIT);
+            }
+            assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored, "flap {flaps}");
         }
     }
 

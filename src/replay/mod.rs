@@ -11,6 +11,7 @@
 //! | `lane`, `batch` | one worker's turn with a lane; one claim, sent request by request |
 //! | `sender` | sends for one lane, and settles outcomes in the store |
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
+//! | `outage` | ends the waits that an outage caused |
 //! | `state` | what is remembered between rounds, by lane: [`lane_health`](crate::delivery::lane_health) |
 //! | `otlp`, `attachment` | requests that need more than one exchange |
 //! | [`session`], [`verify`], [`report`], [`reassign`] | for the command line |
@@ -53,6 +54,7 @@ mod context;
 mod lane;
 mod lease;
 mod otlp;
+mod outage;
 pub(crate) mod reassign;
 pub(crate) mod report;
 mod round;
@@ -131,7 +133,7 @@ impl ReplayManager<'_> {
     pub fn run(&self) {
         /// The wait after an error of the store.
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
-        let mut pause = self.tick_interval;
+        let mut pause = Duration::ZERO;
         let mut reported = String::new();
         let state = ReplayState::default();
         let mut ages_checked: Option<Instant> = None;
@@ -145,6 +147,8 @@ impl ReplayManager<'_> {
                 ages_checked = Some(Instant::now());
             }
             if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
+                // The return of the server ends the wait, and a pause would only delay what follows.
+                pause = Duration::ZERO;
                 continue;
             }
             // The thread that opens the store reports why it is unavailable.
@@ -218,7 +222,8 @@ impl ReplayManager<'_> {
     fn has_work(&self, store: &dyn Store, state: &ReplayState) -> Result<bool, StoreError> {
         let now = now_ms();
         let lanes = store.lanes(&self.settings.filter, now)?;
-        if lanes.iter().any(|lane| lane.due_at_ms <= now) {
+        let ended = state.is_outage_ended(self.connection.outages_ended());
+        if lanes.iter().any(|lane| lane.due_at_ms <= now || ended && outage::delays(lane, now).is_some()) {
             return Ok(true);
         }
         // Messages that a killed process left in flight are in no lane's count; a round requeues them.

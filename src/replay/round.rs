@@ -46,6 +46,7 @@ impl Replayer<'_> {
                 info!(target: "replay_manager", "returned {returned} in-flight messages to the queue");
             }
             self.retry_held(&keeper)?;
+            self.end_outage_waits(&keeper)?;
             self.replay_lanes(&keeper)
         });
         let after = self.delivered_and_rejected();

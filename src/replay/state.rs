@@ -39,6 +39,8 @@ struct Remembered {
     patient: usize,
     /// When the store was last asked for held messages.
     held_checked: Option<Instant>,
+    /// How many outages had ended when their waits were last ended.
+    outages_ended: u64,
     /// Sum of the rounds since the backlog began.
     backlog: Option<ReplayRecord>,
 }
@@ -144,6 +146,16 @@ impl ReplayState {
         for (lane, message) in probes {
             self.with(*lane, |health| health.probe_held(*message));
         }
+    }
+
+    /// Returns whether an outage has ended whose waits were not ended since; `outages` have ended so far.
+    pub(super) fn is_outage_ended(&self, outages: u64) -> bool {
+        self.lock().outages_ended != outages
+    }
+
+    /// Notes that the waits of these outages are ended.
+    pub(super) fn outages_noted(&self, outages: u64) {
+        self.lock().outages_ended = outages;
     }
 
     /// Remembers the server's decisions that the store could not settle.

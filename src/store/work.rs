@@ -98,6 +98,12 @@ impl Hold {
     pub fn is_credential_refused(&self) -> bool {
         matches!(self.status, Some(401 | 403))
     }
+
+    /// Returns whether the lane is held because no server answered: no answer came, or a gateway gave its own. A 503 is
+    /// not such an answer: it may name a wait, which is kept.
+    pub fn is_unanswered(&self) -> bool {
+        self.bucket.is_none() && matches!(self.status, None | Some(502 | 504 | 520..))
+    }
 }
 
 /// A lane with messages to replay.

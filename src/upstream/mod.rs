@@ -28,8 +28,8 @@ use ureq::unversioned::resolver::DefaultResolver;
 
 use self::dial::{Dialer, Unresolved};
 pub use self::error::UpstreamError;
-pub use self::ping::{Met, PingFailure};
 use self::fault::{ConnectFault, words};
+pub use self::ping::{Met, PingFailure};
 use self::route::Proxies;
 use self::tls::{TlsSettings, TlsSource};
 use crate::message::{Lane, Request};

@@ -70,8 +70,7 @@ impl Upstream {
     /// Returns whether a connection to the server is a TCP connection to it and nothing else.
     fn connects_plainly(&self) -> bool {
         let target = self.base_url.parse().ok().and_then(|uri| PeerAddress::of(&uri));
-        target.is_some_and(|target| {
-            !target.is_https && matches!(self.proxies.route_to(&target), Ok(ServerRoute::Direct))
-        })
+        target
+            .is_some_and(|target| !target.is_https && matches!(self.proxies.route_to(&target), Ok(ServerRoute::Direct)))
     }
 }

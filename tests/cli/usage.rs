@@ -113,7 +113,7 @@ hint: replay_batch_size means: messages per replay batch; adaptive unless set; t
         "
 --- stderr
 error: connection_monitor_ping_interval: cannot use \"often\" from environment OPIK_CONNECTION_MONITOR_PING_INTERVAL: not a duration such as 500ms, 10s, 7d or a number of seconds
-hint: connection_monitor_ping_interval means: interval between pings; the default is 10s
+hint: connection_monitor_ping_interval means: interval between pings; unless it is set, an unavailable server is pinged more often; the default is 10s
 --- exit 2
 ",
     );

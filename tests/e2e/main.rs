@@ -61,6 +61,7 @@ mod panics;
 mod prism;
 mod proxy;
 mod rate_limits;
+mod recovery;
 mod replay_order;
 mod rolling_upgrade;
 mod salvage;

@@ -224,7 +224,8 @@ fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
     let second = Duration::from_secs(1);
     let settings = UpstreamSettings { connect_timeout: second, ..UpstreamSettings::plain(server.url(), PATIENCE) };
     let upstream = Upstream::new(&settings);
-    let connection = Connection::new(MonitorSettings { ping_interval: second, is_interval_set: true, check_timeout: second });
+    let connection =
+        Connection::new(MonitorSettings { ping_interval: second, is_interval_set: true, check_timeout: second });
     connection.pinged(Ok(()), None, std::time::Instant::now());
     let (metrics, shutdown) = (Metrics::default(), Shutdown::new());
     let memory = opik_offline::memory::Budget::new(64 << 20);

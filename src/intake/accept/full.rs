@@ -1,13 +1,21 @@
-//! A write that the store has no room for: it is sent to the server, if it overtakes nothing there.
+//! A write that can't be stored while the server counts as unavailable: the server is tried before it is refused.
+//!
+//! The agent may know that the server was lost and not yet that it is back: it learns that from the next ping, which may
+//! be minutes away if the user set the interval. A write that can be stored need not care.
+//!
+//! | why it can't be stored | how the server is tried |
+//! | --- | --- |
+//! | the store has no room, or is busy | with the write itself, see below |
+//! | its body is too large, or finds no room on the disk | with a ping ([`Shared::try_server`]): a body that streams through is lost to a server that is away, and its client would have to send all of it again |
+//! | the store can't be used | with the write, always ([`deliver`](super::deliver)) |
+//!
+//! # A store without room
 //!
 //! ```text
 //! no room ─┬─ an earlier message that it could conflict with is queued ──────────────────────▶ 503
 //!          └─ none is ─┬─ the server counts as available ─▶ forward ─────────────┬─ answered ▶ the server's answer
 //!                      └─ it counts as unavailable ─▶ one at a time, as a probe ─┴─ not ─────▶ 503
 //! ```
-//!
-//! The agent may know that the server was lost and not yet that it is back: it learns that from the next ping. A write
-//! that can be stored need not care; one that can't is the better probe.
 //!
 //! # Load
 //!
@@ -95,6 +103,24 @@ impl Write {
                 drop(failed);
                 not_stored.unless_answered(shared, tried)
             }
+        }
+    }
+}
+
+impl Shared {
+    /// Has an unavailable server pinged, and waits for the result: a write that can't be kept should not be refused
+    /// because the last ping is a while ago. One request waits at a time; the others wait for it, with
+    /// [`TURN_TIMEOUT`], and take its result if its ping began after they arrived.
+    pub(super) async fn try_server(&self) {
+        let came = Instant::now();
+        if self.connection.availability() != Availability::Unavailable {
+            return;
+        }
+        let Ok(_turn) = tokio::time::timeout(TURN_TIMEOUT, self.listener.unkept_ping.lock()).await else { return };
+        if !self.connection.is_pinged_since(came) {
+            let (connection, hurry) = (self.connection.clone(), self.listener.hurry.clone());
+            // Its result is in the connection.
+            let _ = tokio::task::spawn_blocking(move || connection.look_again(AWAY_TIMEOUT, &hurry)).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A write that is too large to be kept, or whose body finds no room: it streams to the server while that is available.
 //!
 //! ```text
-//! the server counts as unavailable ───────────────▶ 413 if it can never be kept, 503 if a retry may help
+//! the server is unavailable, by a ping sent now ──▶ 413 if it can never be kept, 503 if a retry may help
 //! something of its lane is queued, or may be ─────▶ 503: its entities are unknown, so it must not overtake anything
 //! else ─▶ the lock of the whole lane ─▶ streamed ─▶ the server's own answer
 //! ```
@@ -43,6 +43,7 @@ pub(super) async fn stream_through(request: WriteRequest, begun: PartialBody, wh
     if let Some(limit) = why.limit() {
         shared.count_over_limit(limit);
     }
+    shared.try_server().await;
     let lane = request.exchange.lane();
     let ticket = shared.listener.entity_locks.lock_lane(&lane).await;
     shared.refresh_store().await;
