@@ -18,7 +18,8 @@
 //! a ping's answer, or the answer to a write that was tried, makes it available again: a connection alone proves nothing.
 //!
 //! A flapping server has to answer more than one ping before it counts as available again: as many as the times that
-//! it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
+//! it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`]. Unless the user set the interval, these
+//! follow each other after [`probing::FIRST_WAIT`].
 
 pub mod connection;
 pub(crate) mod failing_lanes;
