@@ -2,13 +2,15 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::{HttpService, service_fn};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::Watcher;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -24,6 +26,7 @@ use super::shared::Shared;
 use super::wire::{ClientSocket, io_error};
 use super::workers::Load;
 use crate::shutdown::Shutdown;
+use crate::upstream::forward::BoxError;
 
 /// Bytes that are buffered at most to detect the version of HTTP.
 const BEGINNING_BYTES_MAX: usize = 4096;
@@ -51,7 +54,10 @@ impl Client {
             () = shutdown.requested() => Ok(Ok(None)),
         };
         match version {
-            Ok(Ok(Some(HttpVersion::Http1))) => serve_http1(&shared, &seat, watcher, stream, begun).await,
+            Ok(Ok(Some(HttpVersion::Http1))) => {
+                serve_http1(&shared, &seat, &shutdown, stream, begun.freeze()).await;
+                drop(watcher);
+            }
             Ok(Ok(Some(HttpVersion::Http2))) => {
                 let socket = ClientSocket::http2(stream, begun.freeze(), timeout);
                 http2::serve(&shared, &seat, &shutdown, socket).await;
@@ -82,7 +88,7 @@ async fn read_version(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Resul
     }
 }
 
-async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream: TcpStream, begun: BytesMut) {
+async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, stream: TcpStream, begun: Bytes) {
     let tracker = Arc::new(RequestTracker::default());
     let service = {
         let (shared, marker, tracker) = (shared.clone(), seat.marker(), tracker.clone());
@@ -97,27 +103,57 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream
             }
         })
     };
-    let timeout = shared.limits.client_timeout;
     let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(timeout)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_header_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX);
-    let io = TokioIo::new(ClientSocket::http1(stream, begun.freeze(), tracker.clone(), timeout));
-    let connection = watcher.watch(builder.serve_connection(io, service));
-    let served = tokio::select! {
-        served = connection => served,
-        () = seat.asked_to_close() => Ok(()),
+    // The socket's timeout takes the place of hyper's.
+    builder.header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
+    let mut socket = ClientSocket::http1(stream, begun, tracker.clone(), shared.limits.client_timeout);
+    if socket.is_past_headers_max() {
+        builder.max_headers(HEADERS_MAX);
+        socket = socket.resumed(&[]);
+    }
+    let served = loop {
+        let mut connection = builder.serve_connection(TokioIo::new(socket), &service);
+        let served = serve_until_asked(&mut connection, seat, shutdown).await;
+        let parts = connection.into_parts();
+        socket = parts.io.into_inner();
+        if served.is_ok() || !socket.is_past_headers_max() {
+            break served;
+        }
+        builder.max_headers(HEADERS_MAX);
+        socket = socket.resumed(&parts.read_buf);
     };
     let Err(error) = served else { return };
     if error.is_parse_too_large() {
         shared.count_over_limit("bytes of a head");
-    } else if error.is_timeout() && !tracker.is_between_requests() {
-        shared.count_over_limit("time for a head");
     } else if io_error(&error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-        shared.count_over_limit("time to take an answer");
+        shared.count_over_limit(match tracker.is_awaited() {
+            true => "time to take an answer",
+            false => "time for a head",
+        });
     }
     debug!(target: "intake", "a connection ended: {error}");
+}
+
+/// Serves a connection until it ends or is evicted, or the agent stops and its last answer is written.
+async fn serve_until_asked<S, B>(
+    connection: &mut http1::Connection<TokioIo<ClientSocket>, S>,
+    seat: &Seat,
+    shutdown: &Shutdown,
+) -> hyper::Result<()>
+where
+    S: HttpService<Incoming, ResBody = B, Error = Infallible>,
+    B: Body<Error: Into<BoxError>> + 'static,
+{
+    let mut is_ending = false;
+    loop {
+        tokio::select! {
+            biased;
+            served = &mut *connection => return served,
+            () = seat.asked_to_close() => return Ok(()),
+            () = shutdown.requested(), if !is_ending => {
+                is_ending = true;
+                Pin::new(&mut *connection).graceful_shutdown();
+            }
+        }
+    }
 }

@@ -66,14 +66,15 @@ pub(super) async fn handle(
     match destination {
         Err(RefusedRequest(answer)) => exchange::refuse_with(*answer, &head.headers, body).await,
         Ok(Routed::Answered(answer)) => answer,
-        Ok(Routed::Flush) => flush::flush(&shared, &head).await,
+        Ok(Routed::Flush) => Box::pin(flush::flush(&shared, &head)).await,
         Ok(Routed::Server { client, route, below }) => {
             let exchange = Exchange { shared, head, client, body };
             match route {
                 Route::Ping => status_page::ping(),
                 Route::Protected(write) => accept::accept(exchange, write, below).await,
-                Route::Upload(step) => attachments::upload(exchange, step).await,
-                Route::PassThrough => exchange.pass_through().await,
+                // Boxed, so that the future of a write is small.
+                Route::Upload(step) => Box::pin(attachments::upload(exchange, step)).await,
+                Route::PassThrough => Box::pin(exchange.pass_through()).await,
             }
         }
     }
@@ -173,7 +174,7 @@ fn route_to_server(
 ) -> Result<Routed, RefusedRequest> {
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(&shared.listen_host);
     let url = target.url(&shared.address).map(|url| links::with_query(url, &target, head, host, &shared.address));
-    let Some(uri) = url.and_then(|url| url.parse().ok()) else {
+    let Some(uri) = url.and_then(|url| http::Uri::try_from(url).ok()) else {
         return Err(error(400, "the path is not a valid URL").into());
     };
     let (prefix, below) = match target {

@@ -17,6 +17,8 @@
 //! Opik sends any of them. A `.`, plain or encoded once, means the same to all of them and is dropped; other spellings
 //! (`.;x`, `%252e`) are rejected as well.
 
+use std::borrow::Cow;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 /// Characters that are percent-encoded in a normalised path: all except those of a path segment (RFC 3986, `pchar`).
@@ -57,6 +59,20 @@ pub enum PathFault {
 ///
 /// [`PathFault`] for a path with dot segments, or one that no server parses.
 pub fn normalise(path: &str) -> Result<String, PathFault> {
+    // Mostly it is normalised already.
+    match path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_plain)) {
+        true => Ok(path.to_owned()),
+        false => normalise_any(path),
+    }
+}
+
+/// Returns whether a segment means the same to every program: it is not empty, and has no character that is encoded or
+/// that could be part of a dot segment or a parameter.
+fn is_plain(segment: &str) -> bool {
+    !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+fn normalise_any(path: &str) -> Result<String, PathFault> {
     let is_encoded = |after: &str| {
         let digits = after.as_bytes().get(..2);
         digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit) && digits != b"00")
@@ -93,7 +109,8 @@ pub fn below<'path>(path: &'path str, prefix: &str) -> Option<&'path str> {
             let end = start.find('/').unwrap_or(start.len());
             let (segment, after) = start.split_at(end);
             rest = after;
-            match normalise(segment).ok()?.strip_prefix('/') {
+            let normal = if is_plain(segment) { Cow::Borrowed(segment) } else { normalise_any(segment).ok()?.into() };
+            match normal.strip_prefix('/').or(Some(&normal)) {
                 Some("") => {}
                 Some(name) if name == wanted => break,
                 _ => return None,
@@ -251,6 +268,21 @@ mod tests {
             "/api/tags/100%25.5",
         ] {
             assert!(!has_dot_segment(path), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_that_needs_no_closer_look_is_normalised_as_any(path in "[/a-z0-9._;%25-]{0,20}") {
+            prop_assert_eq!(normalise(&path), normalise_any(&path));
+        }
+
+        #[test]
+        fn what_is_below_a_prefix_is_the_same_in_every_spelling_of_it(rest in "(/[a-z0-9._-]{0,8}){0,3}", dot in any::<bool>()) {
+            let spelled = if dot { "/./%61pi" } else { "/api" };
+            let path = format!("{spelled}{rest}");
+            prop_assert_eq!(below(&path, "/api"), Some(&*rest));
+            prop_assert_eq!(below(&path, "/apis"), None);
         }
     }
 

@@ -63,7 +63,7 @@ pub(super) async fn receive(exchange: &mut Exchange, message_type: MessageType) 
     if let Some(announced) = exchange.body.size_hint().exact().filter(|bytes| *bytes > in_memory_max) {
         return match why(shared, announced) {
             Some(why) => Ok(Received::Unkept(PartialBody::unread(), why)),
-            None => spool(exchange, Bytes::new(), None).await,
+            None => Box::pin(spool(exchange, Bytes::new(), None)).await,
         };
     }
     match exchange.read_up_to(in_memory_max).await? {
@@ -73,7 +73,7 @@ pub(super) async fn receive(exchange: &mut Exchange, message_type: MessageType) 
                 let payload = Payload::InMemory(bytes);
                 Ok(Received::Unkept(PartialBody { payload, memory: Some(memory), is_whole: false }, why))
             }
-            None => spool(exchange, bytes, Some(memory)).await,
+            None => Box::pin(spool(exchange, bytes, Some(memory))).await,
         },
     }
 }
