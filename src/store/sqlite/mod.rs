@@ -51,6 +51,7 @@ mod key_change;
 mod lanes;
 mod large;
 mod lease;
+mod log_end;
 mod open;
 mod place;
 mod proof;

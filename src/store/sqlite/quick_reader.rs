@@ -5,11 +5,14 @@
 //!
 //! # Invariants
 //!
-//! - The version is `PRAGMA data_version`, asked anew for every write: a read transaction that compares the header of
-//!   the log's index with the one seen before, which is how SQLite itself decides that its page cache is still valid.
-//!   A commit changes that header before it returns, whichever process or connection makes it, and before its client
-//!   gets an answer. So does a migration or a change of the key.
-//! - The version is read before the answer that is kept for it: an answer may be newer than its version, never older.
+//! - The version is `PRAGMA data_version`: a read transaction that compares the header of the log's index with the one
+//!   seen before, which is how SQLite itself decides that its page cache is still valid. A commit changes that header
+//!   before it returns, whichever process or connection makes it, and before its client gets an answer. So does a
+//!   migration or a change of the key.
+//! - It is current for every write, because what was committed before a write arrived counts. It is asked anew, unless
+//!   nothing was appended to the log since ([`super::log_end`]).
+//! - The version is read after the end of the log that stands for it, and before the answer that is kept for it: an
+//!   answer may be newer than its version, never older.
 //! - Only answers that depend on nothing but the data are kept: that a lane has nothing at all, that there are no
 //!   notes. What depends on the time or on a write's entities is looked up.
 //! - A reader that was closed knows nothing.
@@ -20,6 +23,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::fault::Fault;
+use super::log_end::{LogEnd, LogFile};
 use super::queue_ahead::{self, InLane};
 use super::seal::Sealer;
 use super::unproven::UnprovenWatch;
@@ -32,6 +36,11 @@ const LANES_MAX: usize = if cfg!(test) { 4 } else { 1024 };
 /// A reader that remembers what it saw.
 pub(super) struct QuickReader {
     connection: Connection,
+    log: Option<LogFile>,
+    /// The version that the last look saw.
+    version: Option<i64>,
+    /// The end of the log at which the data has that version.
+    end: Option<LogEnd>,
     known: Known,
 }
 
@@ -55,8 +64,9 @@ impl Known {
 }
 
 impl QuickReader {
-    pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, known: Known::default() }
+    /// Returns the reader on this connection to a store that is open and has this log.
+    pub(super) fn new(connection: Connection, log: &Path) -> Self {
+        Self { connection, log: LogFile::open(log), version: None, end: None, known: Known::default() }
     }
 
     pub(super) fn connection(&mut self) -> &mut Connection {
@@ -65,7 +75,7 @@ impl QuickReader {
 
     /// Closes the file for good; see [`guard::close`].
     pub(super) fn close(&mut self, watch: &UnprovenWatch) {
-        self.known = Known::default();
+        (self.log, self.version, self.end, self.known) = Default::default();
         guard::close(&mut self.connection, watch);
     }
 
@@ -100,7 +110,89 @@ impl QuickReader {
     }
 
     /// Returns the version of the newest data.
-    fn version(&self) -> Result<i64, Fault> {
-        Ok(self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)
+    fn version(&mut self) -> Result<i64, Fault> {
+        if let (Some(log), Some(end), Some(version)) = (&self.log, &self.end, self.version)
+            && log.is_still(end)
+        {
+            return Ok(version);
+        }
+        self.end = None;
+        let mut version = self.data_version()?;
+        // Finding the end costs more than asking, and is in vain where one commit follows the other.
+        if self.version == Some(version)
+            && let Some(log) = &self.log
+        {
+            self.end = log.end(&self.connection);
+            version = self.data_version()?;
+        }
+        self.version = Some(version);
+        Ok(version)
+    }
+
+    fn data_version(&self) -> rusqlite::Result<i64> {
+        self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::OpenFlags;
+
+    use super::*;
+    use crate::store::sqlite::files::log_of;
+    use crate::store::sqlite::schema;
+
+    fn lane(number: usize) -> Lane {
+        Lane { workspace: Some(format!("w{number}")), ..Lane::default() }
+    }
+
+    /// Returns a connection that writes, and a reader of the same file.
+    fn pair(path: &Path) -> (Connection, QuickReader) {
+        let mut writer = Connection::open(path).expect("a database");
+        writer.pragma_update(None, "journal_mode", "WAL").expect("a log");
+        schema::migrate(&mut writer).expect("a schema");
+        let reader = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a database");
+        (writer, QuickReader::new(reader, &log_of(path)))
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_ends_with_the_next_commit() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("store.db");
+        let (writer, mut reader) = pair(&path);
+        let sealer = Sealer::off();
+        let mut count = |number| reader.in_lane(&path, &sealer, &lane(number)).expect("it can be read");
+        for number in 0..3 * LANES_MAX {
+            assert_eq!(count(number), Some(InLane::default()));
+        }
+        assert!((1..=LANES_MAX).contains(&reader.known.clear.len()), "{}", reader.known.clear.len());
+
+        let one = "INSERT INTO lanes (lane_id, workspace, credential_id) VALUES (1, 'w0', 0);
+            INSERT INTO summary (lane_id, status, message_type, answer_status, messages, items, body_bytes)
+            VALUES (1, 4, 0, 0, 1, 1, 1)";
+        writer.execute_batch(one).expect("a refused message");
+        let mut count = |number| reader.in_lane(&path, &sealer, &lane(number)).expect("it can be read");
+        for _ in 0..2 {
+            assert_eq!(count(0), Some(InLane { messages: 0, refused: 1 }));
+            assert_eq!(count(1), Some(InLane::default()));
+        }
+        assert_eq!(reader.known.clear, HashSet::from([lane(1)]));
+        writer.execute_batch("DELETE FROM summary").expect("it is purged");
+        assert_eq!(reader.in_lane(&path, &sealer, &lane(0)).expect("it can be read"), Some(InLane::default()));
+        writer.pragma_update(None, "user_version", schema::known_version() + 1).expect("a migration");
+        assert!(reader.in_lane(&path, &sealer, &lane(0)).is_err(), "the schema is unknown");
+    }
+
+    #[test]
+    fn a_reader_that_was_closed_answers_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("store.db");
+        let (_writer, mut reader) = pair(&path);
+        assert!(reader.in_lane(&path, &Sealer::off(), &lane(0)).expect("it can be read").is_some());
+        reader.close(&UnprovenWatch::new(&path));
+        for _ in 0..2 {
+            assert!(reader.in_lane(&path, &Sealer::off(), &lane(0)).is_err());
+            assert!(reader.has_note(&path, 7, &[]).is_err());
+        }
     }
 }

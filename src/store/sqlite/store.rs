@@ -112,6 +112,7 @@ impl SqliteStore {
 
     pub(super) fn of(opened: open::Opened, path: &Path, limits: Limits, keys: Arc<KeyRing>) -> Self {
         let [quick_reader, reader] = opened.readers;
+        let quick_reader = Mutex::new(QuickReader::new(quick_reader, &opened.log));
         Self {
             path: path.to_owned(),
             file: opened.file,
@@ -122,7 +123,7 @@ impl SqliteStore {
             watch: opened.watch,
             limits,
             writer: Mutex::new(opened.writer),
-            quick_reader: Mutex::new(QuickReader::new(quick_reader)),
+            quick_reader,
             reader: Mutex::new(reader),
             packer: Packer::new(),
             keys,

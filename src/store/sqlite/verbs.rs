@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
+use tracing::debug;
 
 use super::claim::{WINDOW_MAX, WalkScope};
 use super::fault::BUSY_TIMEOUT;
@@ -428,6 +429,10 @@ impl Maintain for SqliteStore {
         };
         let is_erased = emptied().map_err(|fault| fault.at(&self.path))?;
         self.log_is_unerased.store(!is_erased, Ordering::Relaxed);
+        drop(connection);
+        if is_erased && let Err(error) = self.write(|tx, _| counters::begin_log(tx)) {
+            debug!(target: "db_manager", "the next commit begins the log: {error}");
+        }
         Ok(is_erased)
     }
 
