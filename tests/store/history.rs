@@ -351,17 +351,7 @@ impl Side {
             listed.sort_by(|a, b| a.lane.cmp(&b.lane));
             view.extend(listed.iter().map(|l| format!("{:?} {} {} {:?}", l.lane, l.waiting, l.rejected, l.hold)));
         }
-        view.extend(
-            lanes().iter().map(|lane| format!("{}", store.ahead(lane, &[]).expect("it can be counted").messages)),
-        );
-        // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.
-        for lane in &lanes() {
-            for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {
-                let write = [touch(EntityKind::Trace, "a", effect), touch(EntityKind::Trace, "d", Effect::Refer)];
-                let ahead = store.ahead(lane, &Touch::distinct(write.to_vec())).expect("it can be asked");
-                view.push(format!("{effect:?} {ahead:?}"));
-            }
-        }
+        view.extend(aheads(store.as_ref()));
         view.push(format!("{:?}", store.get(MessageId(3)).expect("it can be read")));
         view.push(format!("{:?}", store.newest().expect("it can be read")));
         let server = Server::new("http://adopter.example");
@@ -372,6 +362,22 @@ impl Side {
         }
         view
     }
+}
+
+/// What a new write would find ahead of it, in words. It decides whether it may be forwarded: one that overtakes is
+/// lost work.
+fn aheads(store: &dyn Store) -> Vec<String> {
+    let mut view = Vec::new();
+    for lane in &lanes() {
+        view.push(format!("{}", store.ahead(lane, &[]).expect("it can be counted").messages));
+        view.push(format!("clear: {}", store.is_clear(lane).expect("it can be asked")));
+        for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {
+            let write = [touch(EntityKind::Trace, "a", effect), touch(EntityKind::Trace, "d", Effect::Refer)];
+            let ahead = store.ahead(lane, &Touch::distinct(write.to_vec())).expect("it can be asked");
+            view.push(format!("{effect:?} {ahead:?}"));
+        }
+    }
+    view
 }
 
 struct Engine {
@@ -405,18 +411,24 @@ fn compare(keys: Keys, steps: &[Step], filter: &Filter) {
     let mut sqlite = Side::new(Box::new(open_with(&engine.path(), &keys)), &owner);
     let mut model = Side::new(Box::new(ModelStore::default()), &owner);
     let mut memory = Side::new(Box::new(MemoryStore::default()), &owner);
+    // As another process: it writes nothing, and remembers what it saw until something is committed.
+    let mut looker = open_with(&engine.path(), &keys);
     let (mut in_flight, mut in_flight_of_model, mut in_flight_of_memory) = (Vec::new(), Vec::new(), Vec::new());
     for (number, step) in steps.iter().enumerate() {
         let next_owner = Owner::this_process("replay");
         if matches!(step, Step::Crash | Step::Reopen) {
             let store = engine.reopened(matches!(step, Step::Crash));
             sqlite.store = Box::new(store);
+            looker = open_with(&engine.path(), &keys);
         }
         let answer = sqlite.take(step, &mut in_flight, &next_owner);
         let expected = model.take(step, &mut in_flight_of_model, &next_owner);
         assert_eq!(answer, expected, "step {number}: {step:?}");
         let expected_view = model.view(filter);
         assert_eq!(sqlite.view(filter), expected_view, "after step {number}: {step:?}");
+        for _ in 0..2 {
+            assert_eq!(aheads(&looker), aheads(model.store.as_ref()), "for another, after step {number}: {step:?}");
+        }
         let answer = memory.take(step, &mut in_flight_of_memory, &next_owner);
         assert_eq!(answer, expected, "in memory, step {number}: {step:?}");
         assert_eq!(memory.view(filter), expected_view, "in memory, after step {number}: {step:?}");

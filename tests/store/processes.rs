@@ -3,10 +3,11 @@
 //! Children are this test binary, started again with one test and a variable that selects its work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use opik_offline::message::{Effect, Message, MessageId, conflict};
@@ -26,6 +27,7 @@ fn start(task: &str, path: &Path) -> Child {
     Command::new(std::env::current_exe().expect("this test has a path"))
         .args(["--exact", "processes::child", "--nocapture"])
         .env(CHILD, format!("{task} {}", path.display()))
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
@@ -96,6 +98,23 @@ fn child() {
                     println!("> {}", message.id);
                 }
                 store.settle(&lease, &outcomes).expect("we have the lease");
+            }
+        }
+        "store-and-deliver" => {
+            let store = open(Path::new(path));
+            let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(600)).expect("it is free");
+            let mut go_on = std::io::stdin().lines();
+            for number in 0.. {
+                store.register(&[message(number)]).expect("it fits");
+                println!("> stored");
+                let Some(Ok(_)) = go_on.next() else { break };
+                let work = store.lanes(&Filter::default(), NOW_MS).expect("it can be read");
+                let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
+                let claimed = store.claim(&lease, work[0].id, &Filter::default(), limits, NOW_MS);
+                let claimed = claimed.expect("we have the lease").into_messages();
+                store.settle(&lease, &[(claimed[0].id, Outcome::Delivered)]).expect("we have the lease");
+                println!("> delivered");
+                let Some(Ok(_)) = go_on.next() else { break };
             }
         }
         other => panic!("no such task: {other}"),
@@ -257,6 +276,41 @@ fn two_handles_see_each_others_messages_at_once() {
         assert_eq!(reader.ahead(&lane("team"), &[]).expect("it can be read").messages, number as u64 + 1);
     }
     assert_eq!(ids.len(), 20);
+}
+
+/// What another process acknowledged is seen by the very next look, however many looks before found nothing.
+#[test]
+fn no_look_misses_what_another_process_has_acknowledged() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let store = open(&path);
+    let is_clear = || store.is_clear(&lane("team")).expect("it can be asked");
+    let mut child = start("store-and-deliver", &path);
+    let mut go_on = child.stdin.take().expect("it is piped");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Others look all the time, as the workers of an agent do.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    is_clear();
+                }
+            });
+        }
+        for (line, expected) in lines(&mut child).zip(["stored", "delivered"].into_iter().cycle()).take(300) {
+            assert_eq!(line, expected);
+            let seen = (is_clear(), is_clear());
+            is_over.fetch_or(seen != (expected == "delivered", expected == "delivered"), Ordering::Relaxed);
+            assert!(!is_over.load(Ordering::Relaxed), "it was {expected}, and the looks say {seen:?}");
+            if line == "stored" {
+                store.compact().expect("it can be compacted");
+            }
+            writeln!(go_on).expect("it waits for that");
+        }
+        is_over.store(true, Ordering::Relaxed);
+        drop(go_on);
+    });
+    child.wait().expect("it ends");
 }
 
 #[test]

@@ -169,8 +169,16 @@ fn converting_a_store_leaves_no_plain_text_and_loses_nothing() {
     // A store that stays open with both keys, like an agent's, and one without a key.
     let agent = SqliteStore::open_with(&path, OpenMode::Existing, LIMITS, &sealed_with(1)).expect("it is plain");
     assert_eq!(everything(&agent), before);
+    let nobody = Lane { workspace: Some("nobody".into()), ..secret_lane() };
+    for store in [&running, &agent] {
+        assert!(store.is_clear(&nobody).expect("it is plain") && !store.is_clear(&secret_lane()).expect("it is plain"));
+    }
     let done = reseal(&path, LIMITS, &sealed_with(1), &mut go_on).expect("it can be sealed");
     assert!(matches!(done, Resealed::Complete(done) if done.done > 80), "{done:?}");
+    assert!(matches!(running.is_clear(&nobody), Err(StoreError::KeyMissing { .. })), "it remembers a plain store");
+    assert!(
+        agent.is_clear(&nobody).expect("it has the key") && !agent.is_clear(&secret_lane()).expect("it has the key")
+    );
     assert_eq!(found_in_files(&path), Vec::<String>::new());
     assert_eq!(everything(&agent), before, "the agent continues with its key");
     let refused = running.register(&[message("late", "BodyPlain")]);

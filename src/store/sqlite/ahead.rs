@@ -13,6 +13,7 @@
 //! A note belongs to a place ([`Lane::place`]), not to a lane: another key of the workspace writes the same records.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -25,56 +26,87 @@ use crate::message::{Effect, EntityKey, Lane, MessageType, Touch};
 const NOTES_MAX: i64 = if cfg!(test) { 3000 } else { 200_000 };
 /// How many notes are evicted together.
 const EVICTED: i64 = 1000;
-/// How many creates one generation of the cache holds; there are two (about 40 bytes per create).
+/// How many creates one generation of the cache holds; there are two (about 15 bytes per create).
 const RECENT_MAX: usize = if cfg!(test) { 500 } else { 20_000 };
 
 const NOTES: &str = "updated_ahead";
 const UNSURE_BEFORE: &str = "updated_ahead_unsure_before";
 
 /// A cache of the traces and spans whose create this process saw confirmed most recently.
+///
+/// An entity is kept as a hash under a key of this process, so that no client can make two equal. That two of some ten
+/// thousand are equal by chance (1 in 10^14) would cost a note.
 #[derive(Debug, Default)]
-pub(super) struct RecentCreates(Mutex<Generations>);
+pub(super) struct RecentCreates {
+    hasher: RandomState,
+    generations: Mutex<Generations>,
+}
 
 /// Two sets: when the newer one is full, the older one is dropped.
 #[derive(Debug, Default)]
 struct Generations {
-    newer: HashSet<(i64, EntityKey)>,
-    older: HashSet<(i64, EntityKey)>,
+    newer: HashSet<u64, BuildHasherDefault<AsIs>>,
+    older: HashSet<u64, BuildHasherDefault<AsIs>>,
+}
+
+/// The hash of a number that is a hash already.
+#[derive(Debug, Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    /// Not used for numbers.
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
 }
 
 impl RecentCreates {
     fn lock(&self) -> MutexGuard<'_, Generations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hash(&self, place: i64, entity: EntityKey) -> u64 {
+        self.hasher.hash_one((place, entity))
     }
 
     pub(super) fn contains(&self, place: i64, entity: EntityKey) -> bool {
+        let hash = self.hash(place, entity);
         let recent = self.lock();
-        recent.newer.contains(&(place, entity)) || recent.older.contains(&(place, entity))
-    }
-
-    fn insert(&self, place: i64, entity: EntityKey) {
-        let mut recent = self.lock();
-        if recent.newer.len() >= RECENT_MAX {
-            recent.older = std::mem::take(&mut recent.newer);
-        }
-        recent.newer.insert((place, entity));
-    }
-
-    fn remove(&self, place: i64, entity: EntityKey) {
-        let mut recent = self.lock();
-        recent.newer.remove(&(place, entity));
-        recent.older.remove(&(place, entity));
+        recent.newer.contains(&hash) || recent.older.contains(&hash)
     }
 
     /// Records what a confirmed write created and ended.
     pub(super) fn confirmed(&self, place: i64, touches: &[Touch]) {
+        let mut recent = self.lock();
         for touch in touches.iter().filter(|touch| touch.key.is_trace_or_span()) {
             match touch.effect {
-                Effect::Create => self.insert(place, touch.key),
-                Effect::End => self.remove(place, touch.key),
+                Effect::Create => recent.insert(self.hash(place, touch.key)),
+                Effect::End => recent.remove(self.hash(place, touch.key)),
                 Effect::Update | Effect::Annotate | Effect::Refer => {}
             }
         }
+    }
+}
+
+impl Generations {
+    fn insert(&mut self, hash: u64) {
+        if self.newer.len() >= RECENT_MAX {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(hash);
+    }
+
+    fn remove(&mut self, hash: u64) {
+        self.newer.remove(&hash);
+        self.older.remove(&hash);
     }
 }
 
@@ -158,16 +190,19 @@ pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), 
     Ok(())
 }
 
+/// Returns whether the note about this entity is removed once such a write is confirmed.
+pub(super) fn ends_note(touch: &Touch) -> bool {
+    matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span()
+}
+
 /// Removes the notes of entities whose create was confirmed, or that were ended.
 pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Result<(), Fault> {
-    let ends_note =
-        |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
     if counter(tx, NOTES)? == 0 {
         return Ok(());
     }
     let mut drop = tx.prepare_cached(queries::DROP_NOTE)?;
     let mut dropped = 0;
-    for touch in touches.iter().filter(ends_note) {
+    for touch in touches.iter().filter(|touch| ends_note(touch)) {
         dropped += drop.execute(params![&touch.key.as_bytes()[..], place])? as i64;
     }
     if dropped > 0 {
@@ -176,16 +211,16 @@ pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Res
     Ok(())
 }
 
+/// Returns whether there are any notes.
+pub(super) fn are_there(connection: &Connection) -> Result<bool, Fault> {
+    Ok(counter(connection, NOTES)? > 0)
+}
+
 /// Returns whether there is a note that a confirmed single create or an end with these touches removes.
 pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) -> Result<bool, Fault> {
-    if counter(connection, NOTES)? == 0 {
-        return Ok(false);
-    }
     let mut known = connection.prepare_cached(queries::HAS_NOTE)?;
-    for touch in touches {
-        if matches!(touch.effect, Effect::Create | Effect::End)
-            && known.exists(params![&touch.key.as_bytes()[..], place])?
-        {
+    for touch in touches.iter().filter(|touch| ends_note(touch)) {
+        if known.exists(params![&touch.key.as_bytes()[..], place])? {
             return Ok(true);
         }
     }
@@ -245,7 +280,7 @@ impl<'a> AheadLookup<'a> {
             connection,
             recent,
             place: place_of(connection, lane)?,
-            has_notes: counter(connection, NOTES)? > 0,
+            has_notes: are_there(connection)?,
             unsure_before_ms: counter(connection, UNSURE_BEFORE)?,
             updated: HashSet::new(),
             created: HashSet::new(),
@@ -353,7 +388,7 @@ mod tests {
         recent.confirmed(7, &touch(Effect::End));
         assert!(is_noted(&touch(Effect::Update)));
         for number in 0..RECENT_MAX as u32 * 3 {
-            recent.insert(7, trace(number));
+            recent.confirmed(7, &[Touch { key: trace(number), effect: Effect::Create }]);
         }
         let kept = {
             let recent = recent.lock();

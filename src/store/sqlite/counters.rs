@@ -36,3 +36,10 @@ pub(super) fn full_record(connection: &Connection) -> Result<FullRecord, Fault> 
 
 /// The counter of rejected messages that were dropped.
 pub(super) const REJECTED_DROPPED: &str = "rejected_dropped";
+
+/// Writes a commit to a log that was emptied: only the end of a log that has one can be watched ([`super::log_end`]).
+pub(super) fn begin_log(tx: &Transaction<'_>) -> Result<(), Fault> {
+    // Counted because a page that is not changed is not written.
+    tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?.execute(params!["logs_begun", 1])?;
+    Ok(())
+}

@@ -210,7 +210,7 @@ fn reason_in(flag: &Path) -> String {
 }
 
 /// Opening a flag that is a pipe must not block.
-fn libc_nonblock() -> i32 {
+pub(super) fn libc_nonblock() -> i32 {
     i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default()
 }
 
