@@ -31,12 +31,9 @@ impl Write {
     pub(super) async fn commit(&self, message: Message, on_queued: impl FnOnce()) -> Result<(), NotStored> {
         let shared = &self.shared;
         let (done, committed) = oneshot::channel();
+        let answers = shared.commit_answers.running();
         let message = Message { accepted_at_ms: now_ms(), ..message };
-        let is_queued = shared.committer.submit(
-            message,
-            // The receiver is dropped only with the runtime: then there is no client to answer.
-            Box::new(move |result| drop(done.send(result))),
-        );
+        let is_queued = shared.committer.submit(message, Box::new(move |result| Some(answers.add(done, result))));
         if is_queued {
             on_queued();
         }
