@@ -49,7 +49,7 @@ fn run(path: &Path, log: &mut Wal) {
 }
 
 /// Pages in the write-ahead log from which on the committing connection runs a checkpoint.
-const LOG_PAGES_MAX: u64 = 2000;
+const LOG_PAGES_MAX: u64 = 1000;
 
 /// The same for a store with a small size limit, whose log must stay a small part of it.
 const LOG_PAGES_MIN: u64 = 100;
