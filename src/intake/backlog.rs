@@ -85,6 +85,18 @@ impl Shared {
         LaneState::Waiting
     }
 
+    /// Returns whether a write of this lane overtakes nothing that is stored, whatever it touches; `false` also where
+    /// that has to be looked into first ([`Shared::refresh_store`], [`Shared::lane_state`]).
+    ///
+    /// Called once the write is received whole and has its turn: only then have all that it might overtake been
+    /// committed.
+    #[allow(dead_code)]
+    pub(super) fn is_lane_clear(&self, lane: &Lane) -> bool {
+        !self.slot.is_due()
+            && matches!(self.slot.try_with(|store| store.is_clear(lane)), Ok(true))
+            && !self.slot.has_moved()
+    }
+
     /// Returns what is known of the messages in a store that can't be used; called where [`ahead`] is.
     ///
     /// [`ahead`]: crate::store::Intake::ahead

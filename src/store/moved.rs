@@ -57,6 +57,11 @@ impl MovedStores {
         seen
     }
 
+    /// Returns whether none is watched.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Returns their paths.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         let moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);

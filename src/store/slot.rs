@@ -860,6 +860,11 @@ impl StoreSlot {
         matches!(seen, Some(BacklogSeen::Unknown | BacklogSeen::Holds { conflicting: true, .. }))
     }
 
+    /// Returns whether a store was moved away with messages in it, as far as is known.
+    pub(crate) fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
     /// Returns the current paths of stores that were moved away with messages in them.
     pub fn moved(&self) -> Vec<PathBuf> {
         self.moved.paths()

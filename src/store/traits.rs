@@ -38,9 +38,15 @@ pub trait Intake: Send + Sync {
 
     /// Returns what is ahead of a new write of this lane that touches these entities. Without entities it only counts.
     ///
-    /// Sees what other processes committed. Intake calls it before every forwarded write: one indexed look-up while
-    /// nothing waits, otherwise one per entity, up to [`Ahead::TOUCHES_MAX`] of them.
+    /// Sees what other processes committed. Intake calls it before every forwarded write: while nothing waits and
+    /// nothing is committed it costs no look-up, otherwise one per entity, up to [`Ahead::TOUCHES_MAX`] of them.
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError>;
+
+    /// Returns whether no write of this lane has anything ahead of it, whatever it touches: none of its messages waits,
+    /// and the server refused none.
+    ///
+    /// Sees what other processes committed, and costs what [`Intake::ahead`] does.
+    fn is_clear(&self, lane: &Lane) -> Result<bool, StoreError>;
 
     /// Returns whether a write to this server that touches these entities may conflict with what is stored, whatever
     /// its lane.

@@ -85,6 +85,7 @@ impl Intake for Panicking {
 
     delegate! {
         fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
+        fn is_clear(&self, lane: &Lane) -> bool;
         fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen;
         fn limit(&self, lane: &Lane, hold: &Hold) -> ();
         fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> ();

@@ -354,6 +354,7 @@ impl Side {
         view.extend(
             lanes().iter().map(|lane| format!("{}", store.ahead(lane, &[]).expect("it can be counted").messages)),
         );
+        view.extend(lanes().iter().map(|lane| format!("{}", store.is_clear(lane).expect("it can be asked"))));
         // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.
         for lane in &lanes() {
             for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {

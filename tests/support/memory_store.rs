@@ -502,6 +502,10 @@ impl Intake for MemoryStore {
         Ok(Ahead { messages, conflicting: is_stranded || is_in_way, held: shelf.hold(now_ms()).is_some(), limited })
     }
 
+    fn is_clear(&self, lane: &Lane) -> Result<bool, StoreError> {
+        Ok(self.open()?.shelves.iter().all(|shelf| shelf.lane != *lane || shelf.items.is_empty()))
+    }
+
     fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
         let contents = self.open()?;
         let (mut footprint, mut is_any, mut waiting, mut is_stranded) = (Footprint::default(), false, false, false);

@@ -413,6 +413,10 @@ impl Intake for ModelStore {
         Ok(Ahead { messages: ahead.len() as u64, conflicting, held, limited })
     }
 
+    fn is_clear(&self, lane: &Lane) -> Result<bool, StoreError> {
+        Ok(self.state()?.messages.iter().all(|record| record.message.lane != *lane))
+    }
+
     fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
         let state = self.state()?;
         let is_maybe_its = |record: &&Record| record.message.lane.server.as_ref().is_none_or(|of| of == server);

@@ -158,16 +158,19 @@ pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), 
     Ok(())
 }
 
+/// Returns whether the note about this entity is removed once such a write is confirmed.
+pub(super) fn ends_note(touch: &Touch) -> bool {
+    matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span()
+}
+
 /// Removes the notes of entities whose create was confirmed, or that were ended.
 pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Result<(), Fault> {
-    let ends_note =
-        |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
     if counter(tx, NOTES)? == 0 {
         return Ok(());
     }
     let mut drop = tx.prepare_cached(queries::DROP_NOTE)?;
     let mut dropped = 0;
-    for touch in touches.iter().filter(ends_note) {
+    for touch in touches.iter().filter(|touch| ends_note(touch)) {
         dropped += drop.execute(params![&touch.key.as_bytes()[..], place])? as i64;
     }
     if dropped > 0 {
@@ -176,16 +179,16 @@ pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Res
     Ok(())
 }
 
+/// Returns whether there are any notes.
+pub(super) fn are_there(connection: &Connection) -> Result<bool, Fault> {
+    Ok(counter(connection, NOTES)? > 0)
+}
+
 /// Returns whether there is a note that a confirmed single create or an end with these touches removes.
 pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) -> Result<bool, Fault> {
-    if counter(connection, NOTES)? == 0 {
-        return Ok(false);
-    }
     let mut known = connection.prepare_cached(queries::HAS_NOTE)?;
-    for touch in touches {
-        if matches!(touch.effect, Effect::Create | Effect::End)
-            && known.exists(params![&touch.key.as_bytes()[..], place])?
-        {
+    for touch in touches.iter().filter(|touch| ends_note(touch)) {
+        if known.exists(params![&touch.key.as_bytes()[..], place])? {
             return Ok(true);
         }
     }
@@ -245,7 +248,7 @@ impl<'a> AheadLookup<'a> {
             connection,
             recent,
             place: place_of(connection, lane)?,
-            has_notes: counter(connection, NOTES)? > 0,
+            has_notes: are_there(connection)?,
             unsure_before_ms: counter(connection, UNSURE_BEFORE)?,
             updated: HashSet::new(),
             created: HashSet::new(),

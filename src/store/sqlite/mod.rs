@@ -57,6 +57,7 @@ mod proof;
 mod queries;
 mod queue_ahead;
 mod quick_check;
+mod quick_reader;
 mod reassign;
 mod record;
 mod recovery;

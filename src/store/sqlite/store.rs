@@ -20,6 +20,7 @@ use super::ahead::RecentCreates;
 use super::ballast::Ballast;
 use super::codec::Packer;
 use super::fault::Fault;
+use super::quick_reader::QuickReader;
 use super::rejected_share::RejectedShare;
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::stranded::Memo;
@@ -49,8 +50,8 @@ pub struct SqliteStore {
     pub(super) watch: UnprovenWatch,
     pub(super) limits: Limits,
     pub(super) writer: Mutex<Connection>,
-    /// Answers `ahead` only.
-    pub(super) quick_reader: Mutex<Connection>,
+    /// Answers what intake asks about every write.
+    pub(super) quick_reader: Mutex<QuickReader>,
     pub(super) reader: Mutex<Connection>,
     pub(super) packer: Packer,
     pub(super) keys: Arc<KeyRing>,
@@ -121,7 +122,7 @@ impl SqliteStore {
             watch: opened.watch,
             limits,
             writer: Mutex::new(opened.writer),
-            quick_reader: Mutex::new(quick_reader),
+            quick_reader: Mutex::new(QuickReader::new(quick_reader)),
             reader: Mutex::new(reader),
             packer: Packer::new(),
             keys,
@@ -250,7 +251,15 @@ impl SqliteStore {
         connection: &Mutex<Connection>,
         work: impl FnOnce(&Connection, &Sealer) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
-        let mut connection = lock(connection);
+        self.read_by(&mut lock(connection), work)
+    }
+
+    /// Does this work on one snapshot that this connection sees.
+    pub(super) fn read_by<T>(
+        &self,
+        connection: &mut Connection,
+        work: impl FnOnce(&Connection, &Sealer) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
             guard::refuse_newer(&tx, &self.path)?;
@@ -264,12 +273,15 @@ impl SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        for connection in [&mut self.writer, &mut self.quick_reader, &mut self.reader] {
-            self.watch.before_close(connection.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let quick_reader = self.quick_reader.get_mut().unwrap_or_else(PoisonError::into_inner).connection();
+        let [writer, reader] =
+            [&mut self.writer, &mut self.reader].map(|it| it.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let connections = [&*writer, &*quick_reader, &*reader];
+        for connection in connections {
+            self.watch.before_close(connection);
         }
         // This only ever keeps a log that would be removed.
-        let connections = [&self.writer, &self.quick_reader, &self.reader].map(lock);
-        self.ballast.before_closing(connections.iter().map(|connection| &**connection));
+        self.ballast.before_closing(connections.into_iter());
     }
 }
 

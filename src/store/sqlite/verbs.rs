@@ -49,25 +49,35 @@ impl Intake for SqliteStore {
     }
 
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
+        let mut reader = lock(&self.quick_reader);
         // That is all while nothing waits. Only if something does, a snapshot of its own is examined more closely.
-        let quick = || {
-            let reader = lock(&self.quick_reader);
-            guard::look(&reader, &self.path, |reader| queue_ahead::waiting(reader, &self.known_sealer(), lane))
-        };
-        match quick().map_err(|fault: Fault| fault.at(&self.path))? {
-            Some(queue_ahead::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
-                Ok(Ahead { messages, ..Ahead::default() })
+        let found = reader.in_lane(&self.path, &self.known_sealer(), lane).map_err(|fault| fault.at(&self.path))?;
+        match found {
+            Some(in_lane) if in_lane.is_clear() || touches.is_empty() => {
+                Ok(Ahead { messages: in_lane.messages, ..Ahead::default() })
             }
             // Also after a key rotation: a lane is looked up by another value then.
-            Some(_) | None => self
-                .read(&self.quick_reader, |connection, sealer| queue_ahead::ahead(connection, sealer, lane, touches)),
+            Some(_) | None => self.read_by(reader.connection(), |connection, sealer| {
+                queue_ahead::ahead(connection, sealer, lane, touches)
+            }),
+        }
+    }
+
+    fn is_clear(&self, lane: &Lane) -> Result<bool, StoreError> {
+        let mut reader = lock(&self.quick_reader);
+        let found = reader.in_lane(&self.path, &self.known_sealer(), lane).map_err(|fault| fault.at(&self.path))?;
+        match found {
+            Some(in_lane) => Ok(in_lane.is_clear()),
+            None => self.read_by(reader.connection(), |connection, sealer| {
+                Ok(queue_ahead::waiting(connection, sealer, lane)?.is_some_and(queue_ahead::InLane::is_clear))
+            }),
         }
     }
 
     fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
         let mut reader = lock(&self.quick_reader);
         let mut look = || {
-            let tx = reader.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            let tx = reader.connection().transaction_with_behavior(TransactionBehavior::Deferred)?;
             guard::refuse_newer(&tx, &self.path)?;
             let seen = view::seen(&tx, schema::known_version(), server, touches)?;
             tx.finish()?;
@@ -93,11 +103,8 @@ impl Intake for SqliteStore {
         let place = lane.place();
         self.recent.confirmed(place, touches);
         // A batch create stays hidden behind a partial row, so the note stays, too.
-        let removes = !message_type.is_batch_create();
-        let has_note = || {
-            let reader = lock(&self.quick_reader);
-            guard::look(&reader, &self.path, |reader| ahead::has_any(reader, place, touches))
-        };
+        let removes = !message_type.is_batch_create() && touches.iter().any(ahead::ends_note);
+        let has_note = || lock(&self.quick_reader).has_note(&self.path, place, touches);
         if removes && has_note().map_err(|fault| fault.at(&self.path))? {
             self.write(|tx, _| ahead::forget(tx, place, touches))?;
         }
@@ -467,7 +474,8 @@ impl Maintain for SqliteStore {
     }
 
     fn close(&self) {
-        for connection in [&self.writer, &self.quick_reader, &self.reader] {
+        lock(&self.quick_reader).close(&self.watch);
+        for connection in [&self.writer, &self.reader] {
             guard::close(&mut lock(connection), &self.watch);
         }
     }
