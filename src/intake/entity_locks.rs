@@ -4,24 +4,42 @@
 //! later write about the same entity of the same lane waits until the earlier one is done: answered by the server, or
 //! committed to the store. Only then the later one is admitted, and by then the store knows what it would overtake.
 //!
+//! ```text
+//!                handed to the committer            a later one follows
+//!   deciding ◀───────────────────────────▶ queued ───────────────────────▶ followed
+//!      │     not stored, and not followed     │                               │
+//!      └──────────────────▶ done ◀────────────┴───────────────────────────────┘
+//! ```
+//!
+//! # Writes that follow
+//!
+//! An earlier write that was handed to the committer is *queued*. The committer stores in the order in which it was
+//! handed messages, so a later write that is to be stored as well need not wait for that commit: it *follows*, and
+//! they share one. Of the two, only the earlier one may fail to be stored; its client gets an error and still has it.
+//! But it must not be sent to the server then, where it could arrive after its follower that is delivered from the
+//! store: [`Ticket::take_back`] returns whether it may decide again. A write that may be forwarded never follows.
+//!
 //! # Invariants
 //!
-//! - *Order*: a [`Ticket`] is given out only when every earlier conflicting write ([`Effect::conflicts`]) is done. The
-//!   place in the queue is taken when [`EntityLocks::lock`] is called, not when its future is first polled.
+//! - *Order*: a write has its turn ([`Turn`]) only when every earlier conflicting write ([`Effect::conflicts`]) is
+//!   done, or, if it follows, is done or queued. The place in the queue is taken when [`EntityLocks::enqueue`] or
+//!   [`EntityLocks::lock`] is called, not when a future is first polled.
+//! - *Done is done*: a write is done only once the earlier ones that it waited for or followed are, too. So a later
+//!   write waits only for the last one before it. A ticket that is dropped earlier leaves its place to the next of them
+//!   that is not done ([`Remains`]).
 //! - *Duplicates are concurrent*: writes that are byte-identical have no order among themselves, even from different
 //!   clients: they share their place. (A load test that posts one body over many connections would otherwise be
 //!   serialized.)
-//! - *No deadlock*: the locks for all entities of a write are taken at once, so tickets can't wait for each other in a
-//!   cycle.
+//! - *No deadlock*: the places in the queues of all entities of a write are taken at once, so tickets can't wait for
+//!   each other in a cycle.
 //! - *Memory*: one entry per entity of a write in flight. A ticket that is dropped removes its entries.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
-
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::message::{Effect, EntityKey, Lane, Request, Touch};
 
@@ -37,7 +55,7 @@ struct LockQueues {
     /// Those about each entity of each lane.
     entities: HashMap<(Arc<Lane>, EntityKey), EntityQueue>,
     /// The last one of each lane that is about all entities.
-    lanes: HashMap<Arc<Lane>, Done>,
+    lanes: HashMap<Arc<Lane>, Arc<Place>>,
 }
 
 impl LockQueues {
@@ -53,17 +71,22 @@ struct EntityQueue {
     /// The last ones that change or end it.
     change: Option<Duplicates>,
     /// The last one that ends it.
-    end: Option<Done>,
+    end: Option<Arc<Place>>,
     /// Those that refer to it, since that one.
-    references: Vec<Done>,
+    references: Vec<Arc<Place>>,
 }
 
 impl EntityQueue {
     /// Appends a ticket, and returns the earlier ones that it must not overtake ([`Effect::conflicts`]).
-    fn enqueue(&mut self, effect: Effect, done: &Done, identity: Option<&Arc<RequestIdentity>>) -> Vec<Done> {
+    fn enqueue(
+        &mut self,
+        effect: Effect,
+        place: &Arc<Place>,
+        identity: Option<&Arc<RequestIdentity>>,
+    ) -> Vec<Arc<Place>> {
         match effect {
             Effect::Refer => {
-                self.references.push(done.clone());
+                self.references.push(place.clone());
                 return self.end.iter().cloned().collect();
             }
             Effect::Create | Effect::Update | Effect::Annotate => {
@@ -71,35 +94,35 @@ impl EntityQueue {
                     && identity.is_some()
                     && duplicates.identity.as_ref() == identity
                 {
-                    duplicates.tickets.push(done.clone());
+                    duplicates.tickets.push(place.clone());
                     return duplicates.behind.clone();
                 }
             }
-            Effect::End => self.end = Some(done.clone()),
+            Effect::End => self.end = Some(place.clone()),
         }
         let is_end = effect == Effect::End;
         let mut earlier = if is_end { std::mem::take(&mut self.references) } else { Vec::new() };
         earlier.extend(self.change.take().into_iter().flat_map(|duplicates| duplicates.tickets));
         let identity = identity.filter(|_| !is_end).cloned();
-        self.change = Some(Duplicates { identity, tickets: vec![done.clone()], behind: earlier.clone() });
+        self.change = Some(Duplicates { identity, tickets: vec![place.clone()], behind: earlier.clone() });
         earlier
     }
 
     /// Returns all tickets that are not done, or are done before these are.
-    fn all(&self) -> impl Iterator<Item = &Done> {
+    fn all(&self) -> impl Iterator<Item = &Arc<Place>> {
         let changes = self.change.iter().flat_map(|duplicates| &duplicates.tickets);
         changes.chain(&self.end).chain(&self.references)
     }
 
     /// Removes a ticket, and returns whether none is left. A later ticket that took its place still waits for it, and
     /// removes itself.
-    fn remove(&mut self, done: &Done) -> bool {
+    fn remove(&mut self, place: &Arc<Place>) -> bool {
         self.change.take_if(|duplicates| {
-            duplicates.tickets.retain(|ticket| !Arc::ptr_eq(ticket, done));
+            duplicates.tickets.retain(|ticket| !Arc::ptr_eq(ticket, place));
             duplicates.tickets.is_empty()
         });
-        self.end.take_if(|end| Arc::ptr_eq(end, done));
-        self.references.retain(|reference| !Arc::ptr_eq(reference, done));
+        self.end.take_if(|end| Arc::ptr_eq(end, place));
+        self.references.retain(|reference| !Arc::ptr_eq(reference, place));
         self.change.is_none() && self.end.is_none() && self.references.is_empty()
     }
 }
@@ -109,9 +132,9 @@ struct Duplicates {
     /// The request that all of them make; none for a ticket that shares with no other.
     identity: Option<Arc<RequestIdentity>>,
     /// Those that are not done.
-    tickets: Vec<Done>,
+    tickets: Vec<Arc<Place>>,
     /// The tickets that they wait for.
-    behind: Vec<Done>,
+    behind: Vec<Arc<Place>>,
 }
 
 /// The parts of a request that make it a duplicate of another.
@@ -128,32 +151,141 @@ impl RequestIdentity {
     }
 }
 
-/// Closed when a ticket is dropped, which wakes everyone who waits for a permit. There never is a permit.
-type Done = Arc<Semaphore>;
+/// The place of a write in the queues of its entities.
+#[derive(Default)]
+struct Place {
+    state: Mutex<PlaceState>,
+    /// Wakes those who wait for another step.
+    changed: Notify,
+}
 
-/// The right to decide about a write, until it is dropped.
+#[derive(Default)]
+struct PlaceState {
+    step: Step,
+    /// What dropped tickets left that come after this one.
+    heirs: Vec<Remains>,
+}
+
+/// How far a write is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    /// It may reach the server at any time, or the store.
+    #[default]
+    Deciding,
+    /// It was handed to the committer.
+    Queued,
+    /// The same, and a later one was, or will be, handed over behind it.
+    Followed,
+    Done,
+}
+
+impl Place {
+    fn state(&self) -> MutexGuard<'_, PlaceState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(&self) -> Step {
+        self.state().step
+    }
+
+    /// Waits for a step of which this is true.
+    async fn until(&self, is_over: impl Fn(Step) -> bool) {
+        loop {
+            // Notices every change from here on.
+            let changed = self.changed.notified();
+            if is_over(self.step()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn queued(&self) {
+        let mut state = self.state();
+        if state.step == Step::Deciding {
+            state.step = Step::Queued;
+            drop(state);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Lets a later write follow, and returns whether it may.
+    fn follow(&self) -> bool {
+        let mut state = self.state();
+        match state.step {
+            Step::Deciding => return false,
+            Step::Queued => state.step = Step::Followed,
+            Step::Followed | Step::Done => {}
+        }
+        true
+    }
+
+    fn take_back(&self) -> bool {
+        let mut state = self.state();
+        match state.step {
+            Step::Deciding => true,
+            Step::Queued => {
+                state.step = Step::Deciding;
+                true
+            }
+            Step::Followed | Step::Done => false,
+        }
+    }
+
+    /// Returns what waited for this place to be done.
+    fn done(&self) -> Vec<Remains> {
+        let heirs = {
+            let mut state = self.state();
+            state.step = Step::Done;
+            std::mem::take(&mut state.heirs)
+        };
+        self.changed.notify_waiters();
+        heirs
+    }
+
+    /// Gives what a dropped ticket left to this place; returns it if this one is done.
+    fn inherit(&self, remains: Remains) -> Result<(), Remains> {
+        let mut state = self.state();
+        if state.step == Step::Done {
+            return Err(remains);
+        }
+        state.heirs.push(remains);
+        Ok(())
+    }
+}
+
+/// What a write may do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Anything: every earlier write that it must not overtake is done.
+    First,
+    /// Only be handed to the committer, or fail: earlier ones are queued there.
+    Behind,
+}
+
+/// The place of a write, until it is dropped: the right to decide about it, once it has its turn.
 pub(super) struct Ticket {
+    remains: Option<Remains>,
+}
+
+/// What a ticket consists of. It outlives a ticket that is dropped before the earlier ones are done.
+struct Remains {
     locks: EntityLocks,
     lane: Arc<Lane>,
     keys: Vec<EntityKey>,
-    done: Done,
+    place: Arc<Place>,
+    /// The places that it must not overtake, as far as they are not known to be done.
+    earlier: Vec<Arc<Place>>,
 }
 
 impl EntityLocks {
-    /// Waits until every earlier write that must not be overtaken is done ([`crate::message::conflict`]).
+    /// Takes the place of a write behind all earlier ones that it must not overtake ([`crate::message::conflict`]).
     ///
     /// `request` is all that the write sends to the server, if that is one request in memory.
-    ///
-    /// The place in the queue is taken when this is called, not when its future is first polled.
-    pub(super) fn lock(
-        &self,
-        lane: &Lane,
-        touches: &[Touch],
-        request: Option<&Request>,
-    ) -> impl Future<Output = Ticket> + Send + use<> {
+    pub(super) fn enqueue(&self, lane: &Lane, touches: &[Touch], request: Option<&Request>) -> Ticket {
         let identity = request.map(|request| Arc::new(RequestIdentity::of(request)));
         let lane = Arc::new(lane.clone());
-        let done: Done = Arc::new(Semaphore::new(0));
+        let place = Arc::<Place>::default();
         let mut earlier = Vec::new();
         let mut keys = Vec::with_capacity(touches.len());
         {
@@ -162,10 +294,22 @@ impl EntityLocks {
             for touch in touches {
                 keys.push(touch.key);
                 let queue = queues.entities.entry((lane.clone(), touch.key)).or_default();
-                earlier.extend(queue.enqueue(touch.effect, &done, identity.as_ref()));
+                earlier.extend(queue.enqueue(touch.effect, &place, identity.as_ref()));
             }
         }
-        Ticket { locks: self.clone(), lane, keys, done }.after(earlier)
+        Ticket { remains: Some(Remains { locks: self.clone(), lane, keys, place, earlier }) }
+    }
+
+    /// Waits until every earlier write that must not be overtaken is done; as [`EntityLocks::enqueue`].
+    ///
+    /// The place in the queue is taken when this is called, not when its future is first polled.
+    pub(super) fn lock(
+        &self,
+        lane: &Lane,
+        touches: &[Touch],
+        request: Option<&Request>,
+    ) -> impl Future<Output = Ticket> + Send + use<> {
+        self.enqueue(lane, touches, request).at_its_turn()
     }
 
     /// Waits until every earlier write of the lane that names an entity is done; later ones wait for this ticket.
@@ -173,15 +317,15 @@ impl EntityLocks {
     /// For a write whose entities are unknown. The place in the queue is taken when this is called.
     pub(super) fn lock_lane(&self, lane: &Lane) -> impl Future<Output = Ticket> + Send + use<> {
         let lane = Arc::new(lane.clone());
-        let done: Done = Arc::new(Semaphore::new(0));
+        let place = Arc::<Place>::default();
         let mut earlier = Vec::new();
         {
             let mut queues = self.queues();
             let of_lane = queues.entities.iter().filter(|((of, _), _)| *of == lane);
             earlier.extend(of_lane.flat_map(|(_, queue)| queue.all()).cloned());
-            earlier.extend(queues.lanes.insert(lane.clone(), done.clone()));
+            earlier.extend(queues.lanes.insert(lane.clone(), place.clone()));
         }
-        Ticket { locks: self.clone(), lane, keys: Vec::new(), done }.after(earlier)
+        Ticket { remains: Some(Remains { locks: self.clone(), lane, keys: Vec::new(), place, earlier }) }.at_its_turn()
     }
 
     fn queues(&self) -> MutexGuard<'_, LockQueues> {
@@ -190,31 +334,88 @@ impl EntityLocks {
 }
 
 impl Ticket {
-    /// Waits until these earlier tickets are done.
-    async fn after(self, earlier: Vec<Done>) -> Self {
-        for done in earlier {
-            // Always an error: the semaphore is closed, which is what we wait for.
-            let _ = done.acquire().await;
-        }
+    async fn at_its_turn(mut self) -> Self {
+        self.turn().await;
         self
+    }
+
+    /// Waits until every earlier write that must not be overtaken is done.
+    pub(super) async fn turn(&mut self) {
+        self.turn_or_behind(|| false).await;
+    }
+
+    /// Waits as [`Ticket::turn`] does, but only until the earlier writes are done or queued while `may_follow`: the
+    /// write will only be handed to the committer.
+    pub(super) async fn turn_or_behind(&mut self, may_follow: impl Fn() -> bool) -> Turn {
+        let Some(Remains { earlier, .. }) = &mut self.remains else { return Turn::First };
+        loop {
+            for place in &*earlier {
+                place.until(|step| step == Step::Done || step != Step::Deciding && may_follow()).await;
+            }
+            earlier.retain(|place| place.step() != Step::Done);
+            if earlier.is_empty() {
+                return Turn::First;
+            }
+            // One that was taken back meanwhile is waited for again.
+            if may_follow() && earlier.iter().all(|place| place.follow()) {
+                return Turn::Behind;
+            }
+        }
+    }
+
+    /// The write was handed to the committer, behind all that it must not overtake: later ones may follow.
+    pub(super) fn queued(&self) {
+        if let Some(remains) = &self.remains {
+            remains.place.queued();
+        }
+    }
+
+    /// The write was not stored. Returns whether no later one follows it: only then anything else may be decided about
+    /// it, once it has its [`Ticket::turn`].
+    pub(super) fn take_back(&self) -> bool {
+        self.remains.as_ref().is_some_and(|remains| remains.place.take_back())
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        let (mut next, mut others) = (self.remains.take(), Vec::new());
+        while let Some(remains) = next {
+            if let Some(remains) = remains.leave_to_earlier() {
+                others.extend(remains.end());
+            }
+            next = others.pop();
+        }
+    }
+}
+
+impl Remains {
+    /// Leaves itself to an earlier place that is not done; returns itself if all are.
+    fn leave_to_earlier(mut self) -> Option<Self> {
+        while let Some(place) = self.earlier.pop() {
+            match place.inherit(self) {
+                Ok(()) => return None,
+                Err(remains) => self = remains,
+            }
+        }
+        Some(self)
+    }
+
+    /// Gives up the place, and returns what waited for that.
+    fn end(self) -> Vec<Self> {
         let mut queues = self.locks.queues();
-        for key in self.keys.drain(..) {
+        for key in self.keys {
             if let Entry::Occupied(mut entry) = queues.entities.entry((self.lane.clone(), key))
-                && entry.get_mut().remove(&self.done)
+                && entry.get_mut().remove(&self.place)
             {
                 entry.remove();
             }
         }
-        if queues.lanes.get(&self.lane).is_some_and(|done| Arc::ptr_eq(done, &self.done)) {
+        if queues.lanes.get(&self.lane).is_some_and(|place| Arc::ptr_eq(place, &self.place)) {
             queues.lanes.remove(&self.lane);
         }
         drop(queues);
-        self.done.close();
+        self.place.done()
     }
 }
 
@@ -337,5 +538,186 @@ mod tests {
         drop(is_ready(&mut later).await.expect("all ahead of it are done"));
         drop(is_ready(&mut last).await.expect("all ahead of it are done"));
         assert!(locks.queues().is_empty(), "tickets that are done are still remembered");
+    }
+
+    #[tokio::test]
+    async fn a_write_to_be_stored_follows_one_that_is_queued_and_no_other_does() {
+        let (locks, lane) = (EntityLocks::default(), Lane::default());
+        let enqueue = |effect| locks.enqueue(&lane, &[touch("a", effect)], None);
+        let (first, mut second, mut third) =
+            (enqueue(Effect::Create), enqueue(Effect::Update), enqueue(Effect::Annotate));
+        {
+            let mut waiting = Box::pin(second.turn_or_behind(|| true));
+            assert!(is_ready(&mut waiting).await.is_none(), "the first write is not queued");
+            first.queued();
+            assert_eq!(is_ready(&mut waiting).await, Some(Turn::Behind));
+        }
+        assert!(!first.take_back(), "the first write could be sent after the second one");
+        second.queued();
+        {
+            let mut waiting = Box::pin(third.turn());
+            assert!(is_ready(&mut waiting).await.is_none(), "two earlier writes are not committed");
+            drop(second);
+            assert!(is_ready(&mut waiting).await.is_none(), "the second write is done before the first one");
+            drop(first);
+            assert!(is_ready(&mut waiting).await.is_some());
+        }
+        third.queued();
+        assert!(third.take_back(), "no write follows it");
+        let mut fourth = enqueue(Effect::Update);
+        assert!(is_ready(&mut Box::pin(fourth.turn_or_behind(|| true))).await.is_none(), "it is decided again");
+        drop((third, fourth));
+        assert!(locks.queues().is_empty(), "tickets that are done are still remembered");
+    }
+
+    /// What happened to a write so far.
+    enum Life {
+        Waiting(std::pin::Pin<Box<dyn Future<Output = (Ticket, Turn)>>>),
+        Forwarding(Ticket),
+        /// In the committer's queue.
+        Queued(Ticket),
+        Stored(Ticket),
+        Over,
+    }
+
+    /// Writes on their way, a committer and a store.
+    struct Model {
+        locks: EntityLocks,
+        may_follow: Arc<std::sync::atomic::AtomicBool>,
+        writes: Vec<(Vec<Touch>, Life)>,
+        queue: std::collections::VecDeque<usize>,
+        stored: Vec<usize>,
+    }
+
+    impl Model {
+        fn arrive(&mut self, touches: Vec<Touch>) {
+            let mut ticket = self.locks.enqueue(&Lane::default(), &touches, None);
+            let may_follow = self.may_follow.clone();
+            let waiting = async move {
+                let turn = ticket.turn_or_behind(|| may_follow.load(std::sync::atomic::Ordering::Relaxed)).await;
+                (ticket, turn)
+            };
+            self.writes.push((touches, Life::Waiting(Box::pin(waiting))));
+        }
+
+        fn conflict(&self, a: usize, b: usize) -> bool {
+            crate::message::conflict(&self.writes[a].0, &self.writes[b].0)
+        }
+
+        fn forward_or_end(&mut self, number: usize, ticket: Ticket) -> Life {
+            if self.stored.iter().any(|stored| self.conflict(*stored, number)) {
+                return Life::Over;
+            }
+            for (other, (_, life)) in self.writes.iter().enumerate() {
+                let is_settled = match life {
+                    Life::Waiting(_) => other >= number,
+                    Life::Forwarding(_) | Life::Queued(_) => other == number,
+                    Life::Stored(_) | Life::Over => true,
+                };
+                assert!(is_settled || !self.conflict(other, number), "write {number} is sent beside {other}");
+            }
+            Life::Forwarding(ticket)
+        }
+
+        fn submit(&mut self, number: usize, ticket: Ticket) -> Life {
+            for other in 0..number {
+                let is_ahead = !matches!(self.writes[other].1, Life::Waiting(_) | Life::Forwarding(_));
+                assert!(is_ahead || !self.conflict(other, number), "write {number} is stored before {other}");
+            }
+            let later =
+                self.queue.iter().chain(&self.stored).find(|other| **other > number && self.conflict(**other, number));
+            assert!(later.is_none(), "write {number} is stored after {later:?}");
+            self.queue.push_back(number);
+            ticket.queued();
+            Life::Queued(ticket)
+        }
+
+        /// Takes the next step of a write; `choice` chooses where there are several.
+        fn step(&mut self, number: usize, choice: bool) {
+            let life = std::mem::replace(&mut self.writes[number].1, Life::Over);
+            self.writes[number].1 = match life {
+                Life::Waiting(mut future) => {
+                    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+                        Poll::Pending => Life::Waiting(future),
+                        Poll::Ready((ticket, Turn::Behind)) => self.submit(number, ticket),
+                        Poll::Ready((ticket, Turn::First)) if choice => self.submit(number, ticket),
+                        Poll::Ready((ticket, Turn::First)) => self.forward_or_end(number, ticket),
+                    }
+                }
+                // Answered, or kept.
+                Life::Forwarding(ticket) if choice => self.submit(number, ticket),
+                Life::Queued(ticket) => Life::Queued(ticket),
+                Life::Forwarding(ticket) | Life::Stored(ticket) => {
+                    drop(ticket);
+                    Life::Over
+                }
+                Life::Over => Life::Over,
+            };
+        }
+
+        /// Commits the first message that is queued, or fails to.
+        fn commit(&mut self, succeeds: bool) {
+            let Some(number) = self.queue.pop_front() else { return };
+            let Life::Queued(mut ticket) = std::mem::replace(&mut self.writes[number].1, Life::Over) else {
+                panic!("a write is queued twice")
+            };
+            if succeeds {
+                self.stored.push(number);
+                self.writes[number].1 = Life::Stored(ticket);
+            } else if ticket.take_back() {
+                let waiting = async move {
+                    ticket.turn().await;
+                    (ticket, Turn::First)
+                };
+                self.writes[number].1 = Life::Waiting(Box::pin(waiting));
+            }
+        }
+    }
+
+    use proptest::prelude::*;
+
+    fn any_touches() -> impl Strategy<Value = Vec<Touch>> {
+        let any_touch = (0_u8..3, 0_u8..5).prop_map(|(id, code)| {
+            let key = EntityKey::from_parts(EntityKind::Span, [id; 16]);
+            Touch { key, effect: Effect::from_code(code).expect("it exists") }
+        });
+        prop::collection::vec(any_touch, 1..3).prop_map(Touch::distinct)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_fails_no_write_overtakes_another(
+            events in prop::collection::vec((0_u8..12, 0_usize..8, any::<bool>(), any_touches()), 0..80),
+        ) {
+            let (locks, may_follow) = (EntityLocks::default(), Arc::default());
+            let mut model =
+                Model { locks, may_follow, writes: Vec::new(), queue: Default::default(), stored: Vec::new() };
+            for (event, number, choice, touches) in events {
+                match event {
+                    0..3 => model.arrive(touches),
+                    3..8 if number < model.writes.len() => {
+                        let number = model.writes.len() - 1 - number;
+                        model.step(number, choice);
+                    }
+                    8 | 9 => model.commit(choice),
+                    10 if !model.stored.is_empty() => drop(model.stored.remove(0)),
+                    // The task of a write ends before its time.
+                    11 if number == 0 && !model.writes.is_empty() => {
+                        let last = model.writes.len() - 1;
+                        if !matches!(model.writes[last].1, Life::Queued(_)) {
+                            model.writes[last].1 = Life::Over;
+                        }
+                    }
+                    _ => model.may_follow.store(choice, std::sync::atomic::Ordering::Relaxed),
+                }
+            }
+            model.may_follow.store(false, std::sync::atomic::Ordering::Relaxed);
+            for _ in 0..4 * model.writes.len() + 4 {
+                (0..model.writes.len()).for_each(|number| model.step(number, true));
+                model.commit(true);
+            }
+            prop_assert!(model.writes.iter().all(|(_, life)| matches!(life, Life::Over)), "a write waits forever");
+            prop_assert!(model.locks.queues().is_empty(), "tickets that are done are still remembered");
+        }
     }
 }

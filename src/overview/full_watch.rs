@@ -44,6 +44,11 @@ impl FullWatch {
         Self { metrics, watched: Mutex::default() }
     }
 
+    /// Returns whether writes found no room, and none was made since.
+    pub fn is_full(&self) -> bool {
+        self.lock().state.episode().is_some()
+    }
+
     /// Records the failure of a write; returns the limit that it hit, if the store is full.
     pub fn found_no_room(&self, error: &StoreError) -> Option<FullLimit> {
         let StoreError::Full { limit, needed, reason, .. } = error else { return None };

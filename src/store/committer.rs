@@ -97,12 +97,17 @@ impl Committer {
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Queues a message for the next commit; the callback gets the result.
+    /// Queues a message for the next commit, behind all that were queued before; the callback gets the result.
     ///
-    /// Never blocks. If the queue is full or closed, the callback is called at once, on this thread.
-    pub fn submit(&self, message: Message, on_done: OnDone) {
-        if let Some((on_done, error)) = self.queue.push(Waiting { message, on_done }) {
-            on_done(Err(error));
+    /// Never blocks. If the queue is full or closed, the callback is called at once, on this thread. Returns whether the
+    /// message was queued.
+    pub fn submit(&self, message: Message, on_done: OnDone) -> bool {
+        match self.queue.push(Waiting { message, on_done }) {
+            None => true,
+            Some((on_done, error)) => {
+                on_done(Err(error));
+                false
+            }
         }
     }
 

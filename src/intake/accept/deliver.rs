@@ -1,12 +1,14 @@
 //! Admission: the decision to forward, store or refuse a write.
 //!
 //! It is taken once every earlier write that this one must not overtake is done ([`crate::intake::entity_locks`]), so
-//! the store knows by then what this one would overtake.
+//! the store knows by then what this one would overtake. Behind one that is about to be stored there is nothing to
+//! decide: this one is stored as well, mostly in the same commit.
 
 use super::not_stored::NotStored;
 use super::write::{Forwarded, WaitFor, Write};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, unprotected};
 use crate::delivery::unprotected::{Passage, passage};
+use crate::intake::entity_locks::{Ticket, Turn};
 use crate::intake::forward::{self, ClientAnswer};
 use crate::protocol::answers::unavailable;
 use crate::protocol::inspection::NeedsAnswer;
@@ -17,7 +19,28 @@ impl Write {
         let shared = &self.shared;
         // A body that is not in memory is not compared with others.
         let request = self.large.is_none().then_some(&self.message.request);
-        let ticket = shared.listener.entity_locks.lock(&self.message.lane, &self.message.touches, request).await;
+        let mut ticket = shared.listener.entity_locks.enqueue(&self.message.lane, &self.message.touches, request);
+        match ticket.turn_or_behind(|| self.may_follow()).await {
+            Turn::Behind => self.register_or_send(&mut ticket).await,
+            Turn::First => self.decide(&mut ticket).await,
+        }
+    }
+
+    /// Returns whether it would be stored behind an earlier conflicting write that is about to be: it is neither
+    /// forwarded then nor refused for a reason that may be gone after that commit. In a full store it would only keep
+    /// the earlier one from being tried at the server.
+    fn may_follow(&self) -> bool {
+        let shared = &self.shared;
+        self.needs_answer.is_none()
+            && self.large.is_none()
+            && shared.slot.try_get().is_ok()
+            && !shared.collector.full().is_full()
+            && shared.behind_moved(&self.message.touches, false).is_none()
+    }
+
+    /// Decides about a write whose turn it is.
+    async fn decide(&self, ticket: &mut Ticket) -> ClientAnswer {
+        let shared = &self.shared;
         shared.refresh_store().await;
         let reachability = shared.reachability();
         // During an outage every write is stored, whether or not earlier messages are queued: that is not worth
@@ -54,17 +77,26 @@ impl Write {
             }
             Some(_) => Admission::ForwardOnly,
         };
-        let answer = match admission {
-            Admission::Register => match self.register().await {
-                Ok(answer) => answer,
-                Err(not_stored) => self.answer_unregistered(not_stored).await,
-            },
-            Admission::Forward => self.forward_or_register().await,
+        match admission {
+            Admission::Register => self.register_or_send(ticket).await,
+            Admission::Forward => self.forward_or_register(ticket).await,
             Admission::ForwardOnly => self.forward_only().await,
             Admission::Refuse(why) => shared.refuse_unprotected(why),
+        }
+    }
+
+    /// Registers a write, and sends it to the server if it could not be stored and overtakes nothing there.
+    async fn register_or_send(&self, ticket: &mut Ticket) -> ClientAnswer {
+        let not_stored = match self.register(ticket).await {
+            Ok(answer) => return answer,
+            Err(not_stored) => not_stored,
         };
-        drop(ticket);
-        answer
+        if !ticket.take_back() {
+            return not_stored.refuse_unsent(&self.shared, "later writes about the same thing are stored");
+        }
+        // It may have followed others that are not answered yet.
+        ticket.turn().await;
+        self.answer_unregistered(not_stored).await
     }
 
     /// Answers a write that could not be stored.
@@ -85,10 +117,10 @@ impl Write {
     }
 
     /// Forwards a write, and stores it if the server does not decide.
-    async fn forward_or_register(&self) -> ClientAnswer {
+    async fn forward_or_register(&self, ticket: &Ticket) -> ClientAnswer {
         match self.forward(WaitFor::AnswerOrOutage).await {
             Forwarded::Answered(answer) => answer,
-            Forwarded::Keep { fallback } => match self.register().await {
+            Forwarded::Keep { fallback } => match self.register(ticket).await {
                 Ok(answer) => answer,
                 Err(not_stored) => {
                     let refusal = not_stored.refuse(&self.shared);

@@ -160,14 +160,15 @@ impl Write {
             };
             let body = Body::new(content, Encoding::Identity);
             let request = Request { headers: headers.clone(), body, ..self.message.request.clone() };
-            self.commit(Message {
+            let message = Message {
                 request,
                 touches: inspection.touches,
                 items: inspection.items,
                 project: inspection.project,
                 ..self.message.clone()
-            })
-            .await?;
+            };
+            // Nothing may follow before all pieces are queued.
+            self.commit(message, || ()).await?;
             stored += 1;
         }
         tracing::debug!(target: "intake", pieces = stored, "a large batch is stored in pieces");
