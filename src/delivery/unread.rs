@@ -96,7 +96,7 @@ enum FlightState {
 }
 
 #[derive(Debug)]
-struct Flight<T> {
+struct WindowEntry<T> {
     began: Duration,
     concerns: Concerns,
     /// It holds the locks of its entities, so that it keeps order with all others that do.
@@ -108,7 +108,7 @@ struct Flight<T> {
     kept: Option<(T, usize)>,
 }
 
-impl<T> Flight<T> {
+impl<T> WindowEntry<T> {
     fn is_decided(&self) -> bool {
         self.state == FlightState::Delivered
     }
@@ -127,7 +127,7 @@ pub(crate) enum Gate {
 
 /// What a write that has to be stored does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Turn<T> {
+pub(crate) enum StoreTurn<T> {
     /// It is stored, with these behind it in the same commit.
     Store(Vec<T>),
     /// It asks again after a change of the window.
@@ -149,7 +149,7 @@ pub(crate) enum Wakes {
 #[derive(Debug)]
 pub(crate) struct LaneWindow<T> {
     next: u64,
-    flights: BTreeMap<u64, Flight<T>>,
+    flights: BTreeMap<u64, WindowEntry<T>>,
     /// Those without locks that are not decided.
     open: BTreeSet<u64>,
     /// How many are without locks, unread, being stored, or bar unread creates.
@@ -185,7 +185,7 @@ impl<T: Clone> LaneWindow<T> {
 
     /// Begins to forward a create unread, and returns its number; `None` if it has to be read first.
     pub(crate) fn begin_unread(&mut self, now: Duration, kept: impl FnOnce() -> (T, usize)) -> Option<u64> {
-        let is_late = |flight: &Flight<T>| now.saturating_sub(flight.began) > AGE_MAX;
+        let is_late = |flight: &WindowEntry<T>| now.saturating_sub(flight.began) > AGE_MAX;
         if self.storing > 0
             || self.barring > 0
             || self.flights.len() >= ENTRIES_MAX
@@ -194,7 +194,7 @@ impl<T: Clone> LaneWindow<T> {
         {
             return None;
         }
-        let number = self.add(Flight {
+        let number = self.add(WindowEntry {
             began: now,
             concerns: Concerns::Unread,
             is_locked: false,
@@ -211,7 +211,7 @@ impl<T: Clone> LaneWindow<T> {
     pub(crate) fn arrive(&mut self, now: Duration, Locked { concerns, bars, is_final }: Locked) -> u64 {
         let bars = bars || is_final;
         let state = FlightState::Waiting;
-        self.add(Flight { began: now, concerns, is_locked: true, bars, is_final, state, kept: None })
+        self.add(WindowEntry { began: now, concerns, is_locked: true, bars, is_final, state, kept: None })
     }
 
     /// Returns whether a write that has arrived may go on; if so, it counts as sent.
@@ -312,11 +312,11 @@ impl<T: Clone> LaneWindow<T> {
     }
 
     /// Returns whether a write that has to be stored may be, and what is stored behind it.
-    pub(crate) fn turn(&mut self, number: u64) -> Turn<T> {
+    pub(crate) fn turn(&mut self, number: u64) -> StoreTurn<T> {
         if self.unlocked == 0 {
-            return Turn::Store(Vec::new());
+            return StoreTurn::Store(Vec::new());
         }
-        let Some(own) = self.flights.get(&number) else { return Turn::Store(Vec::new()) };
+        let Some(own) = self.flights.get(&number) else { return StoreTurn::Store(Vec::new()) };
         let (own, is_locked) = (own.concerns.clone(), own.is_locked);
         // What is stored before this write, or may be.
         let mut before: Vec<&Concerns> = Vec::new();
@@ -331,14 +331,14 @@ impl<T: Clone> LaneWindow<T> {
         }
         let mut others = before.into_iter().chain(self.flights.range(number..).map(|(_, flight)| &flight.concerns));
         if others.any(Concerns::is_unread) {
-            return Turn::Read;
+            return StoreTurn::Read;
         }
         if waits {
-            return Turn::Wait;
+            return StoreTurn::Wait;
         }
         let (mut group, mut repeated) = (vec![own], Vec::new());
         for flight in self.flights.range_mut(number + 1..).map(|(_, flight)| flight) {
-            let follows = |flight: &Flight<T>| group.iter().any(|before| before.conflicts(&flight.concerns));
+            let follows = |flight: &WindowEntry<T>| group.iter().any(|before| before.conflicts(&flight.concerns));
             match flight.state {
                 FlightState::Delivered if follows(flight) => {
                     group.push(flight.concerns.clone());
@@ -350,7 +350,7 @@ impl<T: Clone> LaneWindow<T> {
                 _ => {}
             }
         }
-        Turn::Store(repeated)
+        StoreTurn::Store(repeated)
     }
 
     /// Returns the unread creates, in their order.
@@ -399,7 +399,7 @@ impl<T: Clone> LaneWindow<T> {
         }
     }
 
-    fn add(&mut self, flight: Flight<T>) -> u64 {
+    fn add(&mut self, flight: WindowEntry<T>) -> u64 {
         let number = self.next;
         self.next += 1;
         self.unlocked += usize::from(!flight.is_locked);

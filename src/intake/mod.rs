@@ -80,6 +80,7 @@ mod body;
 mod connections;
 mod conversation;
 mod entity_locks;
+mod evidence;
 mod exchange;
 mod flush;
 mod flush_slots;
@@ -102,6 +103,7 @@ pub(crate) mod site;
 pub(crate) mod spool;
 mod status_page;
 mod streams;
+mod unread;
 mod wire;
 pub(crate) mod workers;
 

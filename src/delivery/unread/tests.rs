@@ -161,7 +161,7 @@ impl World {
                 }
             }
             (Stage::Storing, Some(number)) => match self.window.turn(number) {
-                Turn::Store(group) if luck < 240 => {
+                StoreTurn::Store(group) if luck < 240 => {
                     self.repeated += group.len();
                     for stored in std::iter::once(write).chain(group) {
                         self.writes[stored].was_stored = true;
@@ -170,12 +170,12 @@ impl World {
                     self.window.remove(number);
                     self.succeed(write);
                 }
-                Turn::Store(_) => {
+                StoreTurn::Store(_) => {
                     self.window.remove(number);
                     self.writes[write].stage = Stage::Over;
                 }
-                Turn::Read => self.read_all(),
-                Turn::Wait => {}
+                StoreTurn::Read => self.read_all(),
+                StoreTurn::Wait => {}
             },
             _ => {}
         }

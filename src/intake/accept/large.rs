@@ -47,9 +47,7 @@ pub(super) async fn accept(request: WriteRequest, payload: Payload, memory: Opti
     };
     match prepared {
         Ok(write) => {
-            let answer = write.deliver().await;
-            drop(memory);
-            answer
+            write.deliver(Arc::new(memory)).await
         }
         Err(LargeBodyError::Refused(reply)) => forward::own_answer(*reply),
         Err(LargeBodyError::Unkept(why)) => {
@@ -168,7 +166,7 @@ impl Write {
                 ..self.message.clone()
             };
             // Nothing may follow before all pieces are queued.
-            self.commit(message, || ()).await?;
+            self.commit(message, Vec::new(), || ()).await?;
             stored += 1;
         }
         tracing::debug!(target: "intake", pieces = stored, "a large batch is stored in pieces");
