@@ -35,7 +35,8 @@
 //! - *Memory*: one entry per entity of a write in flight. A ticket that is dropped removes its entries.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -47,15 +48,19 @@ use crate::message::{Effect, EntityKey, Lane, Request, Touch};
 #[derive(Clone, Default)]
 pub(super) struct EntityLocks {
     queues: Arc<Mutex<LockQueues>>,
+    hashing: RandomState,
 }
+
+/// Stands for a lane. Two lanes with one hash would wait for each other without need.
+type LaneHash = u64;
 
 /// The latest tickets.
 #[derive(Default)]
 struct LockQueues {
     /// Those about each entity of each lane.
-    entities: HashMap<(Arc<Lane>, EntityKey), EntityQueue>,
+    entities: HashMap<(LaneHash, EntityKey), EntityQueue>,
     /// The last one of each lane that is about all entities.
-    lanes: HashMap<Arc<Lane>, Arc<Place>>,
+    lanes: HashMap<LaneHash, Arc<Place>>,
 }
 
 impl LockQueues {
@@ -271,7 +276,7 @@ pub(super) struct Ticket {
 /// What a ticket consists of. It outlives a ticket that is dropped before the earlier ones are done.
 struct Remains {
     locks: EntityLocks,
-    lane: Arc<Lane>,
+    lane: LaneHash,
     keys: Vec<EntityKey>,
     place: Arc<Place>,
     /// The places that it must not overtake, as far as they are not known to be done.
@@ -284,7 +289,7 @@ impl EntityLocks {
     /// `request` is all that the write sends to the server, if that is one request in memory.
     pub(super) fn enqueue(&self, lane: &Lane, touches: &[Touch], request: Option<&Request>) -> Ticket {
         let identity = request.map(|request| Arc::new(RequestIdentity::of(request)));
-        let lane = Arc::new(lane.clone());
+        let lane = self.hashing.hash_one(lane);
         let place = Arc::<Place>::default();
         let mut earlier = Vec::new();
         let mut keys = Vec::with_capacity(touches.len());
@@ -293,7 +298,7 @@ impl EntityLocks {
             earlier.extend(queues.lanes.get(&lane).cloned());
             for touch in touches {
                 keys.push(touch.key);
-                let queue = queues.entities.entry((lane.clone(), touch.key)).or_default();
+                let queue = queues.entities.entry((lane, touch.key)).or_default();
                 earlier.extend(queue.enqueue(touch.effect, &place, identity.as_ref()));
             }
         }
@@ -316,14 +321,14 @@ impl EntityLocks {
     ///
     /// For a write whose entities are unknown. The place in the queue is taken when this is called.
     pub(super) fn lock_lane(&self, lane: &Lane) -> impl Future<Output = Ticket> + Send + use<> {
-        let lane = Arc::new(lane.clone());
+        let lane = self.hashing.hash_one(lane);
         let place = Arc::<Place>::default();
         let mut earlier = Vec::new();
         {
             let mut queues = self.queues();
             let of_lane = queues.entities.iter().filter(|((of, _), _)| *of == lane);
             earlier.extend(of_lane.flat_map(|(_, queue)| queue.all()).cloned());
-            earlier.extend(queues.lanes.insert(lane.clone(), place.clone()));
+            earlier.extend(queues.lanes.insert(lane, place.clone()));
         }
         Ticket { remains: Some(Remains { locks: self.clone(), lane, keys: Vec::new(), place, earlier }) }.at_its_turn()
     }
@@ -405,7 +410,7 @@ impl Remains {
     fn end(self) -> Vec<Self> {
         let mut queues = self.locks.queues();
         for key in self.keys {
-            if let Entry::Occupied(mut entry) = queues.entities.entry((self.lane.clone(), key))
+            if let Entry::Occupied(mut entry) = queues.entities.entry((self.lane, key))
                 && entry.get_mut().remove(&self.place)
             {
                 entry.remove();

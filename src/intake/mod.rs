@@ -77,6 +77,7 @@ mod answering;
 mod attachments;
 mod backlog;
 mod body;
+mod commit_answers;
 mod connections;
 mod conversation;
 mod entity_locks;

@@ -11,6 +11,7 @@ use http::header::HeaderValue;
 use tracing::{debug, warn};
 
 use super::ahead_notes::AheadNotes;
+use super::commit_answers::CommitAnswers;
 use super::entity_locks::EntityLocks;
 use super::flush_slots::FlushSlots;
 use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
@@ -105,6 +106,8 @@ pub(super) struct Shared {
     pub(super) forwarder: Forwarder,
     /// This worker's notes about updates that went ahead of their create.
     pub(super) ahead_notes: Arc<AheadNotes>,
+    /// The results of this worker's commits.
+    pub(super) commit_answers: Arc<CommitAnswers>,
     /// The server that accepted writes are for.
     pub(super) server: Server,
     /// Its address, parsed.
@@ -130,6 +133,7 @@ impl Shared {
                 server: Server::new(forwarder.base_url()),
                 address: ServerAddress::new(forwarder.base_url()),
                 ahead_notes: Arc::new(AheadNotes::new(intake.slot.clone())),
+                commit_answers: Arc::default(),
                 intake: intake.clone(),
                 listener: listener.clone(),
                 forwarder,

@@ -8,7 +8,15 @@
 //! ```
 //!
 //! There is no artificial delay: a single message is committed alone, and while that commit runs the next batch
-//! accumulates in the queue. Callbacks run after the commit, never before, and at most once.
+//! accumulates in the queue. (Waiting for the clients that were just answered gave fewer, larger commits, but also fewer
+//! of their messages per second: intake prepares messages while a commit waits for the disk.) Callbacks run after the
+//! commit, never before, and at most once. Then each thread that waits for any of them is woken, once.
+//!
+//! # Order
+//!
+//! Messages are stored in the order in which they were submitted: a later one is never stored before an earlier one,
+//! and gets a higher id. So a write may be submitted behind a conflicting one that is not committed yet. An earlier one
+//! may fail alone; its client then has it, and whoever submitted it must not send it past the later one.
 //!
 //! # Limits
 //!
@@ -19,6 +27,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -59,11 +68,12 @@ pub enum CommitError {
     Store(Arc<StoreError>),
 }
 
-/// Called with the message's id once it is durable, or with the error.
+/// Called with the message's id once it is durable, or with the error. Of several messages it is the first one's id.
 ///
 /// Dropped without a call on an internal error: the message must not be acknowledged then. It runs on
-/// the committing thread, so it must only pass the result on.
-pub type OnDone = Box<dyn FnOnce(Result<MessageId, CommitError>) + Send>;
+/// the committing thread, so it must only pass the result on. The waker that it returns is called once all results of
+/// the commit are passed on; of equal ones only one.
+pub type OnDone = Box<dyn FnOnce(Result<MessageId, CommitError>) -> Option<Waker> + Send>;
 
 /// Batches the registrations of many threads into few commits.
 ///
@@ -102,10 +112,22 @@ impl Committer {
     /// Never blocks. If the queue is full or closed, the callback is called at once, on this thread. Returns whether the
     /// message was queued.
     pub fn submit(&self, message: Message, on_done: OnDone) -> bool {
-        match self.queue.push(Waiting { message, on_done }) {
+        self.submit_all(vec![message], on_done)
+    }
+
+    /// Queues messages that are stored together or not at all, in this order; otherwise as [`Committer::submit`].
+    ///
+    /// Without a message there is nothing to store, and the callback is dropped.
+    pub fn submit_all(&self, messages: Vec<Message>, on_done: OnDone) -> bool {
+        if messages.is_empty() {
+            return false;
+        }
+        match self.queue.push(Waiting { messages, on_done }) {
             None => true,
             Some((on_done, error)) => {
-                on_done(Err(error));
+                if let Some(waker) = on_done(Err(error)) {
+                    waker.wake();
+                }
                 false
             }
         }
@@ -118,7 +140,10 @@ impl Committer {
     /// The same as for the callback of [`Committer::submit`].
     pub fn store(&self, message: Message) -> Result<MessageId, CommitError> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        let on_done = move |result| answer.send(result).expect("the receiver below lives until it has its one answer");
+        let on_done = move |result| {
+            answer.send(result).expect("the receiver below lives until it has its one answer");
+            None
+        };
         self.submit(message, Box::new(on_done));
         answered.recv().unwrap_or(Err(CommitError::Stopped))
     }
@@ -152,14 +177,15 @@ impl Drop for Committer {
     }
 }
 
+/// Messages that are stored together or not at all.
 struct Waiting {
-    message: Message,
+    messages: Vec<Message>,
     on_done: OnDone,
 }
 
 impl Waiting {
     fn bytes(&self) -> usize {
-        self.message.request.body.bytes.len()
+        self.messages.iter().map(|message| message.request.body.bytes.len()).sum()
     }
 }
 
@@ -172,7 +198,10 @@ struct Queue {
 #[derive(Default)]
 struct QueueState {
     waiting: VecDeque<Waiting>,
+    messages: usize,
     bytes: usize,
+    /// Whether the committing thread waits to be woken.
+    sleeps: bool,
     closed: bool,
     /// When the batch in progress was taken.
     taken_at: Option<Instant>,
@@ -187,16 +216,22 @@ impl Queue {
         if state.closed {
             return Some((waiting.on_done, CommitError::Stopped));
         }
-        let bytes = waiting.bytes();
-        let full = state.waiting.len() >= QUEUE_MESSAGES_MAX || state.bytes.saturating_add(bytes) > QUEUE_BYTES_MAX;
+        let (messages, bytes) = (waiting.messages.len(), waiting.bytes());
+        let full = state.messages.saturating_add(messages) > QUEUE_MESSAGES_MAX
+            || state.bytes.saturating_add(bytes) > QUEUE_BYTES_MAX;
         // A single message is always queued: intake limits its size.
         if full && !state.waiting.is_empty() {
             return Some((waiting.on_done, CommitError::Busy));
         }
+        state.messages += messages;
         state.bytes += bytes;
         state.waiting.push_back(waiting);
+        // Notifying is a system call, even if nobody waits.
+        let wakes = std::mem::take(&mut state.sleeps);
         drop(state);
-        self.changed.notify_one();
+        if wakes {
+            self.changed.notify_one();
+        }
         None
     }
 
@@ -204,23 +239,26 @@ impl Queue {
     fn take_batch(&self) -> Option<Vec<Waiting>> {
         let mut state = self.state();
         state.taken_at = None;
+        state.sleeps = true;
         let mut state = self
             .changed
             .wait_while(state, |state| state.waiting.is_empty() && !state.closed)
             .unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = 0;
+        state.sleeps = false;
+        let (mut messages, mut bytes) = (0, 0);
         let take = state
             .waiting
             .iter()
-            .take(COMMIT_MESSAGES_MAX)
             .take_while(|waiting| {
+                messages += waiting.messages.len();
                 bytes += waiting.bytes();
-                bytes <= COMMIT_BYTES_MAX
+                messages <= COMMIT_MESSAGES_MAX && bytes <= COMMIT_BYTES_MAX
             })
             .count()
             .max(1)
             .min(state.waiting.len());
         let batch: Vec<Waiting> = state.waiting.drain(..take).collect();
+        state.messages -= batch.iter().map(|waiting| waiting.messages.len()).sum::<usize>();
         state.bytes -= batch.iter().map(Waiting::bytes).sum::<usize>();
         state.taken_at = (!batch.is_empty()).then(Instant::now);
         (!batch.is_empty()).then_some(batch)
@@ -247,40 +285,55 @@ impl Drop for CloseOnExit<'_> {
         }
         self.0.close();
         let left = std::mem::take(&mut self.0.state().waiting);
-        for waiting in left {
-            (waiting.on_done)(Err(CommitError::Stopped));
+        answer(left.into_iter().map(|waiting| (waiting.on_done, Err(CommitError::Stopped))));
+    }
+}
+
+/// Calls callbacks with their results, and then each different waker once.
+fn answer(results: impl Iterator<Item = (OnDone, Result<MessageId, CommitError>)>) {
+    let mut wakers: Vec<Waker> = Vec::new();
+    for (on_done, result) in results {
+        if let Some(waker) = on_done(result)
+            && !wakers.iter().any(|other| other.will_wake(&waker))
+        {
+            wakers.push(waker);
         }
     }
+    wakers.into_iter().for_each(Waker::wake);
 }
 
 /// Commits a batch and calls its callbacks.
 fn commit(stores: &StoreSlot, batch: Vec<Waiting>) {
-    let (messages, callbacks): (Vec<_>, Vec<_>) =
-        batch.into_iter().map(|waiting| (waiting.message, waiting.on_done)).unzip();
-    let results = register(stores, &messages);
-    for (on_done, result) in callbacks.into_iter().zip(results) {
-        on_done(result);
+    let (mut messages, mut units, mut callbacks) = (Vec::new(), Vec::new(), Vec::new());
+    for waiting in batch {
+        units.push(waiting.messages.len());
+        messages.extend(waiting.messages);
+        callbacks.push(waiting.on_done);
     }
+    let results = register(stores, &messages, &units);
+    answer(callbacks.into_iter().zip(results));
 }
 
-/// Stores messages and returns one result for each, in order.
-fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, CommitError>> {
-    let refused = |error: Arc<StoreError>| vec![Err(CommitError::Store(error)); messages.len()];
+/// Stores messages and returns one result for each unit, in order. `units` has the numbers of messages that are stored
+/// together or not at all.
+fn register(stores: &StoreSlot, messages: &[Message], units: &[usize]) -> Vec<Result<MessageId, CommitError>> {
+    let refused = |error: Arc<StoreError>| vec![Err(CommitError::Store(error)); units.len()];
     let store = match stores.get() {
         Ok(store) => store,
         Err(error) => return refused(error),
     };
     // Checked after the slot, which detects that a store was moved.
     if !stores.moved().is_empty() {
-        return messages.iter().flat_map(|message| register_behind_moved(stores, &store, message)).collect();
+        return register_behind_moved(stores, &store, messages, units);
     }
     match register_in(&store, messages) {
-        Ok(ids) => ids.into_iter().map(Ok).collect(),
+        Ok(ids) => first_ids(&ids, units),
         // A limit that rejects the batch may admit its first messages, in order, until it rejects one.
-        Err(error) if matches!(*error, StoreError::Full { .. }) && messages.len() > 1 => {
-            let (first, second) = messages.split_at(messages.len() / 2);
-            let mut results = register(stores, first);
-            results.extend(register(stores, second));
+        Err(error) if matches!(*error, StoreError::Full { .. }) && units.len() > 1 => {
+            let (first, second) = units.split_at(units.len() / 2);
+            let (of_first, of_second) = messages.split_at(first.iter().sum());
+            let mut results = register(stores, of_first, first);
+            results.extend(register(stores, of_second, second));
             results
         }
         Err(error) => {
@@ -291,10 +344,10 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
             // A store whose file was replaced is reopened at once, and holds nothing of this batch.
             match stores.get() {
                 Ok(other) if !Arc::ptr_eq(&other, &store) && !stores.moved().is_empty() => {
-                    messages.iter().flat_map(|message| register_behind_moved(stores, &other, message)).collect()
+                    register_behind_moved(stores, &other, messages, units)
                 }
                 Ok(other) if !Arc::ptr_eq(&other, &store) => match register_in(&other, messages) {
-                    Ok(ids) => ids.into_iter().map(Ok).collect(),
+                    Ok(ids) => first_ids(&ids, units),
                     Err(error) => {
                         stores.report(&other, &error);
                         refused(error)
@@ -306,22 +359,40 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
     }
 }
 
-/// Stores a message unless it may conflict with messages in a store that was moved away.
+/// Returns the first message's id of each unit.
+fn first_ids(ids: &[MessageId], units: &[usize]) -> Vec<Result<MessageId, CommitError>> {
+    let mut left = ids;
+    let first_of = |count: &usize| {
+        let (unit, rest) = left.split_at(*count);
+        left = rest;
+        Ok(unit[0])
+    };
+    units.iter().map(first_of).collect()
+}
+
+/// Stores each unit that can't conflict with messages in a store that was moved away.
 fn register_behind_moved(
     stores: &StoreSlot,
     store: &Arc<dyn Store>,
-    message: &Message,
-) -> Option<Result<MessageId, CommitError>> {
-    if stores.is_behind_moved(message) {
-        return Some(Err(CommitError::BehindMoved));
-    }
-    match register_in(store, std::slice::from_ref(message)) {
-        Ok(ids) => ids.into_iter().map(Ok).next(),
-        Err(error) => {
-            stores.report(store, &error);
-            Some(Err(CommitError::Store(error)))
+    messages: &[Message],
+    units: &[usize],
+) -> Vec<Result<MessageId, CommitError>> {
+    let mut left = messages;
+    let register_unit = |count: &usize| {
+        let (unit, rest) = left.split_at(*count);
+        left = rest;
+        if unit.iter().any(|message| stores.is_behind_moved(message)) {
+            return Err(CommitError::BehindMoved);
         }
-    }
+        match register_in(store, unit) {
+            Ok(ids) => Ok(ids[0]),
+            Err(error) => {
+                stores.report(store, &error);
+                Err(CommitError::Store(error))
+            }
+        }
+    };
+    units.iter().map(register_unit).collect()
 }
 
 fn register_in(store: &Arc<dyn Store>, messages: &[Message]) -> Result<Vec<MessageId>, Arc<StoreError>> {

@@ -32,8 +32,11 @@ fn submit(committer: &Committer, messages: impl IntoIterator<Item = usize>) -> A
     let (answer, answers) = mpsc::channel();
     for number in messages {
         let answer = answer.clone();
-        let on_done = Box::new(move |result| answer.send((number, result)).expect("the test waits for it"));
-        committer.submit(message(number), on_done);
+        let on_done = move |result| {
+            answer.send((number, result)).expect("the test waits for it");
+            None
+        };
+        committer.submit(message(number), Box::new(on_done));
     }
     answers
 }
@@ -112,7 +115,11 @@ fn the_queue_is_bounded_in_bytes_too() {
         let (answer, answers) = mpsc::channel();
         let mut message = message(1);
         message.request.body.bytes = vec![0; bytes].into();
-        committer.submit(message, Box::new(move |result| answer.send(result).expect("the test waits for it")));
+        let on_done = move |result| {
+            answer.send(result).expect("the test waits for it");
+            None
+        };
+        committer.submit(message, Box::new(on_done));
         answers
     };
     let fits = large(QUEUE_BYTES_MAX);
@@ -170,6 +177,44 @@ fn a_full_store_takes_what_still_fits() {
     assert_eq!(results.iter().filter(|(_, result)| result.is_ok()).count(), 100);
     assert_eq!(results.iter().filter(|(_, result)| refused(result)).count(), 100);
     assert_eq!(store.ahead(&lane("team"), &[]).unwrap().messages, 100);
+}
+
+#[test]
+fn messages_that_belong_together_are_stored_together_or_not_at_all() {
+    let room = AtomicUsize::new(6);
+    let full = || StoreError::Full {
+        at: "the test's store".into(),
+        limit: FullLimit::MaxSize,
+        needed: 1,
+        reason: "the test says so".into(),
+    };
+    let door = Arc::new(Door::default());
+    let (committer, store) = committer({
+        let door = Arc::clone(&door);
+        Box::new(move |messages| {
+            door.pass(messages);
+            let take = |left: usize| left.checked_sub(messages.len());
+            let taken = room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+            taken.map(|_| ()).map_err(|_| full())
+        })
+    });
+    let first = submit(&committer, [0]);
+    door.wait_for_one();
+    let (answer, answers) = mpsc::channel();
+    for numbers in [1..4, 4..9, 9..11] {
+        let answer = answer.clone();
+        let on_done = move |result: Result<MessageId, CommitError>| {
+            answer.send(result.map(|id| id.0).ok()).expect("the test waits for it");
+            None
+        };
+        assert!(committer.submit_all(numbers.map(message).collect(), Box::new(on_done)));
+    }
+    assert!(!committer.submit_all(Vec::new(), Box::new(|_| None)), "nothing was queued");
+    drop(answer);
+    door.open();
+    assert!(first.iter().all(|(_, result)| result.is_ok()));
+    assert_eq!(answers.iter().collect::<Vec<_>>(), [Some(2), None, Some(5)], "five messages found room for two");
+    assert_eq!(store.ahead(&lane("team"), &[]).unwrap().messages, 6);
 }
 
 #[test]

@@ -12,7 +12,6 @@ use crate::intake::forward::{self, ClientAnswer};
 use crate::message::Message;
 use crate::protocol::answers::success;
 use crate::protocol::otlp;
-use crate::store::committer::OnDone;
 use crate::store::now_ms;
 
 impl Write {
@@ -41,17 +40,11 @@ impl Write {
     ) -> Result<(), NotStored> {
         let shared = &self.shared;
         let (done, committed) = oneshot::channel();
+        let answers = shared.commit_answers.running();
         let (accepted_at_ms, count) = (now_ms(), 1 + behind.len() as u64);
-        let message = Message { accepted_at_ms, ..message };
-        // The receiver is dropped only with the runtime: then there is no client to answer.
-        let on_done: OnDone = Box::new(move |result| drop(done.send(result)));
-        let is_queued = match behind.is_empty() {
-            true => shared.committer.submit(message, on_done),
-            false => {
-                let behind = behind.into_iter().map(|other| Message { accepted_at_ms, ..Message::clone(&other) });
-                shared.committer.submit_all(std::iter::once(message).chain(behind).collect(), on_done)
-            }
-        };
+        let behind = behind.into_iter().map(|other| Message { accepted_at_ms, ..Message::clone(&other) });
+        let messages = std::iter::once(Message { accepted_at_ms, ..message }).chain(behind).collect();
+        let is_queued = shared.committer.submit_all(messages, Box::new(move |result| Some(answers.add(done, result))));
         if is_queued {
             on_queued();
         }

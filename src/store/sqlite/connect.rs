@@ -78,6 +78,9 @@ pub(super) fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Co
     connection.busy_timeout(if vfs.is_some() { ALONE_TIMEOUT } else { BUSY_TIMEOUT })?;
     // An orderly close re-enables the checkpoint if the store is proven: an unproven one keeps its log.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Otherwise SQLite plans a statement again for every new value of a parameter that it compared with the condition of
+    // a partial index. All such conditions are literals here.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", false)?;

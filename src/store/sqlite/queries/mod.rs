@@ -26,6 +26,7 @@ pub(super) use self::selection::*;
 #[cfg(test)]
 mod tests {
     use rusqlite::Connection;
+    use rusqlite::config::DbConfig;
 
     use super::*;
     use crate::message::MessageStatus;
@@ -43,6 +44,7 @@ mod tests {
     #[test]
     fn frequent_queries_use_an_index() {
         let mut connection = Connection::open_in_memory().expect("memory");
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).expect("as every connection of a store");
         schema::migrate(&mut connection).expect("a schema");
         let all = SqlFilter::of(&Filter::default());
         let rejected = SqlFilter::of(&Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() });
