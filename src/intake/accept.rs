@@ -16,8 +16,8 @@
 //! | it can't be kept and streams to the server | [`mod@stream_through`] |
 //!
 //! The crash between every two steps: before the answer or the commit nothing was acknowledged and the client still has
-//! its data; after it, the server or the disk has it. Once the body is received, the work continues in a task of its
-//! own, so a client that hangs up neither loses a write halfway nor frees its entity locks too early.
+//! its data; after it, the server or the disk has it. Once the body is received, the work is [`Uncancelled`], so
+//! a client that hangs up neither loses a write halfway nor frees its entity locks too early.
 
 mod deliver;
 mod full;
@@ -43,6 +43,7 @@ use self::unkept::PartialBody;
 use super::exchange::Exchange;
 use super::forward::{self, ClientAnswer};
 use super::spool::Payload;
+use super::uncancelled::Uncancelled;
 use crate::memory::Grant;
 use crate::protocol::answers::error;
 use crate::protocol::routes::Protected;
@@ -63,8 +64,8 @@ pub(super) async fn accept(mut exchange: Exchange, route: Protected, below: Stri
             Received::Unkept(begun, why) => stream_through(request, begun, why).await,
         }
     };
-    // A task of its own, not tied to the connection: see the module's head.
-    tokio::spawn(work).await.unwrap_or_else(|_| {
+    // Not tied to the connection: see the module's head.
+    Uncancelled::new(work).await.unwrap_or_else(|_| {
         forward::own_answer(error(500, "opik-offline failed to handle this request, which was not stored"))
     })
 }

@@ -30,9 +30,12 @@ impl RequestTracker {
         self.framing().fault_of(request)
     }
 
-    /// Returns whether no byte of a next request has arrived.
-    pub(super) fn is_between_requests(&self) -> bool {
-        self.framing().is_between_requests()
+    /// Returns the head that the client has to send next; `None` while its request is read or answered.
+    pub(super) fn awaited_head(&self) -> Option<AwaitedHead> {
+        let number = self.framing().awaited_head()?;
+        let is_previous_answered = number == self.answered.load(Ordering::Relaxed) + 1;
+        let is_answer_unflushed = self.is_unflushed.load(Ordering::Relaxed);
+        is_previous_answered.then_some(AwaitedHead { number, is_answer_unflushed })
     }
 
     /// Returns whether a client that sends nothing more still waits for the answer to a request that it sent whole.
@@ -57,6 +60,14 @@ impl RequestTracker {
     fn framing(&self) -> MutexGuard<'_, Framing> {
         self.framing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The head of a request that has not arrived yet.
+pub(super) struct AwaitedHead {
+    /// The number of its request; the first is 1.
+    pub(super) number: u64,
+    /// Whether the previous answer is still being written.
+    pub(super) is_answer_unflushed: bool,
 }
 
 /// The body of an answer. Its connection counts as busy until the client has taken it.

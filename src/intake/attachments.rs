@@ -34,6 +34,7 @@ use super::pass_through::{OutgoingBody, pass_through};
 use super::recent_uploads::RECENT_MAX;
 use super::server_answer::judge_answer;
 use super::shared::Shared;
+use super::uncancelled::Uncancelled;
 use crate::delivery::unprotected::{Passage, passage};
 use crate::memory::Use;
 use crate::delivery::unread::{Concerns, Locked};
@@ -55,7 +56,7 @@ type FileWriter = AttachmentWriter<Arc<dyn Store>>;
 
 /// Handles a step of an upload.
 pub(super) async fn upload(exchange: Exchange, step: Step) -> ClientAnswer {
-    // A task of its own, not tied to the connection: a client that hangs up must not leave bytes behind.
+    // Not tied to the connection: a client that hangs up must not leave bytes behind.
     let work = async move {
         exchange.shared.refresh_store().await;
         match exchange.shared.slot.try_get() {
@@ -67,7 +68,7 @@ pub(super) async fn upload(exchange: Exchange, step: Step) -> ClientAnswer {
             },
         }
     };
-    tokio::spawn(work).await.unwrap_or_else(|_| {
+    Uncancelled::new(work).await.unwrap_or_else(|_| {
         forward::own_answer(error(500, "opik-offline failed to handle this request, and its file was not stored"))
     })
 }

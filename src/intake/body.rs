@@ -112,7 +112,7 @@ impl Exchange {
             None => shared.memory.try_take(Use::Intake, 0).ok_or_else(|| shared.refuse_busy())?,
         };
         let room = reserved.or(announced.map(|bytes| bytes.min(64 * 1024))).unwrap_or(0);
-        let mut read = BytesMut::with_capacity(usize::try_from(room).unwrap_or(0));
+        let mut read = BytesMut::new();
         let mut pace = BodyPace::new(shared.limits.client_timeout);
         let began = Instant::now();
         loop {
@@ -132,12 +132,20 @@ impl Exchange {
             if !memory.try_grow_up_to(bytes, announced.unwrap_or(limit.min(GROWER_BYTES))) {
                 return Err(shared.refuse_busy());
             }
+            // A small body arrives in one piece: a part of the connection's buffer, which is free until the answer. The
+            // streams of an HTTP/2 connection share one.
+            if read.is_empty() && body.is_end_stream() && head.version != http::Version::HTTP_2 {
+                check_length(&head.headers, bytes)?;
+                memory.shrink_to(bytes);
+                return Ok(BodyRead { bytes: data, memory, is_whole: true });
+            }
             if is_behind(bytes, began.elapsed()) && shared.memory.is_awaited(Use::Intake) {
                 return Err(shared.refuse_slow());
             }
             if bytes > read.capacity() as u64 {
                 // All that was granted, so that nothing is copied again. Untouched pages take no memory.
-                read.reserve(usize::try_from(memory.bytes()).unwrap_or(0).saturating_sub(read.len()));
+                let granted = if read.is_empty() { room.max(bytes) } else { memory.bytes() };
+                read.reserve(usize::try_from(granted).unwrap_or(0).saturating_sub(read.len()));
             }
             read.extend_from_slice(&data);
         }

@@ -8,46 +8,45 @@
 //! A client whose idle connection is evicted opens another one, as after any keep-alive timeout; no request is lost,
 //! because none had begun.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The connections of a listener.
+/// The connections of a listener. The table is locked when a connection comes or goes, never for a request.
 pub(super) struct Connections {
     max: usize,
+    /// Incremented when a connection becomes idle, so a smaller number is an older one.
+    clock: AtomicU64,
     table: Mutex<ConnectionTable>,
 }
 
 #[derive(Default)]
 struct ConnectionTable {
-    /// Incremented with every change, so a smaller number is an older one.
-    clock: u64,
-    open: HashMap<u64, OpenConnection>,
-    /// Idle connections by the time since when they are.
-    idle: BTreeMap<u64, u64>,
+    next_id: u64,
+    open: HashMap<u64, Arc<OpenConnection>>,
 }
 
 struct OpenConnection {
     /// Requests that are being answered. HTTP/1.1 has one at a time; its answer may still be on its way when the next
     /// one begins.
-    busy: usize,
-    idle_since: Option<u64>,
-    close: Arc<Notify>,
+    busy: AtomicUsize,
+    /// The clock when it last became idle.
+    idle_since: AtomicU64,
+    is_evicted: AtomicBool,
+    close: Notify,
 }
 
 /// The right to a connection, until it is dropped.
 pub(super) struct Seat {
     connections: Arc<Connections>,
     id: u64,
-    close: Arc<Notify>,
+    open: Arc<OpenConnection>,
 }
 
 /// A request that is being answered on a connection, until it is dropped.
-pub(super) struct BusyGuard {
-    connections: Arc<Connections>,
-    id: u64,
-}
+pub(super) struct BusyGuard(BusyMarker);
 
 /// Whether a new connection may stay.
 pub(super) enum SeatOffer {
@@ -61,7 +60,7 @@ pub(super) enum SeatOffer {
 
 impl Connections {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, table: Mutex::default() }
+        Self { max, clock: AtomicU64::new(0), table: Mutex::default() }
     }
 
     /// Asks for a seat for a new connection.
@@ -69,18 +68,21 @@ impl Connections {
         let mut table = self.lock();
         let mut is_from_idle = false;
         if table.open.len() >= self.max {
-            let Some((_, id)) = table.idle.pop_first() else { return SeatOffer::Full };
-            if let Some(open) = table.open.get_mut(&id) {
-                open.idle_since = None;
-                open.close.notify_one();
-            }
+            let Some(evicted) = table.longest_idle() else { return SeatOffer::Full };
+            evicted.is_evicted.store(true, Ordering::Release);
+            evicted.close.notify_one();
             is_from_idle = true;
         }
-        let id = table.tick();
-        let close = Arc::new(Notify::new());
-        table.idle.insert(id, id);
-        table.open.insert(id, OpenConnection { busy: 0, idle_since: Some(id), close: close.clone() });
-        let seat = Seat { connections: self.clone(), id, close };
+        table.next_id += 1;
+        let id = table.next_id;
+        let open = Arc::new(OpenConnection {
+            busy: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(self.tick()),
+            is_evicted: AtomicBool::new(false),
+            close: Notify::new(),
+        });
+        table.open.insert(id, open.clone());
+        let seat = Seat { connections: self.clone(), id, open };
         if is_from_idle { SeatOffer::FromIdle(seat) } else { SeatOffer::Free(seat) }
     }
 
@@ -89,15 +91,20 @@ impl Connections {
         self.lock().open.len()
     }
 
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, ConnectionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ConnectionTable {
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
+    fn longest_idle(&self) -> Option<&OpenConnection> {
+        let idle = self.open.values().filter(|open| open.busy.load(Ordering::Acquire) == 0);
+        let idle = idle.filter(|open| !open.is_evicted.load(Ordering::Acquire));
+        idle.min_by_key(|open| open.idle_since.load(Ordering::Relaxed)).map(|open| &**open)
     }
 }
 
@@ -105,16 +112,18 @@ impl Seat {
     /// Waits until the connection is evicted. One on which a request began at the same moment may finish it.
     pub(super) async fn asked_to_close(&self) {
         loop {
-            self.close.notified().await;
-            if self.connections.lock().open.get(&self.id).is_none_or(|open| open.busy == 0) {
+            self.open.close.notified().await;
+            if self.open.busy.load(Ordering::Acquire) == 0 {
                 return;
             }
+            // It is idle again after its request, and may be evicted then.
+            self.open.is_evicted.store(false, Ordering::Release);
         }
     }
 
     /// Returns what marks the connection as busy.
     pub(super) fn marker(&self) -> BusyMarker {
-        BusyMarker { connections: self.connections.clone(), id: self.id }
+        BusyMarker { connections: self.connections.clone(), open: self.open.clone() }
     }
 }
 
@@ -122,43 +131,29 @@ impl Seat {
 #[derive(Clone)]
 pub(super) struct BusyMarker {
     connections: Arc<Connections>,
-    id: u64,
+    open: Arc<OpenConnection>,
 }
 
 impl BusyMarker {
     /// Begins a request, which ends when the guard is dropped.
     pub(super) fn begin(&self) -> BusyGuard {
-        let mut table = self.connections.lock();
-        let since = table.open.get_mut(&self.id).and_then(|open| {
-            open.busy += 1;
-            open.idle_since.take()
-        });
-        if let Some(since) = since {
-            table.idle.remove(&since);
-        }
-        BusyGuard { connections: self.connections.clone(), id: self.id }
+        self.open.busy.fetch_add(1, Ordering::AcqRel);
+        BusyGuard(self.clone())
     }
 }
 
 impl Drop for BusyGuard {
     fn drop(&mut self) {
-        let mut table = self.connections.lock();
-        let now = table.tick();
-        let Some(open) = table.open.get_mut(&self.id) else { return };
-        open.busy -= 1;
-        if open.busy == 0 {
-            open.idle_since = Some(now);
-            table.idle.insert(now, self.id);
-        }
+        let BusyMarker { connections, open } = &self.0;
+        // Before it counts as idle.
+        open.idle_since.store(connections.tick(), Ordering::Relaxed);
+        open.busy.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut table = self.connections.lock();
-        if let Some(since) = table.open.remove(&self.id).and_then(|open| open.idle_since) {
-            table.idle.remove(&since);
-        }
+        self.connections.lock().open.remove(&self.id);
     }
 }
 
@@ -199,7 +194,6 @@ mod tests {
         assert!(is_asked_to_close(&second));
         drop((first, second, fourth));
         assert_eq!(connections.open(), 0);
-        assert!(connections.lock().idle.is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::BytesMut;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::Watcher;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -101,8 +101,8 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream
     let timeout = shared.limits.client_timeout;
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(timeout)
+        // The socket's timeout takes its place.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX);
@@ -115,10 +115,11 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream
     let Err(error) = served else { return };
     if error.is_parse_too_large() {
         shared.count_over_limit("bytes of a head");
-    } else if error.is_timeout() && !tracker.is_between_requests() {
-        shared.count_over_limit("time for a head");
     } else if io_error(&error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-        shared.count_over_limit("time to take an answer");
+        shared.count_over_limit(match tracker.is_awaited() {
+            true => "time to take an answer",
+            false => "time for a head",
+        });
     }
     debug!(target: "intake", "a connection ended: {error}");
 }

@@ -8,13 +8,13 @@ use std::time::SystemTime;
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Either, Full, combinators::BoxBody};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 
 use crate::printable;
 use crate::protocol::answers::{Reply, asked_wait};
 use crate::protocol::target::is_api;
 use crate::upstream::AGENT_HEADER;
-use crate::upstream::forward::{BoxError, ForwardBody};
+use crate::upstream::forward::{BoxError, ForwardBody, ServerBody};
 
 /// The body of an answer to a client.
 pub(crate) type AnswerBody = BoxBody<Bytes, BoxError>;
@@ -65,7 +65,7 @@ pub(crate) fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &H
 /// Returns the server's answer for the client: without the headers of the connection, and with a `Location` inside the
 /// server's API rewritten to lead through the agent, under the URL that the client used (protocol dossier, section b).
 pub(crate) fn client_answer(
-    mut answer: http::Response<Incoming>,
+    mut answer: http::Response<ServerBody>,
     server_base: &str,
     client_base: &str,
 ) -> ClientAnswer {
@@ -74,12 +74,11 @@ pub(crate) fn client_answer(
 }
 
 /// The body of an answer whose beginning was read: all of it, mostly.
-#[derive(Debug)]
 pub(crate) struct AnswerStart {
     /// The bytes that were read.
     pub beginning: Bytes,
     /// The rest, if any.
-    rest: Option<Incoming>,
+    rest: Option<ServerBody>,
 }
 
 impl AnswerStart {
@@ -93,7 +92,7 @@ impl AnswerStart {
     /// # Errors
     ///
     /// Fails if the body breaks off before that.
-    pub(crate) async fn read(mut body: Incoming, bytes_max: usize) -> Result<Self, hyper::Error> {
+    pub(crate) async fn read(mut body: ServerBody, bytes_max: usize) -> Result<Self, hyper::Error> {
         let mut beginning = BytesMut::new();
         while beginning.len() < bytes_max {
             let Some(frame) = body.frame().await else { return Ok(Self { beginning: beginning.freeze(), rest: None }) };

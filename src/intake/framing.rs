@@ -77,6 +77,15 @@ impl Framing {
         self.state == FramingState::Between
     }
 
+    /// Returns the number of the request whose head is read next; `None` within a body, and after a fault.
+    pub(super) fn awaited_head(&self) -> Option<u64> {
+        match self.state {
+            FramingState::Between => Some(self.requests + 1),
+            FramingState::RequestLine | FramingState::Header => Some(self.requests),
+            _ => None,
+        }
+    }
+
     /// Validates bytes that have arrived.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -103,16 +112,23 @@ impl Framing {
                     self.state = if left == 0 { FramingState::ChunkSize } else { FramingState::Chunk(left) };
                 }
                 FramingState::RequestLine | FramingState::Header | FramingState::ChunkSize | FramingState::Trailer => {
-                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let end = memchr::memchr(b'\n', bytes);
                     let piece = &bytes[..end.unwrap_or(bytes.len())];
                     if self.line.len() + piece.len() > LINE_BYTES_MAX {
                         return self.end();
                     }
-                    self.line.extend_from_slice(piece);
-                    let Some(end) = end else { return };
+                    let Some(end) = end else { return self.line.extend_from_slice(piece) };
                     bytes = &bytes[end + 1..];
-                    let line = std::mem::take(&mut self.line);
-                    match self.next_state(&line) {
+                    // Mostly the whole line is in these bytes, and nothing is copied.
+                    let mut begun = std::mem::take(&mut self.line);
+                    let line = match begun.is_empty() {
+                        true => piece,
+                        false => {
+                            begun.extend_from_slice(piece);
+                            &begun
+                        }
+                    };
+                    match self.next_state(line) {
                         Ok(state) => self.state = state,
                         Err(fault) => {
                             self.fault = Some(fault);
@@ -134,7 +150,7 @@ impl Framing {
         let Some(line) = line.strip_suffix(b"\r") else {
             return Err("a line ends with a bare LF instead of CRLF");
         };
-        if line.contains(&b'\r') {
+        if memchr::memchr(b'\r', line).is_some() {
             return Err("a line holds a bare CR");
         }
         match self.state {
@@ -164,7 +180,7 @@ impl Framing {
             return Err("a header is folded over two lines");
         }
         // hyper refuses a line without a colon.
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
+        let Some(colon) = memchr::memchr(b':', line) else { return Ok(()) };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
             let length = digits(value).ok_or("Content-Length is not a number of bytes")?;

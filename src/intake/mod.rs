@@ -28,7 +28,7 @@
 //!   that it still has its data, and a crash loses nothing.
 //! - *Nothing is overtaken*: two writes about one entity are decided in the order in which they arrived, and a write is
 //!   forwarded only if no queued message conflicts with it. Only byte-identical writes are concurrent.
-//! - *A client that hangs up changes nothing*: once a body is received, the write continues in a task of its own.
+//! - *A client that hangs up changes nothing*: once a body is received, the write continues ([`uncancelled`]).
 //! - *Bounded memory*: bodies are in memory only within [`crate::memory`]'s budget. A larger one is spooled, encrypted,
 //!   and read in pieces; one that can't be kept streams through, if the server is available and it overtakes nothing.
 //! - *Writes don't block the runtime on the disk*: commits are the committer's, and other disk work is done by blocking
@@ -80,6 +80,7 @@ mod body;
 mod commit_answers;
 mod connections;
 mod conversation;
+mod deadline;
 mod entity_locks;
 mod evidence;
 mod exchange;
@@ -104,6 +105,7 @@ pub(crate) mod site;
 pub(crate) mod spool;
 mod status_page;
 mod streams;
+mod uncancelled;
 mod unread;
 mod wire;
 pub(crate) mod workers;

@@ -1,5 +1,6 @@
 //! Timeouts of bodies: the longest pause, and the minimum throughput.
 
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,9 +39,17 @@ impl BodyPace {
 
     /// Waits for the next piece of a body; `None` at its end.
     pub(super) async fn next(&mut self, body: &mut Incoming) -> Result<Option<hyper::Result<Frame<Bytes>>>, TooSlow> {
-        let began = Instant::now();
-        let frame = tokio::time::timeout(self.timeout(), body.frame()).await.map_err(|_| TooSlow)?;
-        self.waited += began.elapsed();
+        let mut next = std::pin::pin!(body.frame());
+        // Mostly it is there already, and no timer is needed.
+        let frame = match poll_once(next.as_mut()).await {
+            Some(frame) => frame,
+            None => {
+                let began = Instant::now();
+                let frame = tokio::time::timeout(self.timeout(), next).await.map_err(|_| TooSlow)?;
+                self.waited += began.elapsed();
+                frame
+            }
+        };
         if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
             self.received += data.len() as u64;
         }
@@ -57,6 +66,15 @@ impl BodyPace {
         let whole_max = self.pause_max.saturating_add(Duration::from_secs(self.received / rate_min));
         self.pause_max.min(whole_max.saturating_sub(self.waited))
     }
+}
+
+/// Polls a future once; returns what it is ready with.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// A body that is streamed on while it arrives, and fails when its client times out.

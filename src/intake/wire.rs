@@ -1,5 +1,5 @@
-//! The socket to a client: the framing of its requests is validated, and it times out when the client takes no more of
-//! its answer.
+//! The socket to a client: the framing of its requests is validated, and it times out when the client sends no head of
+//! a request or takes no more of its answer.
 //!
 //! A client may close its sending side once its request is sent, and still wait for the answer (`nc -N`, programs that
 //! use sockets directly). For hyper the end of input is the end of the connection. So that end is hidden from it until
@@ -16,9 +16,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::answering::RequestTracker;
+use super::deadline::Deadline;
 
 /// How often the socket of a client that closed its sending side, and waits for an answer, is checked for errors.
 const GONE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -30,8 +31,11 @@ pub(super) struct ClientSocket {
     begun: Bytes,
     /// `None` for HTTP/2, whose frames say where every request ends.
     tracker: Option<Arc<RequestTracker>>,
-    /// The timeout of a client that takes nothing of an answer.
-    write_timeout: Duration,
+    /// The timeout of a client that sends no head, or takes nothing of an answer.
+    timeout: Duration,
+    /// The head that is read next, by its number, and the end of the time for it.
+    head: (u64, Instant),
+    head_deadline: Deadline,
     stalled: Option<Pin<Box<Sleep>>>,
     /// Set once the client has closed its sending side.
     gone_check: Option<Pin<Box<Sleep>>>,
@@ -43,15 +47,40 @@ impl ClientSocket {
         stream: TcpStream,
         begun: Bytes,
         tracker: Arc<RequestTracker>,
-        write_timeout: Duration,
+        timeout: Duration,
     ) -> Self {
         tracker.received(&begun);
-        Self { tracker: Some(tracker), ..Self::http2(stream, begun, write_timeout) }
+        Self { tracker: Some(tracker), ..Self::http2(stream, begun, timeout) }
     }
 
     /// Returns an HTTP/2 connection, whose framing is not validated.
-    pub(super) fn http2(stream: TcpStream, begun: Bytes, write_timeout: Duration) -> Self {
-        Self { stream, begun, tracker: None, write_timeout, stalled: None, gone_check: None }
+    pub(super) fn http2(stream: TcpStream, begun: Bytes, timeout: Duration) -> Self {
+        Self {
+            stream,
+            begun,
+            tracker: None,
+            timeout,
+            head: (0, Instant::now()),
+            head_deadline: Deadline::default(),
+            stalled: None,
+            gone_check: None,
+        }
+    }
+
+    /// Times out the head of a request. The time begins when the previous answer is on its way.
+    fn poll_head_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        while let Some(awaited) = self.tracker.as_ref().and_then(|tracker| tracker.awaited_head()) {
+            if awaited.number != self.head.0 {
+                self.head = (awaited.number, Instant::now() + self.timeout);
+            }
+            ready!(self.head_deadline.poll_passed(cx, self.head.1));
+            if !awaited.is_answer_unflushed {
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client sends no head of a request"));
+            }
+            // The client still takes the previous answer, which has a timeout of its own.
+            self.head.1 = Instant::now() + self.timeout;
+        }
+        Poll::Pending
     }
 
     /// Hides the end of input from hyper while the client waits for an answer.
@@ -74,7 +103,7 @@ impl ClientSocket {
             self.stalled = None;
             return result;
         }
-        let timeout = self.write_timeout;
+        let timeout = self.timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of its answer")))
@@ -89,7 +118,9 @@ impl AsyncRead for ClientSocket {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if let Poll::Pending = Pin::new(&mut self.stream).poll_read(cx, buffer)? {
+            return self.poll_head_timeout(cx).map(Err);
+        }
         let read = &buffer.filled()[before..];
         if read.is_empty() && buffer.remaining() > 0 {
             return self.poll_end(cx);

@@ -4,55 +4,44 @@
 //! too much. The commit that made this choice has the measurement.
 
 mod dial;
+mod pool;
 
 use std::error::Error;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::uri::Uri;
+use http::{HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use self::dial::{DirectConnector, ProxyConnector, tcp_connector};
-use super::fault::ConnectFault;
-use super::fault::words;
-use super::half_open::HalfOpen;
+use self::dial::Dialer;
+use self::pool::{NotSent, Pool, ServerConnection};
+use super::fault::{ConnectFault, words};
 use super::route::{PeerAddress, ProxyMode, ServerRoute};
 use super::tls::TlsSource;
-use super::{IDLE_AGE_MAX, UpstreamSettings, tls};
+use super::{UpstreamSettings, tls};
 use crate::protocol::answers::SendFailure;
+
+pub(crate) use self::pool::ServerBody;
 
 /// Why a streamed body was cut short.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// A request body: buffered, or streamed from the client.
 pub(crate) type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
-/// Limits of a response's head: number of headers, bytes.
-const ANSWER_HEADERS_MAX: usize = 1024;
-const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
-
-/// A pool of streaming keep-alive connections to the server. Must be used within one tokio runtime.
+/// Streams requests over its own keep-alive connections to the server. Must be used within one tokio runtime.
 pub struct Forwarder {
-    client: ForwardClient,
+    pool: Arc<Pool>,
+    /// Opens connections; the reason if the proxy settings are unusable.
+    dialer: Result<Arc<Dialer>, String>,
+    /// Whether requests go in absolute form to a proxy, and its `Proxy-Authorization`.
+    absolute_form: Option<Option<HeaderValue>>,
     base_url: String,
     /// The base URL, and its proxy.
     described: String,
     /// The operator's additional headers.
     own_headers: http::HeaderMap,
-}
-
-enum ForwardClient {
-    Direct(Client<HalfOpen<DirectConnector>, ForwardBody>),
-    Proxied {
-        client: Box<Client<HalfOpen<ProxyConnector>, ForwardBody>>,
-        /// `Proxy-Authorization` for requests in absolute form.
-        authorization: Option<HeaderValue>,
-    },
-    /// The proxy settings are unusable.
-    Unusable(String),
 }
 
 impl Forwarder {
@@ -64,37 +53,26 @@ impl Forwarder {
     }
 
     fn with(settings: &UpstreamSettings, tls: &Arc<TlsSource>, idle_max: usize) -> Self {
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .pool_idle_timeout(IDLE_AGE_MAX)
-            .pool_max_idle_per_host(idle_max)
-            .pool_timer(TokioTimer::new())
-            // A server that responds has processed the request, even if the response is too large for us: it must not
-            // be retried.
-            .http1_max_headers(ANSWER_HEADERS_MAX)
-            .http1_max_buf_size(ANSWER_HEAD_BYTES_MAX);
-        let dialer = DirectConnector { http: tcp_connector(settings.connect_timeout), tls: tls.clone() };
         let target = settings.base_url.parse().ok().and_then(|uri| PeerAddress::of(&uri));
-        let way = match &target {
-            Some(target) => settings.proxies.route_to(target),
-            None => Err(ConnectFault::new("this is no URL of a server")),
-        };
-        let client = match (way, target) {
-            (Err(fault), _) => ForwardClient::Unusable(fault.to_string()),
-            (Ok(ServerRoute::Through(proxy, leads)), Some(target)) => {
-                let authorization = proxy.authorization().filter(|_| leads == ProxyMode::ByAbsoluteForm);
-                let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok());
-                let authorization = authorization.map(|mut value| {
+        let target = target.ok_or_else(|| ConnectFault::new("this is no URL of a server"));
+        let route = target.and_then(|target| Ok((settings.proxies.route_to(&target)?, target)));
+        let absolute_form = match &route {
+            Ok((ServerRoute::Through(proxy, ProxyMode::ByAbsoluteForm), _)) => {
+                let authorization = proxy.authorization().and_then(|value| HeaderValue::try_from(value).ok());
+                Some(authorization.map(|mut value| {
                     value.set_sensitive(true);
                     value
-                });
-                let dialer = ProxyConnector { dialer, proxy, leads, target, timeout: settings.connect_timeout };
-                ForwardClient::Proxied { client: Box::new(builder.build(HalfOpen(dialer))), authorization }
+                }))
             }
-            (Ok(_), _) => ForwardClient::Direct(builder.build(HalfOpen(dialer))),
+            _ => None,
         };
+        let dialer = route
+            .map(|(route, target)| Arc::new(Dialer::new(target, route, settings.connect_timeout, tls.clone())))
+            .map_err(|fault| fault.to_string());
         Self {
-            client,
+            pool: Pool::new(idle_max),
+            dialer,
+            absolute_form,
             base_url: settings.base_url.clone(),
             described: settings.proxies.described(&settings.base_url),
             own_headers: settings.headers.clone(),
@@ -113,34 +91,65 @@ impl Forwarder {
 
     /// Sends a request and returns as soon as the response's head has arrived; the body streams.
     ///
+    /// A request of which a reused connection took no byte, because the server had closed it, is sent again.
+    ///
     /// # Errors
     ///
     /// [`SendFailure`] without a response head.
-    pub async fn send(&self, mut request: http::Request<ForwardBody>) -> Result<http::Response<Incoming>, SendFailure> {
+    pub(crate) async fn send(&self, mut request: Request<ForwardBody>) -> Result<Response<ServerBody>, SendFailure> {
         if !self.own_headers.is_empty() {
             request.headers_mut().extend(self.own_headers.clone());
         }
-        let result = match &self.client {
-            ForwardClient::Direct(client) => client.request(request).await,
-            ForwardClient::Proxied { client, authorization } => {
-                if let Some(value) = authorization {
-                    request.headers_mut().insert(http::header::PROXY_AUTHORIZATION, value.clone());
+        match &self.absolute_form {
+            None => {
+                let path = request.uri().path_and_query().cloned();
+                *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+            }
+            Some(None) => {}
+            Some(Some(authorization)) => {
+                request.headers_mut().insert(http::header::PROXY_AUTHORIZATION, authorization.clone());
+            }
+        }
+        loop {
+            let connection = match self.pool.take() {
+                Some(connection) => connection,
+                None => self.connect().await?,
+            };
+            match connection.send(request, &self.pool).await {
+                Ok(answer) => return Ok(answer),
+                Err(NotSent::Unused(again)) => request = again,
+                Err(NotSent::Failed(error)) => {
+                    return Err(SendFailure::Broken { url: self.described.clone(), reason: reason(&error) });
                 }
-                client.request(request).await
             }
-            ForwardClient::Unusable(reason) => {
-                return Err(SendFailure::Connect { url: self.described.clone(), reason: reason.clone() });
-            }
-        };
-        result.map_err(|error| self.failure(&error))
+        }
     }
 
-    fn failure(&self, error: &ClientError) -> SendFailure {
-        let url = self.described.clone();
-        let fault = ConnectFault::find(error).map(ToString::to_string);
-        let reason = fault.or_else(|| tls::reason(error)).unwrap_or_else(|| words(&innermost(error)));
-        if error.is_connect() { SendFailure::Connect { url, reason } } else { SendFailure::Broken { url, reason } }
+    /// Opens a connection, or takes the one of another request that ends before it is open.
+    async fn connect(&self) -> Result<Box<ServerConnection>, SendFailure> {
+        let failure = |reason: String| SendFailure::Connect { url: self.described.clone(), reason };
+        let dialer = self.dialer.clone().map_err(failure)?;
+        let mut connecting = Box::pin(async move { dialer.connect().await });
+        tokio::select! {
+            biased;
+            Ok(connection) = self.pool.wait() => {
+                let pool = self.pool.clone();
+                pool::spawn(async move {
+                    if let Ok(connection) = connecting.await {
+                        pool.keep(connection);
+                    }
+                });
+                Ok(connection)
+            }
+            connected = connecting.as_mut() => connected.map_err(|error| failure(reason(&*error))),
+        }
     }
+}
+
+/// Returns why a connection or a request failed, in words for people.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let fault = ConnectFault::find(error).map(ToString::to_string);
+    fault.or_else(|| tls::reason(error)).unwrap_or_else(|| words(&innermost(error)))
 }
 
 /// Returns the text of the root cause of an error chain: the outer errors only say "error".

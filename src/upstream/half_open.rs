@@ -8,62 +8,28 @@
 //! Reads are limited to a small size. hyper doubles its read buffer as long as reads fill it, up to the limit
 //! of a response's head: with many concurrent large responses that took 3.4 MiB for each of them.
 
-use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use http::Uri;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use tower_service::Service;
 
 /// Upper bound of one read of a response.
 const READ_BYTES_MAX: usize = 16 * 1024;
 
-/// A connector whose connections stay readable after a failed write.
-#[derive(Clone, Debug)]
-pub(super) struct HalfOpen<C>(pub C);
-
-impl<C> Service<Uri> for HalfOpen<C>
-where
-    C: Service<Uri>,
-    C::Future: Send + 'static,
-{
-    type Response = HalfOpenStream<C::Response>;
-    type Error = C::Error;
-    type Future = Connecting<C::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Connecting(Box::pin(self.0.call(uri)))
-    }
-}
-
-/// A connection attempt.
-#[derive(Debug)]
-pub(super) struct Connecting<F>(Pin<Box<F>>);
-
-impl<F: Future<Output = Result<T, E>>, T, E> Future for Connecting<F> {
-    type Output = Result<HalfOpenStream<T>, E>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map_ok(|inner| HalfOpenStream { inner, is_broken: false })
-    }
-}
-
 /// A connection that stays readable after a failed write.
 #[derive(Debug)]
-pub(super) struct HalfOpenStream<T> {
+pub(super) struct HalfOpen<T> {
     inner: T,
     is_broken: bool,
 }
 
-impl<T> HalfOpenStream<T> {
+impl<T> HalfOpen<T> {
+    pub(super) fn new(inner: T) -> Self {
+        Self { inner, is_broken: false }
+    }
+
     /// Turns a failed write into a success; the client sees the failure when it reads.
     fn taken<N>(&mut self, written: Poll<io::Result<N>>, all: N) -> Poll<io::Result<N>> {
         match written {
@@ -76,7 +42,7 @@ impl<T> HalfOpenStream<T> {
     }
 }
 
-impl<T: Read + Unpin> Read for HalfOpenStream<T> {
+impl<T: Read + Unpin> Read for HalfOpen<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut buf = buf;
         if buf.remaining() <= READ_BYTES_MAX {
@@ -90,7 +56,7 @@ impl<T: Read + Unpin> Read for HalfOpenStream<T> {
     }
 }
 
-impl<T: Write + Unpin> Write for HalfOpenStream<T> {
+impl<T: Write + Unpin> Write for HalfOpen<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.is_broken {
             return Poll::Ready(Ok(buf.len()));
@@ -126,11 +92,5 @@ impl<T: Write + Unpin> Write for HalfOpenStream<T> {
         }
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.taken(written, all)
-    }
-}
-
-impl<T: Connection> Connection for HalfOpenStream<T> {
-    fn connected(&self) -> Connected {
-        self.inner.connected()
     }
 }

@@ -109,7 +109,7 @@ impl PeerAddress {
     }
 
     /// Returns `http://host` or `http://host:port`, the prefix of the path in absolute form.
-    fn origin(&self) -> String {
+    pub(super) fn origin(&self) -> String {
         let (scheme, own_port) = if self.is_https { ("https", 443) } else { ("http", 80) };
         match self.port == own_port {
             true => format!("{scheme}://{}", self.host),

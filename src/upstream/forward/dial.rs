@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
+use hyper::client::conn::http1;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,17 +23,22 @@ use tower_service::Service;
 
 use super::super::fault::ConnectFault;
 use super::super::fault::words;
+use super::super::half_open::HalfOpen;
 use super::super::handshake::{Handshake, HandshakeStep, needs_address, usable};
-use super::super::route::{PeerAddress, Proxy, ProxyKind, ProxyMode};
+use super::super::route::{PeerAddress, Proxy, ProxyKind, ProxyMode, ServerRoute};
 use super::super::tls::{self, TlsSource};
+use super::pool::ServerConnection;
 use super::{BoxError, innermost};
 
-type Pending<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+/// Limits of a response's head: number of headers, bytes.
+const ANSWER_HEADERS_MAX: usize = 1024;
+const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// A plain connection, or TLS over one.
 type Plain = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// Returns the connector of plain TCP connections.
-pub(super) fn tcp_connector(connect_timeout: Duration) -> HttpConnector<SystemResolver> {
+fn tcp_connector(connect_timeout: Duration) -> HttpConnector<SystemResolver> {
     let mut connector = HttpConnector::new_with_resolver(SystemResolver(GaiResolver::new()));
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -44,7 +49,7 @@ pub(super) fn tcp_connector(connect_timeout: Duration) -> HttpConnector<SystemRe
 
 /// The system's resolver, with errors that name the host.
 #[derive(Clone, Debug)]
-pub(super) struct SystemResolver(GaiResolver);
+struct SystemResolver(GaiResolver);
 
 impl Service<Name> for SystemResolver {
     type Response = GaiAddrs;
@@ -62,33 +67,87 @@ impl Service<Name> for SystemResolver {
     }
 }
 
-/// Connects to servers without a proxy.
-#[derive(Clone, Debug)]
-pub(super) struct DirectConnector {
-    pub http: HttpConnector<SystemResolver>,
-    pub tls: Arc<TlsSource>,
+/// Opens connections to the server.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    http: HttpConnector<SystemResolver>,
+    tls: Arc<TlsSource>,
+    target: PeerAddress,
+    route: ServerRoute,
+    /// Timeout for all steps to a proxy and through it together.
+    timeout: Duration,
 }
 
-impl Service<Uri> for DirectConnector {
-    type Response = Plain;
-    type Error = BoxError;
-    type Future = Pending<Plain>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.http.poll_ready(cx).map_err(Into::into)
+impl Dialer {
+    pub(super) fn new(
+        target: PeerAddress,
+        route: ServerRoute,
+        connect_timeout: Duration,
+        tls: Arc<TlsSource>,
+    ) -> Self {
+        Self { http: tcp_connector(connect_timeout), tls, target, route, timeout: connect_timeout }
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let is_https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
-        let host = uri.host().unwrap_or_default().to_owned();
-        let (tcp, tls) = (self.http.call(uri), self.tls.clone());
-        Box::pin(async move {
-            let tcp = tcp.await?;
-            match is_https {
-                true => Ok(MaybeHttpsStream::Https(encrypted(tcp, &host, &tls).await?)),
-                false => Ok(MaybeHttpsStream::Http(tcp)),
+    /// Opens a connection.
+    pub(super) async fn connect(&self) -> Result<Box<ServerConnection>, BoxError> {
+        let stream = match &self.route {
+            ServerRoute::Direct => self.connect_directly().await?,
+            ServerRoute::Through(proxy, mode) => {
+                match tokio::time::timeout(self.timeout, self.connect_through(proxy, *mode)).await {
+                    Ok(connected) => connected?,
+                    Err(_) => return Err(ConnectFault::new("no connection within the time").into()),
+                }
             }
-        })
+        };
+        let (requests, driver) = http1::Builder::new()
+            // A server that responds has processed the request, even if the response is too large for us: it must not
+            // be retried.
+            .max_headers(ANSWER_HEADERS_MAX)
+            .max_buf_size(ANSWER_HEAD_BYTES_MAX)
+            .handshake(HalfOpen::new(stream))
+            .await?;
+        Ok(ServerConnection::new(requests, driver))
+    }
+
+    async fn connect_directly(&self) -> Result<ServerStream, BoxError> {
+        let tcp = self.http.clone().call(self.target.origin().parse()?).await?;
+        match self.target.is_https {
+            true => Ok(ServerStream::Plain(MaybeHttpsStream::Https(encrypted(tcp, &self.target.host, &self.tls).await?))),
+            false => Ok(ServerStream::Plain(MaybeHttpsStream::Http(tcp))),
+        }
+    }
+
+    async fn connect_through(&self, proxy: &Proxy, mode: ProxyMode) -> Result<ServerStream, BoxError> {
+        let mut stream = self.reach_proxy(proxy).await.map_err(|error| at_the_proxy(&*error))?;
+        if mode == ProxyMode::ByAbsoluteForm {
+            return Ok(ServerStream::Plain(stream));
+        }
+        let address = match needs_address(proxy, &self.target) {
+            true => Some(self.resolve_target(proxy).await?),
+            false => None,
+        };
+        tunnel(&mut stream, Handshake::new(proxy, &self.target, address)?).await?;
+        match self.target.is_https {
+            true => Ok(ServerStream::Tunnelled(Box::new(encrypted(stream, &self.target.host, &self.tls).await?))),
+            false => Ok(ServerStream::Plain(stream)),
+        }
+    }
+
+    async fn reach_proxy(&self, proxy: &Proxy) -> Result<Plain, BoxError> {
+        let tcp = self.http.clone().call(proxy.address().parse()?).await?;
+        match proxy.kind {
+            ProxyKind::Http { over_tls: true } => {
+                Ok(MaybeHttpsStream::Https(encrypted(tcp, &proxy.host, &self.tls).await?))
+            }
+            _ => Ok(MaybeHttpsStream::Http(tcp)),
+        }
+    }
+
+    async fn resolve_target(&self, proxy: &Proxy) -> Result<IpAddr, ConnectFault> {
+        let name = self.target.bare_host();
+        let addresses = tokio::net::lookup_host((name, self.target.port)).await;
+        let addresses = addresses.map_err(|error| ConnectFault::unresolved(name, &error.to_string()))?;
+        usable(proxy, &self.target, addresses.map(|address| address.ip()))
     }
 }
 
@@ -102,75 +161,6 @@ where
         ServerName::try_from(bare).map_err(|_| ConnectFault::new(format!("no certificate can be for {host}")))?;
     let connector = TlsConnector::from(tls.current()?);
     Ok(TokioIo::new(connector.connect(name, TokioIo::new(stream)).await?))
-}
-
-/// Connects to a server through a proxy.
-#[derive(Clone, Debug)]
-pub(super) struct ProxyConnector {
-    pub dialer: DirectConnector,
-    pub proxy: Arc<Proxy>,
-    pub leads: ProxyMode,
-    pub target: PeerAddress,
-    /// Timeout for all steps together.
-    pub timeout: Duration,
-}
-
-impl Service<Uri> for ProxyConnector {
-    type Response = ProxyStream;
-    type Error = BoxError;
-    type Future = Pending<ProxyStream>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.dialer.poll_ready(cx)
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let dialer = self.clone();
-        Box::pin(async move {
-            match tokio::time::timeout(dialer.timeout, dialer.connect()).await {
-                Ok(connected) => connected,
-                Err(_) => Err(ConnectFault::new("no connection within the time").into()),
-            }
-        })
-    }
-}
-
-impl ProxyConnector {
-    async fn connect(mut self) -> Result<ProxyStream, BoxError> {
-        let mut stream = self.reach_proxy().await.map_err(|error| at_the_proxy(&*error))?;
-        if self.leads == ProxyMode::ByAbsoluteForm {
-            return Ok(ProxyStream::ToProxy(stream));
-        }
-        let address = match needs_address(&self.proxy, &self.target) {
-            true => Some(self.resolve_target().await?),
-            false => None,
-        };
-        tunnel(&mut stream, Handshake::new(&self.proxy, &self.target, address)?).await?;
-        match self.target.is_https {
-            true => {
-                let encrypted = encrypted(stream, &self.target.host, &self.dialer.tls).await?;
-                Ok(ProxyStream::Encrypted(Box::new(encrypted)))
-            }
-            false => Ok(ProxyStream::Tunnel(stream)),
-        }
-    }
-
-    async fn reach_proxy(&mut self) -> Result<Plain, BoxError> {
-        let tcp = self.dialer.http.call(self.proxy.address().parse()?).await?;
-        match self.proxy.kind {
-            ProxyKind::Http { over_tls: true } => {
-                Ok(MaybeHttpsStream::Https(encrypted(tcp, &self.proxy.host, &self.dialer.tls).await?))
-            }
-            _ => Ok(MaybeHttpsStream::Http(tcp)),
-        }
-    }
-
-    async fn resolve_target(&self) -> Result<IpAddr, ConnectFault> {
-        let name = self.target.bare_host();
-        let addresses = tokio::net::lookup_host((name, self.target.port)).await;
-        let addresses = addresses.map_err(|error| ConnectFault::unresolved(name, &error.to_string()))?;
-        usable(&self.proxy, &self.target, addresses.map(|address| address.ip()))
-    }
 }
 
 /// Opens a tunnel through a proxy.
@@ -195,33 +185,31 @@ fn at_the_proxy(error: &(dyn std::error::Error + 'static)) -> ConnectFault {
     ConnectFault::at_the_proxy(&known.unwrap_or_else(|| words(&innermost(error))))
 }
 
-/// A connection through a proxy.
-pub(super) enum ProxyStream {
-    /// To a proxy that takes requests in absolute form.
-    ToProxy(Plain),
-    /// A plain tunnel.
-    Tunnel(Plain),
-    /// A tunnel with TLS to the server.
-    Encrypted(Box<TokioIo<TlsStream<TokioIo<Plain>>>>),
+/// A connection that leads to the server.
+pub(super) enum ServerStream {
+    /// To the server or to a proxy, or a plain tunnel through one.
+    Plain(Plain),
+    /// TLS through a tunnel.
+    Tunnelled(Box<TokioIo<TlsStream<TokioIo<Plain>>>>),
 }
 
 /// Delegates to the connection of any variant.
 macro_rules! each {
     ($stream:expr, $inner:ident => $done:expr) => {
         match $stream {
-            ProxyStream::ToProxy($inner) | ProxyStream::Tunnel($inner) => $done,
-            ProxyStream::Encrypted($inner) => $done,
+            ServerStream::Plain($inner) => $done,
+            ServerStream::Tunnelled($inner) => $done,
         }
     };
 }
 
-impl Read for ProxyStream {
+impl Read for ServerStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         each!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, buf))
     }
 }
 
-impl Write for ProxyStream {
+impl Write for ServerStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         each!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, buf))
     }
@@ -244,12 +232,5 @@ impl Write for ProxyStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         each!(self.get_mut(), inner => Pin::new(inner).poll_write_vectored(cx, bufs))
-    }
-}
-
-impl Connection for ProxyStream {
-    fn connected(&self) -> Connected {
-        // Marking the connection as a proxy's makes hyper send requests in absolute form.
-        Connected::new().proxy(matches!(self, Self::ToProxy(_)))
     }
 }
