@@ -36,8 +36,8 @@ use super::server_answer::judge_answer;
 use super::shared::Shared;
 use super::uncancelled::Uncancelled;
 use crate::delivery::unprotected::{Passage, passage};
-use crate::memory::Use;
 use crate::delivery::unread::{Concerns, Locked};
+use crate::memory::Use;
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Touch};
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::attachment::{
@@ -297,7 +297,8 @@ async fn register(shared: &Shared, writer: FileWriter, message: Message) -> Resu
     // After every write about its entity that is on its way to the server: what is stored is sent after those.
     let ticket = shared.listener.entity_locks.lock(&message.lane, &message.touches, None).await;
     let concerns = Concerns::Entities(message.touches.as_slice().into());
-    let flight = shared.listener.windows.of(&message.lane).arrive(Locked { concerns, bars: true, is_final: true }).await;
+    let flight =
+        shared.listener.windows.of(&message.lane).arrive(Locked { concerns, bars: true, is_final: true }).await;
     let registered = blocking(move || writer.register(&message)).await;
     drop(flight);
     drop(ticket);

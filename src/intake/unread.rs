@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub(super) enum Kept {
 pub(super) struct Windows {
     started: Instant,
     lanes: Mutex<LaneTable>,
+    /// Whether any create was forwarded unread.
+    has_unread: AtomicBool,
 }
 
 struct LaneTable {
@@ -66,11 +69,24 @@ struct FlightsState {
 impl Default for Windows {
     fn default() -> Self {
         let lanes = LaneTable { flights: HashMap::new(), purge_at: LANES_MIN };
-        Self { started: Instant::now(), lanes: Mutex::new(lanes) }
+        Self { started: Instant::now(), lanes: Mutex::new(lanes), has_unread: AtomicBool::new(false) }
     }
 }
 
 impl Windows {
+    /// Returns whether any create was forwarded unread, so that the server may have entities that nobody here saw
+    /// created.
+    pub(super) fn has_unread(&self) -> bool {
+        self.has_unread.load(Ordering::Relaxed)
+    }
+
+    /// Records that a create is forwarded unread.
+    pub(super) fn note_unread(&self) {
+        if !self.has_unread() {
+            self.has_unread.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Returns the window of a lane.
     pub(super) fn of(&self, lane: &Lane) -> Arc<LaneFlights> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,9 +200,7 @@ impl InFlight {
                 match state.window.gate(self.number, now) {
                     Gate::Open => return,
                     Gate::Read => None,
-                    Gate::Wait(until) => {
-                        Some((state.wait(self.number), until.map(|until| until.saturating_sub(now))))
-                    }
+                    Gate::Wait(until) => Some((state.wait(self.number), until.map(|until| until.saturating_sub(now)))),
                 }
             };
             match waiting {

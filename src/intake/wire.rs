@@ -43,12 +43,7 @@ pub(super) struct ClientSocket {
 
 impl ClientSocket {
     /// Returns an HTTP/1 connection of which something was read already.
-    pub(super) fn http1(
-        stream: TcpStream,
-        begun: Bytes,
-        tracker: Arc<RequestTracker>,
-        timeout: Duration,
-    ) -> Self {
+    pub(super) fn http1(stream: TcpStream, begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
         tracker.received(&begun);
         Self { tracker: Some(tracker), ..Self::http2(stream, begun, timeout) }
     }

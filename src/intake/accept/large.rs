@@ -46,9 +46,7 @@ pub(super) async fn accept(request: WriteRequest, payload: Payload, memory: Opti
         Err(error) => Err(error),
     };
     match prepared {
-        Ok(write) => {
-            write.deliver(Arc::new(memory)).await
-        }
+        Ok(write) => write.deliver(Arc::new(memory)).await,
         Err(LargeBodyError::Refused(reply)) => forward::own_answer(*reply),
         Err(LargeBodyError::Unkept(why)) => {
             stream_through(request, PartialBody { payload, memory, is_whole: true }, why).await

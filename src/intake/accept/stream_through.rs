@@ -117,7 +117,7 @@ impl Streaming {
     async fn run(self) -> ClientAnswer {
         let Self { shared, route, mut head, client, lane, begun, rest, unread, why } = self;
         let uri = client.uri.clone();
-        let noting = shared.ahead_notes.begin_noting(&unread);
+        let noting = shared.ahead_notes.begin_noting(&unread, shared.listener.windows.has_unread());
         head.headers = forward::request_headers(head.headers, &uri, &shared.agent_mark);
         head.uri = uri;
         head.version = http::Version::HTTP_11;

@@ -50,9 +50,7 @@ pub(super) type NotUnread = Box<(WriteRequest, Bytes, Grant)>;
 /// Returns a write that may go unread, as far as itself, its connection and the state of its lane show.
 pub(super) fn candidate(request: WriteRequest, bytes: Bytes, memory: Grant) -> Result<Arc<UnreadCreate>, NotUnread> {
     match unread_lane(&request, &bytes) {
-        Some((lane, encoding)) => {
-            Ok(Arc::new(UnreadCreate::new(request, lane, Body::new(bytes, encoding), memory)))
-        }
+        Some((lane, encoding)) => Ok(Arc::new(UnreadCreate::new(request, lane, Body::new(bytes, encoding), memory))),
         None => Err(Box::new((request, bytes, memory))),
     }
 }
@@ -147,6 +145,7 @@ pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
     // Once more: the window lets nothing be stored from then on that this create could overtake.
     let flight = flights.begin_unread(kept).filter(|_| shared.is_lane_clear(&message.lane));
     let Some(flight) = flight else { return Box::pin(deliver_read(&create)).await };
+    shared.listener.windows.note_unread();
     let mut held = Held { flight, ticket: None, memory: create.memory.clone() };
     match create.write.forward(WaitFor::AnswerOrOutage).await {
         Forwarded::Answered(answer) => match held.answered(answer.status(), message) {
