@@ -11,6 +11,7 @@
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a failed attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
+//! - [`unread`]: order among writes of which some are forwarded unread.
 //! - [`eta`]: when a backlog will have reached the server.
 
 pub(crate) mod admission;
@@ -23,4 +24,5 @@ pub(crate) mod id_window;
 pub(crate) mod lane_health;
 pub mod pacing;
 pub(crate) mod unprotected;
+pub(crate) mod unread;
 pub(crate) mod verdict;

@@ -8,7 +8,8 @@
 //! | step | file |
 //! | --- | --- |
 //! | the body is read into memory or spooled to disk | [`receive`], [`unkept`] |
-//! | it is decoded and inspected | [`prepare`]; in pieces, if it is large: [`pieces`], [`large`] |
+//! | a create goes on as it is, if nothing makes its entities matter | [`unread`] |
+//! | any other is decoded and inspected | [`prepare`]; in pieces, if it is large: [`pieces`], [`large`] |
 //! | earlier writes about its entities are awaited, and its admission is decided | [`deliver`] |
 //! | it is forwarded | [`send`] |
 //! | it is committed | [`register`]; if that fails: [`not_stored`], and [`full`] if the store is full |
@@ -20,6 +21,7 @@
 
 mod deliver;
 mod full;
+mod held;
 mod large;
 mod not_stored;
 mod pieces;
@@ -29,6 +31,7 @@ mod register;
 mod send;
 mod stream_through;
 mod unkept;
+mod unread;
 mod write;
 
 use bytes::Bytes;
@@ -69,6 +72,14 @@ pub(super) async fn accept(mut exchange: Exchange, route: Protected, below: Stri
 
 /// Accepts a write whose body is in memory as it was sent.
 async fn accept_in_memory(request: WriteRequest, bytes: Bytes, memory: Grant) -> ClientAnswer {
+    match unread::candidate(request, bytes, memory) {
+        Ok(create) => unread::deliver(create).await,
+        Err(other) => Box::pin(accept_measured(*other)).await,
+    }
+}
+
+/// Accepts a write whose body is in memory, and read there.
+async fn accept_measured((request, bytes, memory): (WriteRequest, Bytes, Grant)) -> ClientAnswer {
     let (shared, headers) = (&request.exchange.shared, &request.exchange.head.headers);
     match receive::measure(shared, request.route.message_type, headers, &bytes).await {
         Ok(Processing::Whole(content_bytes)) => accept_whole(request, bytes, content_bytes, memory).await,

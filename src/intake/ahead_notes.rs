@@ -4,24 +4,39 @@
 //!
 //! A store whose encryption key is missing takes notes, too: they are not encrypted, and another agent may store the
 //! create. For any other unusable store they wait in memory, and are written before this agent stores anything again.
+//!
+//! # Unread creates
+//!
+//! Nobody knows the entities of creates that are forwarded unread, so every later update of theirs looks like one that
+//! is ahead of its create. Instead of a note for each, a *horizon* is raised: all creates of entities that are older
+//! count as noted. It is written [`HORIZON_MARGIN_MS`] ahead, so that updates of new entities cost about one write a
+//! second in all. The price is paid after an outage: creates of entities that are older than the horizon are sent one
+//! by one.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{debug, warn};
 
 use crate::message::{Effect, EntityKey, Lane, Message, Touch};
+use crate::store::now_ms;
 use crate::store::slot::StoreSlot;
 
 /// Notes that wait in memory for a usable store; the oldest are dropped past this.
 const PENDING_MAX: usize = 10_000;
 /// Creates that are remembered while there is no store to remember them.
 const CREATED_MAX: usize = 20_000;
+/// How far past an updated entity's time the horizon is raised, and past the clock's an entity may be for that.
+const HORIZON_MARGIN_MS: i64 = 1000;
 
 /// Notes that are not written yet.
 pub(super) struct AheadNotes {
     slot: Arc<StoreSlot>,
     pending: Mutex<VecDeque<(Lane, EntityKey)>>,
+    /// The horizon that has to be written, and the one that this process wrote last.
+    horizon_wanted: AtomicI64,
+    horizon_written: AtomicI64,
     writing: tokio::sync::Mutex<()>,
     /// By place, what was created while there was no store.
     created: Mutex<HashSet<(i64, EntityKey)>>,
@@ -29,12 +44,23 @@ pub(super) struct AheadNotes {
 
 impl AheadNotes {
     pub(super) fn new(slot: Arc<StoreSlot>) -> Self {
-        Self { slot, pending: Mutex::default(), writing: tokio::sync::Mutex::default(), created: Mutex::default() }
+        Self {
+            slot,
+            pending: Mutex::default(),
+            horizon_wanted: AtomicI64::new(0),
+            horizon_written: AtomicI64::new(0),
+            writing: tokio::sync::Mutex::default(),
+            created: Mutex::default(),
+        }
     }
 
     /// Begins to note that an update goes to the server before its create was seen; `None` when there is nothing to
-    /// note.
-    pub(super) fn begin_noting(self: &Arc<Self>, message: &Message) -> Option<tokio::task::JoinHandle<()>> {
+    /// note. `has_unread`: creates were forwarded unread, maybe that of this update.
+    pub(super) fn begin_noting(
+        self: &Arc<Self>,
+        message: &Message,
+        has_unread: bool,
+    ) -> Option<tokio::task::JoinHandle<()>> {
         if !message.message_type.makes_partial_rows() {
             return None;
         }
@@ -43,16 +69,21 @@ impl AheadNotes {
             Ok(unseen) => unseen,
             Err(_) => self.unseen(lane, touches),
         };
-        if unseen.is_empty() {
+        let (horizon, noted) = if has_unread { below_horizon(unseen, now_ms()) } else { (None, unseen) };
+        let is_past = horizon.is_some_and(|at| at >= self.horizon_written.load(Ordering::Acquire));
+        if let Some(at) = horizon.filter(|_| is_past) {
+            self.horizon_wanted.fetch_max(at + HORIZON_MARGIN_MS, Ordering::AcqRel);
+        }
+        if noted.is_empty() && !is_past {
             return None;
         }
-        self.pending().extend(unseen.into_iter().map(|entity| (lane.clone(), entity)));
+        self.pending().extend(noted.into_iter().map(|entity| (lane.clone(), entity)));
         Some(tokio::spawn(self.clone().write()))
     }
 
     /// Writes the notes that waited for a store. Call it before a message is stored that they may be about.
     pub(super) async fn write_pending(self: &Arc<Self>) {
-        if !self.pending().is_empty() {
+        if !self.pending().is_empty() || self.horizon_to_write() > 0 {
             self.clone().write().await;
         }
     }
@@ -82,16 +113,21 @@ impl AheadNotes {
             }
             std::mem::take(&mut *pending)
         };
-        if notes.is_empty() {
+        let horizon = self.horizon_to_write();
+        if notes.is_empty() && horizon == 0 {
             return;
         }
         let slot = self.slot.clone();
         let written = tokio::task::spawn_blocking(move || {
             let notes = Vec::from(notes);
-            let result = slot.note_updates_ahead(&notes);
+            let result = slot.note_updates_ahead(&notes, horizon);
             (notes, result)
         });
-        if let Ok((notes, Err(error))) = written.await {
+        let written = written.await;
+        if matches!(written, Ok((_, Ok(())))) {
+            self.horizon_written.fetch_max(horizon, Ordering::AcqRel);
+        }
+        if let Ok((notes, Err(error))) = written {
             warn!(target: "db_manager", "cannot note {} updates that were forwarded before their create: {error}", notes.len());
             let mut pending = self.pending();
             notes.into_iter().rev().for_each(|note| pending.push_front(note));
@@ -126,6 +162,12 @@ impl AheadNotes {
         }
     }
 
+    /// Returns the horizon if it has to be written, else 0.
+    fn horizon_to_write(&self) -> i64 {
+        let wanted = self.horizon_wanted.load(Ordering::Acquire);
+        if wanted > self.horizon_written.load(Ordering::Acquire) { wanted } else { 0 }
+    }
+
     fn pending(&self) -> MutexGuard<'_, VecDeque<(Lane, EntityKey)>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,4 +180,35 @@ impl AheadNotes {
 fn drop_oldest(pending: &mut VecDeque<(Lane, EntityKey)>) {
     let excess = pending.len().saturating_sub(PENDING_MAX);
     pending.drain(..excess);
+}
+
+/// Returns the latest time of the updated entities for which the horizon is raised, and those that get a note: their
+/// ids have no time, or one in the future, from which on all creates would be sent one by one.
+fn below_horizon(unseen: Vec<EntityKey>, now_ms: i64) -> (Option<i64>, Vec<EntityKey>) {
+    let time = |entity: &EntityKey| entity.made_at_ms().filter(|at| *at <= now_ms + HORIZON_MARGIN_MS);
+    let horizon = unseen.iter().filter_map(time).max();
+    (horizon, unseen.into_iter().filter(|entity| time(entity).is_none()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::EntityKind;
+
+    fn span(time_ms: i64, version: u8) -> EntityKey {
+        let mut id = [0; 16];
+        id[..6].copy_from_slice(&time_ms.to_be_bytes()[2..]);
+        id[6] = version << 4;
+        EntityKey::from_parts(EntityKind::Span, id)
+    }
+
+    #[test]
+    fn only_entities_with_a_time_that_has_come_raise_the_horizon() {
+        let now = 1_800_000_000_000;
+        let (old, new) = (span(now - 5000, 7), span(now - 1, 7));
+        let (timeless, future) = (span(now, 4), span(now + 3_600_000, 7));
+        let (horizon, noted) = below_horizon(vec![new, timeless, old, future], now);
+        assert_eq!((horizon, noted), (Some(now - 1), vec![timeless, future]));
+        assert_eq!(below_horizon(vec![timeless], now), (None, vec![timeless]));
+    }
 }

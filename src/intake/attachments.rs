@@ -36,6 +36,7 @@ use super::server_answer::judge_answer;
 use super::shared::Shared;
 use super::uncancelled::Uncancelled;
 use crate::delivery::unprotected::{Passage, passage};
+use crate::delivery::unread::{Concerns, Locked};
 use crate::memory::Use;
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Touch};
 use crate::protocol::answers::{Reply, error, unavailable};
@@ -112,7 +113,7 @@ fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
 /// Passes the step to the server, with `bytes` if its body was read already. A URL in the server's answer is rewritten
 /// to lead through the agent. A web page's 200 counts as a failure: the file would be lost.
 async fn pass_step(exchange: Exchange, step: Step, bytes: Option<Bytes>) -> ClientAnswer {
-    let Exchange { shared, head, client, body } = exchange;
+    let Exchange { shared, head, client, body, .. } = exchange;
     let body = match bytes {
         Some(bytes) => forward::request_body(bytes).into(),
         None => OutgoingBody::streamed(&shared, body),
@@ -295,7 +296,11 @@ async fn register(shared: &Shared, writer: FileWriter, message: Message) -> Resu
     let bytes = writer.bytes();
     // After every write about its entity that is on its way to the server: what is stored is sent after those.
     let ticket = shared.listener.entity_locks.lock(&message.lane, &message.touches, None).await;
+    let concerns = Concerns::Entities(message.touches.as_slice().into());
+    let flight =
+        shared.listener.windows.of(&message.lane).arrive(Locked { concerns, bars: true, is_final: true }).await;
     let registered = blocking(move || writer.register(&message)).await;
+    drop(flight);
     drop(ticket);
     registered.map(|id| {
         debug!(target: "intake", %id, bytes, "an attachment is stored");

@@ -94,7 +94,6 @@ impl Shared {
     ///
     /// Called once the write is received whole and has its turn: only then have all that it might overtake been
     /// committed.
-    #[allow(dead_code)]
     pub(super) fn is_lane_clear(&self, lane: &Lane) -> bool {
         !self.slot.is_due()
             && matches!(self.slot.try_with(|store| store.is_clear(lane)), Ok(true))

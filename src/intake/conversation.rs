@@ -18,6 +18,7 @@ use tracing::debug;
 
 use super::answering::{Answering, RequestTracker};
 use super::connections::{Connections, Seat};
+use super::evidence::CreateEvidence;
 use super::http2;
 use super::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
 use super::preface::{HttpVersion, detect_version};
@@ -92,13 +93,13 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, str
     let tracker = Arc::new(RequestTracker::default());
     let service = {
         let (shared, marker, tracker) = (shared.clone(), seat.marker(), tracker.clone());
-        let requests = AtomicU64::new(0);
+        let (requests, evidence) = (AtomicU64::new(0), Arc::<CreateEvidence>::default());
         service_fn(move |request| {
             let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
             let (shared, busy, tracker) = (shared.clone(), marker.begin(), tracker.clone());
-            let fault = tracker.fault_of(number);
+            let (fault, evidence) = (tracker.fault_of(number), evidence.clone());
             async move {
-                let answer = handle(shared, fault, request).await;
+                let answer = handle(shared, fault, evidence, request).await;
                 Ok::<_, Infallible>(answer.map(|body| Answering::on_http1(body, busy, tracker)))
             }
         })

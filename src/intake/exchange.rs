@@ -10,6 +10,7 @@ use http::header::{self, HeaderMap};
 use http::request::Parts;
 use hyper::body::Incoming;
 
+use super::evidence::CreateEvidence;
 use super::forward::{self, ClientAnswer};
 use super::pace::{BodyPace, TooSlow};
 use super::shared::Shared;
@@ -38,6 +39,8 @@ pub(super) struct Exchange {
     /// The head as its client sent it.
     pub(super) head: Parts,
     pub(super) client: ClientUrl,
+    /// What its connection has shown.
+    pub(super) evidence: Arc<CreateEvidence>,
     /// The rest of its body, not read yet.
     pub(super) body: Incoming,
 }

@@ -25,6 +25,7 @@ use tracing::debug;
 
 use super::answering::Answering;
 use super::connections::Seat;
+use super::evidence::CreateEvidence;
 use super::limits::HEAD_BYTES_MAX;
 use super::router::handle;
 use super::shared::Shared;
@@ -48,11 +49,13 @@ pub(super) async fn serve(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown
     let streams = Arc::new(Streams::new());
     let service = {
         let (shared, marker, streams) = (shared.clone(), seat.marker(), streams.clone());
+        let evidence = Arc::<CreateEvidence>::default();
         service_fn(move |mut request: http::Request<_>| {
             let (shared, busy, stream) = (shared.clone(), marker.begin(), streams.begin());
+            let evidence = evidence.clone();
             convert_to_http1(&mut request);
             async move {
-                let answer = handle(shared, None, request).await;
+                let answer = handle(shared, None, evidence, request).await;
                 Ok::<_, Infallible>(answer.map(|body| Answering::on_http2(body, busy, stream)))
             }
         })

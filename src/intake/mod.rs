@@ -82,6 +82,7 @@ mod connections;
 mod conversation;
 mod deadline;
 mod entity_locks;
+mod evidence;
 mod exchange;
 mod flush;
 mod flush_slots;
@@ -105,6 +106,7 @@ pub(crate) mod spool;
 mod status_page;
 mod streams;
 mod uncancelled;
+mod unread;
 mod wire;
 pub(crate) mod workers;
 

@@ -18,7 +18,7 @@ use crate::upstream::forward::ForwardBody;
 impl Exchange {
     /// Streams the request to the server and its answer back.
     pub(super) async fn pass_through(self) -> ClientAnswer {
-        let Self { shared, head, client, body } = self;
+        let Self { shared, head, client, body, .. } = self;
         let body = OutgoingBody::streamed(&shared, body);
         pass_through(&shared, head, &client, body).await
     }

@@ -9,6 +9,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 
+use super::evidence::CreateEvidence;
 use super::exchange::{self, ClientUrl, Exchange};
 use super::forward::{self, ClientAnswer};
 use super::limits::URL_BYTES_MAX;
@@ -52,10 +53,12 @@ impl From<ClientAnswer> for Routed {
     }
 }
 
-/// Answers a request. `fault` is the error in its framing ([`super::framing`]), if any.
+/// Answers a request. `fault` is the error in its framing ([`super::framing`]), if any; `evidence` is what its
+/// connection has shown.
 pub(super) async fn handle(
     shared: Arc<Shared>,
     fault: Option<&'static str>,
+    evidence: Arc<CreateEvidence>,
     request: http::Request<Incoming>,
 ) -> ClientAnswer {
     let (head, body) = request.into_parts();
@@ -68,7 +71,7 @@ pub(super) async fn handle(
         Ok(Routed::Answered(answer)) => answer,
         Ok(Routed::Flush) => Box::pin(flush::flush(&shared, &head)).await,
         Ok(Routed::Server { client, route, below }) => {
-            let exchange = Exchange { shared, head, client, body };
+            let exchange = Exchange { shared, head, client, evidence, body };
             match route {
                 Route::Ping => status_page::ping(),
                 Route::Protected(write) => accept::accept(exchange, write, below).await,

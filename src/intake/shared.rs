@@ -18,6 +18,7 @@ use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
 use super::spool::Spools;
+use super::unread::Windows;
 
 use crate::delivery::admission::Reachability;
 use crate::liveness::{Heartbeat, Liveness};
@@ -81,6 +82,8 @@ pub struct IntakeService {
 pub(super) struct Listener {
     /// Keep writes about one entity in order.
     pub(super) entity_locks: EntityLocks,
+    /// The writes that are in flight, some of them unread.
+    pub(super) windows: Windows,
     /// Held by the one write that probes an unavailable server because the store is full: when the last probe began
     /// that failed.
     pub(super) full_store_probe: tokio::sync::Mutex<Option<Instant>>,

@@ -566,8 +566,12 @@ impl StoreSlot {
     /// # Errors
     ///
     /// Why they could not be written.
-    pub fn note_updates_ahead(&self, notes: &[(Lane, EntityKey)]) -> Result<(), Arc<StoreError>> {
-        let error = match self.with(|store| store.note_updates_ahead(notes)) {
+    pub fn note_updates_ahead(
+        &self,
+        notes: &[(Lane, EntityKey)],
+        unsure_before_ms: i64,
+    ) -> Result<(), Arc<StoreError>> {
+        let error = match self.with(|store| store.note_updates_ahead(notes, unsure_before_ms)) {
             Err(error) if error.lacks_key() => error,
             result => return result,
         };
@@ -580,7 +584,7 @@ impl StoreSlot {
             (None, Some(open)) => open()?,
             (None, None) => return Err(error),
         };
-        Ok(store.note_updates_ahead(notes)?)
+        Ok(store.note_updates_ahead(notes, unsure_before_ms)?)
     }
 
     /// Reports how this store failed, so that it is reopened where that can help.

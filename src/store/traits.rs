@@ -69,7 +69,11 @@ pub trait Intake: Send + Sync {
     ///
     /// Their creates are handed out with that note ([`crate::message::Claimed::ahead`]) until one was confirmed. Called
     /// before the client of a forwarded update is answered.
-    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError>;
+    ///
+    /// In the same commit, all entities whose UUIDv7 is of an earlier time than `unsure_before_ms` count as noted,
+    /// except those whose create this process saw confirmed: for updates of entities whose creates nobody reads. 0
+    /// changes nothing.
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)], unsure_before_ms: i64) -> Result<(), StoreError>;
 
     /// Records that the server confirmed a forwarded write: notes about what it created are removed.
     ///

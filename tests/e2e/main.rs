@@ -77,6 +77,7 @@ mod stopping;
 mod stranded;
 mod tls;
 mod two_processes;
+mod unread;
 mod unusable_store;
 mod updates_before_creates;
 mod verify;

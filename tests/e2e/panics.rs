@@ -88,7 +88,7 @@ impl Intake for Panicking {
         fn is_clear(&self, lane: &Lane) -> bool;
         fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen;
         fn limit(&self, lane: &Lane, hold: &Hold) -> ();
-        fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> ();
+        fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)], unsure_before_ms: i64) -> ();
         fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> ();
         fn hasten(&self, whose: &Whose) -> ();
         fn salvage(&self, rows: &[SalvagedRow]) -> Vec<Option<MessageId>>;

@@ -613,7 +613,7 @@ fn a_recovered_store_sends_creates_singly_whose_note_may_be_lost() {
         store.register(&[create(old), create(new)]).expect("there is room");
         if has_note {
             let other = about_trace(&lane("team"), "01a20440-760d-73a3-a0fd-000000000003", Effect::Update, 1);
-            store.note_updates_ahead(&[(lane("team"), other.touches[0].key)]).expect("it is noted");
+            store.note_updates_ahead(&[(lane("team"), other.touches[0].key)], 0).expect("it is noted");
         }
         store.compact().expect("it can be compacted");
         drop(store);

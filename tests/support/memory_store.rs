@@ -43,6 +43,7 @@ struct Contents {
     salvaged: HashSet<Sha256>,
     /// Of which entities, by lane, an update reached the server before the create.
     updated_ahead: HashSet<(i64, EntityKey)>,
+    unsure_before_ms: i64,
     /// Whose create was seen confirmed.
     created: HashSet<(i64, EntityKey)>,
     lease: Option<(Lease, Instant)>,
@@ -292,8 +293,13 @@ impl Contents {
                 far if far - now_ms > HOUR_MS => now_ms,
                 due => due,
             };
-            let is_ahead =
-                |key: &EntityKey| updated.contains(key) || self.updated_ahead.contains(&(place_of_lane, *key));
+            let is_ahead = |key: &EntityKey| {
+                let entity = (place_of_lane, *key);
+                let is_unsure = key.made_at_ms().is_some_and(|at| at < self.unsure_before_ms);
+                updated.contains(key)
+                    || self.updated_ahead.contains(&entity)
+                    || is_unsure && !self.created.contains(&entity)
+            };
             let ahead: Vec<EntityKey> = match message_type.is_single_create() || message_type.is_batch_create() {
                 true => creates(touches).filter(is_ahead).collect(),
                 false => Vec::new(),
@@ -532,8 +538,10 @@ impl Intake for MemoryStore {
         self.lock().unseen(lane, message_type, touches)
     }
 
-    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
-        self.open()?.updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)], unsure_before_ms: i64) -> Result<(), StoreError> {
+        let mut contents = self.open()?;
+        contents.updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
+        contents.unsure_before_ms = contents.unsure_before_ms.max(unsure_before_ms);
         Ok(())
     }
 

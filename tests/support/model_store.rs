@@ -57,6 +57,7 @@ struct State {
     limits: BTreeMap<(LaneId, Bucket), (Hold, i64)>,
     /// Traces and spans of which an update reached the server before their create.
     updated_ahead: HashSet<(i64, EntityKey)>,
+    unsure_before_ms: i64,
     /// Those whose create was seen confirmed.
     created: HashSet<(i64, EntityKey)>,
     lease: Option<(Lease, Instant)>,
@@ -248,9 +249,11 @@ impl State {
                 if message_type.is_single_create() || message_type.is_batch_create() {
                     let made = touches.iter().filter(|touch| touch.effect == Effect::Create).map(|touch| touch.key);
                     let place = record.message.lane.place();
-                    ahead.extend(
-                        made.filter(|key| updated.contains(key) || self.updated_ahead.contains(&(place, *key))),
-                    );
+                    ahead.extend(made.filter(|key| {
+                        updated.contains(key)
+                            || self.updated_ahead.contains(&(place, *key))
+                            || self.is_unsure(place, *key)
+                    }));
                 }
                 let verdict = match (blocked, due_at_ms <= now_ms) {
                     (false, true) => match Way::of(message_type, !ahead.is_empty(), limited) {
@@ -290,6 +293,10 @@ impl State {
         if known.is_none_or(|known| known.until_ms < hold.until_ms) {
             self.limits.insert((lane, bucket), (hold.clone(), now_ms));
         }
+    }
+
+    fn is_unsure(&self, place: i64, key: EntityKey) -> bool {
+        key.made_at_ms().is_some_and(|at| at < self.unsure_before_ms) && !self.created.contains(&(place, key))
     }
 
     fn unseen(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
@@ -454,8 +461,10 @@ impl Intake for ModelStore {
         self.lock().unseen(lane, message_type, touches)
     }
 
-    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
-        self.state()?.updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)], unsure_before_ms: i64) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        state.updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
+        state.unsure_before_ms = state.unsure_before_ms.max(unsure_before_ms);
         Ok(())
     }
 

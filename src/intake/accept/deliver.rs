@@ -4,25 +4,47 @@
 //! the store knows by then what this one would overtake. Behind one that is about to be stored there is nothing to
 //! decide: this one is stored as well, mostly in the same commit.
 
+use std::sync::Arc;
+
+use super::held::Held;
 use super::not_stored::NotStored;
 use super::write::{Forwarded, WaitFor, Write};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, unprotected};
 use crate::delivery::unprotected::{Passage, passage};
-use crate::intake::entity_locks::{Ticket, Turn};
+use crate::delivery::unread::{Concerns, Locked};
+use crate::intake::entity_locks::Turn;
 use crate::intake::forward::{self, ClientAnswer};
+use crate::memory::Grant;
+use crate::message::Effect;
 use crate::protocol::answers::unavailable;
 use crate::protocol::inspection::NeedsAnswer;
 
 impl Write {
     /// Waits for the writes that it must not overtake, then forwards or registers it.
-    pub(super) async fn deliver(self) -> ClientAnswer {
+    /// `memory` is for its body.
+    pub(super) async fn deliver(&self, memory: Arc<Option<Grant>>) -> ClientAnswer {
         let shared = &self.shared;
         // A body that is not in memory is not compared with others.
         let request = self.large.is_none().then_some(&self.message.request);
         let mut ticket = shared.listener.entity_locks.enqueue(&self.message.lane, &self.message.touches, request);
-        match ticket.turn_or_behind(|| self.may_follow()).await {
-            Turn::Behind => self.register_or_send(&mut ticket).await,
-            Turn::First => self.decide(&mut ticket).await,
+        let turn = ticket.turn_or_behind(|| self.may_follow()).await;
+        let flight = shared.listener.windows.of(&self.message.lane).arrive(self.locked()).await;
+        let mut held = Held { flight, ticket: Some(ticket), memory };
+        match turn {
+            Turn::Behind => self.register_or_send(&mut held).await,
+            Turn::First => self.decide(&mut held).await,
+        }
+    }
+
+    /// Returns what others have to know about it that are in flight unread.
+    fn locked(&self) -> Locked {
+        let touches = &self.message.touches;
+        Locked {
+            concerns: Concerns::Entities(touches.as_slice().into()),
+            bars: touches.iter().any(|touch| touch.effect == Effect::End),
+            is_final: self.needs_answer.is_some()
+                || self.large.is_some()
+                || !self.message.message_type.repeat_is_harmless(),
         }
     }
 
@@ -39,7 +61,7 @@ impl Write {
     }
 
     /// Decides about a write whose turn it is.
-    async fn decide(&self, ticket: &mut Ticket) -> ClientAnswer {
+    async fn decide(&self, held: &mut Held) -> ClientAnswer {
         let shared = &self.shared;
         shared.refresh_store().await;
         let reachability = shared.reachability();
@@ -78,62 +100,73 @@ impl Write {
             Some(_) => Admission::ForwardOnly,
         };
         match admission {
-            Admission::Register => self.register_or_send(ticket).await,
-            Admission::Forward => self.forward_or_register(ticket).await,
-            Admission::ForwardOnly => self.forward_only().await,
+            Admission::Register => self.register_or_send(held).await,
+            Admission::Forward => self.forward_or_register(held).await,
+            Admission::ForwardOnly => self.forward_only(held).await,
             Admission::Refuse(why) => shared.refuse_unprotected(why),
         }
     }
 
     /// Registers a write, and sends it to the server if it could not be stored and overtakes nothing there.
-    async fn register_or_send(&self, ticket: &mut Ticket) -> ClientAnswer {
-        let not_stored = match self.register(ticket).await {
+    async fn register_or_send(&self, held: &mut Held) -> ClientAnswer {
+        let not_stored = match self.register(held).await {
             Ok(answer) => return answer,
             Err(not_stored) => not_stored,
         };
-        if !ticket.take_back() {
-            return not_stored.refuse_unsent(&self.shared, "later writes about the same thing are stored");
+        if let Some(ticket) = &mut held.ticket {
+            if !ticket.take_back() {
+                return not_stored.refuse_unsent(&self.shared, "later writes about the same thing are stored");
+            }
+            // It may have followed others that are not answered yet.
+            ticket.turn().await;
         }
-        // It may have followed others that are not answered yet.
-        ticket.turn().await;
-        self.answer_unregistered(not_stored).await
+        self.answer_unregistered(not_stored, held).await
     }
 
     /// Answers a write that could not be stored.
-    async fn answer_unregistered(&self, not_stored: NotStored) -> ClientAnswer {
+    async fn answer_unregistered(&self, not_stored: NotStored, held: &mut Held) -> ClientAnswer {
         let shared = &self.shared;
         shared.refresh_store().await;
         // The store failed during this write: the rules for an unusable store apply to it, too.
         if shared.slot.try_get().is_err() {
             return match passage(shared.backlog_known(&self.message.touches), false) {
                 Passage::Refuse(why) => shared.refuse_unprotected(why),
-                Passage::Pass => self.forward_only().await,
+                Passage::Pass => self.forward_only(held).await,
             };
         }
         match not_stored.may_be_sent {
-            true => self.send_unstored(not_stored).await,
+            true => {
+                let answer = self.send_unstored(not_stored).await;
+                held.answered(answer.status(), &self.message);
+                answer
+            }
             false => not_stored.refuse(shared),
         }
     }
 
     /// Forwards a write, and stores it if the server does not decide.
-    async fn forward_or_register(&self, ticket: &Ticket) -> ClientAnswer {
-        match self.forward(WaitFor::AnswerOrOutage).await {
-            Forwarded::Answered(answer) => answer,
-            Forwarded::Keep { fallback } => match self.register(ticket).await {
-                Ok(answer) => answer,
-                Err(not_stored) => {
-                    let refusal = not_stored.refuse(&self.shared);
-                    fallback.unwrap_or(refusal)
-                }
-            },
+    async fn forward_or_register(&self, held: &mut Held) -> ClientAnswer {
+        let (answered, fallback) = match self.forward(WaitFor::AnswerOrOutage).await {
+            Forwarded::Answered(answer) if !held.answered(answer.status(), &self.message) => return answer,
+            Forwarded::Answered(answer) => (Some(answer), None),
+            Forwarded::Keep { fallback } => (None, fallback),
+        };
+        match self.register(held).await {
+            Ok(answer) => answered.unwrap_or(answer),
+            Err(not_stored) => {
+                let refusal = not_stored.refuse(&self.shared);
+                fallback.unwrap_or(refusal)
+            }
         }
     }
 
     /// Forwards a write that can't be stored; its client gets any answer of the server's.
-    async fn forward_only(&self) -> ClientAnswer {
+    async fn forward_only(&self, held: &mut Held) -> ClientAnswer {
         match self.forward(WaitFor::Answer).await {
-            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
+            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => {
+                held.answered(answer.status(), &self.message);
+                answer
+            }
             Forwarded::Keep { fallback: None } => {
                 self.shared.metrics.intake_refused.add(1);
                 let text = match self.needs_answer {

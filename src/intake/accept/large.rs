@@ -46,11 +46,7 @@ pub(super) async fn accept(request: WriteRequest, payload: Payload, memory: Opti
         Err(error) => Err(error),
     };
     match prepared {
-        Ok(write) => {
-            let answer = write.deliver().await;
-            drop(memory);
-            answer
-        }
+        Ok(write) => write.deliver(Arc::new(memory)).await,
         Err(LargeBodyError::Refused(reply)) => forward::own_answer(*reply),
         Err(LargeBodyError::Unkept(why)) => {
             stream_through(request, PartialBody { payload, memory, is_whole: true }, why).await
@@ -168,7 +164,7 @@ impl Write {
                 ..self.message.clone()
             };
             // Nothing may follow before all pieces are queued.
-            self.commit(message, || ()).await?;
+            self.commit(message, Vec::new(), || ()).await?;
             stored += 1;
         }
         tracing::debug!(target: "intake", pieces = stored, "a large batch is stored in pieces");

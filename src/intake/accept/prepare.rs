@@ -1,14 +1,18 @@
 //! Preparing a write: its body is decoded, parsed and inspected, and creates without an id get one.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
+use http::request::Parts;
 use tracing::debug;
 use uuid::Uuid;
 
 use super::write::Write;
-use crate::intake::exchange::{Exchange, encoding_of, kept_headers, lane_of};
+use crate::intake::evidence::CreateEvidence;
+use crate::intake::exchange::{ClientUrl, Exchange, encoding_of, kept_headers, lane_of};
 use crate::intake::forward::{self, ClientAnswer};
-use crate::intake::shared::{BUSY_RETRY_AFTER, BUSY_TEXT};
+use crate::intake::shared::{BUSY_RETRY_AFTER, BUSY_TEXT, Shared};
 use crate::memory::{Grant, Use};
 use crate::message::{Body, BodyFault, Encoding, Message, MessageType, Request};
 use crate::protocol::answers::{Reply, error, unavailable};
@@ -31,6 +35,24 @@ pub(super) struct WriteRequest {
     pub(super) below: String,
 }
 
+/// A request for a protected write whose body was received whole.
+pub(super) struct ReceivedWrite {
+    pub(super) shared: Arc<Shared>,
+    pub(super) head: Parts,
+    pub(super) client: ClientUrl,
+    pub(super) evidence: Arc<CreateEvidence>,
+    pub(super) route: Protected,
+    /// Its path and query below the API's base.
+    pub(super) below: String,
+}
+
+impl From<WriteRequest> for ReceivedWrite {
+    fn from(request: WriteRequest) -> Self {
+        let WriteRequest { exchange: Exchange { shared, head, client, evidence, .. }, route, below } = request;
+        Self { shared, head, client, evidence, route, below }
+    }
+}
+
 /// Accepts a write whose body is decoded in memory, to this many bytes if that is known.
 pub(super) async fn accept_whole(
     request: WriteRequest,
@@ -39,12 +61,10 @@ pub(super) async fn accept_whole(
     memory: Grant,
 ) -> ClientAnswer {
     let mut memory = Some(memory);
-    let answer = match prepare(request, bytes, content_bytes, &mut memory).await {
-        Ok(write) => write.deliver().await,
+    match prepare(request.into(), bytes, content_bytes, &mut memory).await {
+        Ok(write) => write.deliver(Arc::new(memory)).await,
         Err(reply) => forward::own_answer(reply),
-    };
-    drop(memory);
-    answer
+    }
 }
 
 /// Decodes the body, finds out what it is about, and gives an id to creates that have none.
@@ -52,13 +72,13 @@ pub(super) async fn accept_whole(
 /// # Errors
 ///
 /// The answer to a client whose write no Opik server could ever accept.
-async fn prepare(
-    request: WriteRequest,
+pub(super) async fn prepare(
+    request: ReceivedWrite,
     bytes: Bytes,
     content_bytes: Option<u64>,
     memory: &mut Option<Grant>,
 ) -> Result<Write, Reply> {
-    let WriteRequest { exchange: Exchange { shared, mut head, client, .. }, route, below } = request;
+    let ReceivedWrite { shared, mut head, client, evidence, route, below } = request;
     let encoding = encoding_of(&head.headers)?;
     let lane = lane_of(&shared.server, &head.headers);
     let body = Body::new(bytes, encoding);
@@ -80,11 +100,12 @@ async fn prepare(
     if let (Ok(inspected), Some(memory)) = (&inspected, memory.as_mut()) {
         memory.shrink_to(inspected.body.bytes.len() as u64);
     }
-    let Inspected { inspection, body, id } = inspected.inspect_err(|reply| match reply.status {
+    let Inspected { inspection, body, id, had_ids } = inspected.inspect_err(|reply| match reply.status {
         413 => shared.count_over_limit("bytes of an inflated body"),
         503 => shared.count_over_limit("bytes of all bodies"),
         _ => {}
     })?;
+    evidence.read(route.message_type, had_ids);
     if body.encoding == Encoding::Identity && encoding != Encoding::Identity {
         head.headers.remove(header::CONTENT_ENCODING);
     }
@@ -130,6 +151,8 @@ struct Inspected {
     /// As sent, unless an id had to be added.
     body: Body,
     id: Option<String>,
+    /// Whether no item lacked an id that it needs.
+    had_ids: bool,
 }
 
 /// Decodes, parses and inspects a body: the part of preparing that takes CPU time.
@@ -147,13 +170,13 @@ fn inspect_body(
     if let Some(OtlpHead { format, project }) = otlp {
         let traces =
             otlp::Traces::read(format, &content).map_err(|fault| error(400, &format!("the body is {fault}")))?;
-        return Ok(Inspected { inspection: traces.inspection(project), body, id: None });
+        return Ok(Inspected { inspection: traces.inspection(project), body, id: None, had_ids: true });
     }
     let read = |content: &[u8]| inspect(route, content).map_err(|fault| error(400, &format!("the body is {fault}")));
     let inspection = read(&content)?;
     if inspection.missing_ids.is_empty() {
         let id = inspection.id.clone();
-        return Ok(Inspected { inspection, body, id });
+        return Ok(Inspected { inspection, body, id, had_ids: true });
     }
     // A body to which ids are added is kept decoded, which may be a thousand times the memory of the encoded one.
     let more = content.len() as u64 + inspection.missing_ids.len() as u64 * ID_BYTES;
@@ -163,7 +186,7 @@ fn inspect_body(
     let filled = with_ids(&content, &inspection.missing_ids, || Uuid::now_v7().to_string());
     let inspection = read(&filled)?;
     let id = inspection.id.clone();
-    Ok(Inspected { inspection, body: Body::new(filled, Encoding::Identity), id })
+    Ok(Inspected { inspection, body: Body::new(filled, Encoding::Identity), id, had_ids: false })
 }
 
 /// The format and project of an OTLP request, from its head.

@@ -48,7 +48,7 @@ impl Write {
             _ => shared.limits.forward_timeout,
         };
         let started = Instant::now();
-        let noting = shared.ahead_notes.begin_noting(&self.message);
+        let noting = shared.ahead_notes.begin_noting(&self.message, shared.listener.windows.has_unread());
         let result = self.wait_for_answer(request, &progress, started, timeout, wait_for).await;
         let Judged { recognised, partial, verdict } = self.judge(&result);
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");

@@ -22,6 +22,7 @@ use super::prepare::WriteRequest;
 use super::send::SILENCE_CHECK_INTERVAL;
 use super::unkept::{PartialBody, Unkept};
 use crate::delivery::unprotected::{Passage, passage};
+use crate::delivery::unread::{Concerns, Locked};
 use crate::intake::body::{AWAITED_PAUSE_MAX, AWAITED_RATE_MIN};
 use crate::intake::exchange::{ClientUrl, Exchange, kept_headers};
 use crate::intake::forward::{self, AnswerStart, ClientAnswer};
@@ -46,18 +47,20 @@ pub(super) async fn stream_through(request: WriteRequest, begun: PartialBody, wh
     shared.try_server().await;
     let lane = request.exchange.lane();
     let ticket = shared.listener.entity_locks.lock_lane(&lane).await;
+    let locked = Locked { concerns: Concerns::Lane, bars: true, is_final: true };
+    let flight = shared.listener.windows.of(&lane).arrive(locked).await;
     shared.refresh_store().await;
     let answer = match shared.refusal_of_unkept(&lane, request.route.message_type.bucket(), why) {
         None => Streaming::new(request, lane, begun, why).run().await,
         Some(refusal) => {
-            drop(ticket);
+            drop((flight, ticket));
             return match begun.is_whole {
                 true => refusal,
                 false => request.exchange.refuse_with(refusal).await,
             };
         }
     };
-    drop(ticket);
+    drop((flight, ticket));
     answer
 }
 
@@ -106,7 +109,7 @@ struct Streaming {
 
 impl Streaming {
     fn new(request: WriteRequest, lane: Lane, begun: PartialBody, why: Unkept) -> Self {
-        let WriteRequest { exchange: Exchange { shared, head, client, body }, route, below } = request;
+        let WriteRequest { exchange: Exchange { shared, head, client, body, .. }, route, below } = request;
         let unread = unread(&route, &head, below, lane.clone());
         let rest = (!begun.is_whole).then_some(body);
         Self { shared, route, head, client, lane, begun, rest, unread, why }
@@ -115,7 +118,7 @@ impl Streaming {
     async fn run(self) -> ClientAnswer {
         let Self { shared, route, mut head, client, lane, begun, rest, unread, why } = self;
         let uri = client.uri.clone();
-        let noting = shared.ahead_notes.begin_noting(&unread);
+        let noting = shared.ahead_notes.begin_noting(&unread, shared.listener.windows.has_unread());
         head.headers = forward::request_headers(head.headers, &uri, &shared.agent_mark);
         head.uri = uri;
         head.version = http::Version::HTTP_11;

@@ -95,9 +95,12 @@ impl Intake for SqliteStore {
         ahead::unseen(&self.recent, lane.place(), message_type, touches).collect()
     }
 
-    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)], unsure_before_ms: i64) -> Result<(), StoreError> {
         let notes = || updates.iter().map(|(lane, entity)| (lane.place(), *entity));
-        self.write(|tx, _| ahead::note(tx, notes(), now_ms()))
+        self.write(|tx, _| {
+            ahead::note(tx, notes(), now_ms())?;
+            ahead::set_unsure_before(tx, unsure_before_ms)
+        })
     }
 
     fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError> {

@@ -1,0 +1,187 @@
+//! Creates that are forwarded unread: neither inflated nor parsed, while everything goes well.
+//!
+//! ```text
+//! received ─▶ may it go unread? ─┬─ no ──▶ as any other write
+//!                                └─ yes ─▶ send ─┬─ answered ▶ the server's own answer
+//!                                                └─ not ─────▶ read ▶ its turn ▶ register ▶ acknowledged
+//! ```
+//!
+//! A create goes unread while the server is available, nothing of its lane is queued or refused, the lane is not
+//! failing, and its connection has shown that its creates carry ids ([`crate::intake::evidence`]). Order, also with
+//! writes that are read, is kept by [`crate::intake::unread`].
+//!
+//! What no server could read is not refused by the agent here, but gets the server's own answer. A crash loses nothing:
+//! nothing is acknowledged before the server answered or the commit is durable, as for any other write.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use super::held::Held;
+use super::prepare::{ReceivedWrite, WriteRequest, prepare};
+use super::write::{Forwarded, WaitFor, Write};
+use crate::delivery::admission::Reachability;
+use crate::intake::evidence::CreateEvidence;
+use crate::intake::exchange::{encoding_of, lane_of};
+use crate::intake::forward::{self, ClientAnswer};
+use crate::intake::unread::{Kept, Reading, Unread};
+use crate::memory::Grant;
+use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
+use crate::protocol::answers::Reply;
+
+/// Bytes of a body that is forwarded unread, as sent and decoded. It may have to be read while others wait.
+const BYTES_MAX: usize = 256 * 1024;
+const CONTENT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A create whose body was not read.
+pub(super) struct UnreadCreate {
+    /// The write, with neither entities nor headers to store.
+    write: Write,
+    evidence: Arc<CreateEvidence>,
+    memory: Arc<Option<Grant>>,
+    /// The same write once it was read, or the answer to a client whose write no server could read.
+    read: OnceCell<Result<Arc<Write>, Reply>>,
+}
+
+/// A received write that can't go unread.
+pub(super) type NotUnread = Box<(WriteRequest, Bytes, Grant)>;
+
+/// Returns a write that may go unread, as far as itself, its connection and the state of its lane show.
+pub(super) fn candidate(request: WriteRequest, bytes: Bytes, memory: Grant) -> Result<Arc<UnreadCreate>, NotUnread> {
+    match unread_lane(&request, &bytes) {
+        Some((lane, encoding)) => Ok(Arc::new(UnreadCreate::new(request, lane, Body::new(bytes, encoding), memory))),
+        None => Err(Box::new((request, bytes, memory))),
+    }
+}
+
+/// Returns the lane and the encoding of a create that may be forwarded unread, as far as its head, its connection and
+/// its lane show.
+fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding)> {
+    let WriteRequest { exchange, route, .. } = request;
+    let (shared, headers) = (&exchange.shared, &exchange.head.headers);
+    let is_create = matches!(
+        route.message_type,
+        MessageType::CreateTraceBatch
+            | MessageType::CreateSpansBatch
+            | MessageType::CreateTrace
+            | MessageType::CreateSpan
+    );
+    if !is_create || bytes.len() > BYTES_MAX || shared.reachability() != Reachability::Presumed {
+        return None;
+    }
+    let encoding = encoding_of(headers).ok()?;
+    let content = Body::new(bytes.clone(), encoding).announced_bytes()?;
+    if content > CONTENT_BYTES_MAX.min(shared.limits.inflated_bytes_max) {
+        return None;
+    }
+    let lane = lane_of(&shared.server, headers);
+    let is_free = !shared.connection.lanes().is_failing(&lane) && shared.is_lane_clear(&lane);
+    // Last, because it counts.
+    (is_free && exchange.evidence.is_trusted(route.message_type)).then_some((lane, encoding))
+}
+
+impl UnreadCreate {
+    fn new(request: WriteRequest, lane: Lane, body: Body, memory: Grant) -> Self {
+        let ReceivedWrite { shared, head, client, evidence, route, below } = request.into();
+        let method = head.method.as_str().to_owned();
+        let message = Message {
+            lane,
+            message_type: route.message_type,
+            request: Request { method, path: below, headers: HeaderSet::default(), body },
+            touches: Vec::new(),
+            items: 0,
+            project: None,
+            accepted_at_ms: 0,
+        };
+        let write = Write {
+            shared,
+            client,
+            route,
+            head,
+            id: None,
+            message,
+            needs_answer: None,
+            acknowledged_as: None,
+            large: None,
+        };
+        Self { write, evidence, memory: Arc::new(Some(memory)), read: OnceCell::new() }
+    }
+
+    /// Reads the body; once, however many ask for it.
+    async fn read_once(&self) -> &Result<Arc<Write>, Reply> {
+        self.read
+            .get_or_init(|| async {
+                let Write { shared, client, route, head, message, .. } = &self.write;
+                let received = ReceivedWrite {
+                    shared: shared.clone(),
+                    head: head.clone(),
+                    client: client.clone(),
+                    evidence: self.evidence.clone(),
+                    route: route.clone(),
+                    below: message.request.path.clone(),
+                };
+                // The body is small, and whoever waits for it may hold memory that others wait for.
+                prepare(received, message.request.body.bytes.clone(), None, &mut None).await.map(Arc::new)
+            })
+            .await
+    }
+}
+
+impl Unread for UnreadCreate {
+    fn read(self: Arc<Self>) -> Reading {
+        Box::pin(async move {
+            let write = self.read_once().await.as_ref().ok()?;
+            Some(Arc::new(write.message.clone()))
+        })
+    }
+}
+
+/// Forwards the create unread, if its window allows it, and stores it if the server does not decide.
+pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
+    let Write { shared, message, .. } = &create.write;
+    let flights = shared.listener.windows.of(&message.lane);
+    let kept = || (Kept::Unread(create.clone()), message.request.body.bytes.len());
+    // Once more: the window lets nothing be stored from then on that this create could overtake.
+    let flight = flights.begin_unread(kept).filter(|_| shared.is_lane_clear(&message.lane));
+    let Some(flight) = flight else { return Box::pin(deliver_read(&create)).await };
+    shared.listener.windows.note_unread();
+    let mut held = Held { flight, ticket: None, memory: create.memory.clone() };
+    match create.write.forward(WaitFor::AnswerOrOutage).await {
+        Forwarded::Answered(answer) => match held.answered(answer.status(), message) {
+            false => answer,
+            true => Box::pin(store(&create, &held, Some(answer), None)).await,
+        },
+        Forwarded::Keep { fallback } => Box::pin(store(&create, &held, None, fallback)).await,
+    }
+}
+
+/// Delivers a create as any other write.
+async fn deliver_read(create: &UnreadCreate) -> ClientAnswer {
+    match create.read_once().await {
+        Ok(write) => write.deliver(create.memory.clone()).await,
+        Err(reply) => forward::own_answer(reply.clone()),
+    }
+}
+
+/// Stores a create that the server did not take, or `answered` and has to get again.
+async fn store(
+    create: &UnreadCreate,
+    held: &Held,
+    answered: Option<ClientAnswer>,
+    fallback: Option<ClientAnswer>,
+) -> ClientAnswer {
+    // Nothing begins from now on that it would overtake.
+    held.flight.keep();
+    let write = match create.read_once().await {
+        Ok(write) => write,
+        Err(reply) => return answered.or(fallback).unwrap_or_else(|| forward::own_answer(reply.clone())),
+    };
+    match write.register(held).await {
+        Ok(answer) => answered.unwrap_or(answer),
+        Err(not_stored) => {
+            let refusal = not_stored.refuse(&write.shared);
+            fallback.unwrap_or(refusal)
+        }
+    }
+}
