@@ -18,6 +18,13 @@
 //!   that other processes see it and a restart keeps it.
 //! - **HalfOpen**: the hold has ended and no message was delivered since. One message is sent as a probe.
 //!
+//! # Several workers
+//!
+//! While a closed lane delivers, up to [`Concurrency::batches`] workers have batches of it in flight. The first of them
+//! that meets backpressure (a failure, a rate limit, a refused key, no connection) becomes the *sole* one: it divides
+//! and blames as if it had been alone. The others return what they have not sent, and what fails of theirs meanwhile,
+//! to the queue, and end their turns. New ones join after a batch without backpressure.
+//!
 //! # Invariants
 //!
 //! 1. *No lane starves.* A turn may always claim at least one message, every wait has an upper bound unless the server
@@ -38,6 +45,7 @@ use std::time::Duration;
 
 use super::backoff;
 use super::blame::{self, Evidence, FAILING_MAX};
+use super::concurrency::{BatchTime, Concurrency};
 use super::id_window::{IdWindow, Outside};
 use super::pacing::{BatchEnd, Pace};
 use crate::message::MessageId;
@@ -88,10 +96,16 @@ pub(crate) struct BreakerSettings {
 /// One worker's turn with a lane, and what its current batch has met so far.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneTurn {
+    number: u64,
     settings: BreakerSettings,
     circuit: Circuit,
-    /// Whether another worker of the lane waits for an answer.
+    /// Whether it began because the lane's other workers have been waiting long for an answer. Such a turn is neither
+    /// counted nor ended with theirs.
     is_extra: bool,
+    /// The limit under which the current batch was claimed.
+    claimed_under: Option<usize>,
+    /// [`LaneHealth::strains`] when the turn began, or when it had dealt with the last one.
+    strains: u64,
     /// Whether messages that another process deferred were already made due.
     has_released: bool,
     pace: Pace,
@@ -124,8 +138,9 @@ impl LaneTurn {
         self.passes
     }
 
-    /// Starts the next batch.
-    pub(crate) fn begin_batch(&mut self) {
+    /// Starts the next batch, claimed under this limit of messages.
+    pub(crate) fn begin_batch(&mut self, limit: usize) {
+        self.claimed_under = Some(limit);
         (self.passes, self.failures, self.timeouts) = (0, 0, 0);
         (self.has_failed, self.has_deferred) = (false, false);
     }
@@ -214,6 +229,8 @@ pub(crate) enum Decision {
     },
     /// The failure counts, and it was the last attempt: reject the message.
     Reject,
+    /// Another worker deals with the backpressure: return the messages to the queue.
+    Yield,
     /// The failure does not count: return the message to the queue.
     Defer {
         /// How long it is deferred, so that others are tried in its place.
@@ -244,8 +261,17 @@ pub(crate) struct RefusedIds {
 /// A replayer's memory of one lane.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LaneHealth {
-    /// The pace of the last turn in this round.
+    /// The pace of the last batch in this round.
     pace: Option<Pace>,
+    /// How many workers may have a batch in flight.
+    concurrency: Concurrency,
+    /// How many have, without those beside requests that hang.
+    turns: usize,
+    /// The turn that met backpressure first, while it deals with it.
+    sole: Option<u64>,
+    /// How often a turn met backpressure first: those that began before send nothing more.
+    strains: u64,
+    next_turn: u64,
     /// How often the circuit opened, or a bucket was limited, since a request passed.
     openings: u32,
     /// The most messages in the next batch while the lane recovers; `None`: as many as the pace allows.
@@ -269,25 +295,30 @@ pub(crate) struct LaneHealth {
 }
 
 impl LaneHealth {
-    /// Starts a round: every lane begins at the configured pace.
+    /// Starts a round: every lane begins at the configured pace, with one worker.
     pub(crate) fn begin_round(&mut self) {
-        self.pace = None;
+        (self.pace, self.concurrency, self.turns, self.sole) = (None, Concurrency::default(), 0, None);
     }
 
     /// Starts a worker's turn. `ended_hold` is whether the lane's last hold, if no message was delivered since, asks
     /// for a probe; `is_extra`: another worker of the lane waits for an answer.
     pub(crate) fn begin_turn(
-        &self,
+        &mut self,
         settings: BreakerSettings,
         start: Pace,
         ended_hold: Option<bool>,
         is_extra: bool,
     ) -> LaneTurn {
         let circuit = ended_hold.map_or(Circuit::Closed, |is_probe| Circuit::HalfOpen { is_probe });
+        self.turns += usize::from(!is_extra);
+        self.next_turn += 1;
         LaneTurn {
+            number: self.next_turn,
             settings,
             circuit,
             is_extra,
+            claimed_under: None,
+            strains: self.strains,
             has_released: false,
             pace: self.pace.unwrap_or(start),
             passes: 0,
@@ -298,18 +329,72 @@ impl LaneHealth {
         }
     }
 
-    /// Ends a worker's turn.
-    pub(crate) fn end_turn(&mut self, turn: &LaneTurn) {
-        self.pace = Some(turn.pace);
+    /// Starts the turn of one more worker beside this one, if the lane may have another batch in flight.
+    pub(crate) fn join(&mut self, beside: &LaneTurn) -> Option<LaneTurn> {
+        let may = beside.circuit == Circuit::Closed
+            && !beside.is_extra
+            && self.sole.is_none()
+            && self.recovery_window.is_none()
+            && self.turns < self.concurrency.batches();
+        may.then(|| {
+            let pace = self.pace_of(beside);
+            LaneTurn { has_released: true, ..self.begin_turn(beside.settings, pace, None, false) }
+        })
     }
 
-    /// Returns how many messages the next batch may have.
+    /// Ends a worker's turn.
+    pub(crate) fn end_turn(&mut self, turn: &LaneTurn) {
+        self.turns = self.turns.saturating_sub(usize::from(!turn.is_extra));
+        self.sole = self.sole.filter(|sole| *sole != turn.number);
+    }
+
+    /// Returns how many workers have batches in flight, without those beside requests that hang.
+    pub(crate) fn turns(&self) -> usize {
+        self.turns
+    }
+
+    /// Returns whether this worker may send: no other one met backpressure first since its turn began.
+    pub(crate) fn may_send(&self, turn: &LaneTurn) -> bool {
+        turn.is_extra || self.sole.map_or(self.strains == turn.strains, |sole| sole == turn.number)
+    }
+
+    /// Notes backpressure: unless another worker met it before, the others send nothing more. Returns whether this
+    /// worker deals with it.
+    pub(crate) fn strain(&mut self, turn: &LaneTurn) -> bool {
+        if turn.is_extra {
+            return true;
+        }
+        self.concurrency = Concurrency::default();
+        if self.sole.is_none() && self.may_send(turn) {
+            self.sole = Some(turn.number);
+            self.strains += 1;
+        }
+        self.sole == Some(turn.number)
+    }
+
+    /// Returns how many messages the next batch may have, if it is claimed now.
     pub(crate) fn batch_max(&self, turn: &LaneTurn) -> usize {
         let most = match turn.circuit {
             Circuit::HalfOpen { is_probe: true } => 1,
-            _ => self.recovery_window.unwrap_or(usize::MAX).min(turn.pace.batch()),
+            _ => self.recovery_window.unwrap_or(usize::MAX).min(self.pace_of(turn).batch()),
         };
         if turn.is_extra { most.min(SLOW_BATCH_MAX) } else { most }
+    }
+
+    /// Notes how long a batch took that met no backpressure, before it is [settled](Event::BatchSettled).
+    pub(crate) fn timed(&mut self, turn: &LaneTurn, batch: BatchTime) {
+        if !turn.is_extra && self.sole.is_none() && self.raises_limits(turn) {
+            self.concurrency = self.concurrency.after(batch);
+        }
+    }
+
+    fn pace_of(&self, turn: &LaneTurn) -> Pace {
+        self.pace.unwrap_or(turn.pace)
+    }
+
+    /// Returns whether a batch may raise the limits: of several claimed under one limit, the first does.
+    fn raises_limits(&self, turn: &LaneTurn) -> bool {
+        turn.claimed_under.is_none_or(|limit| limit >= self.batch_max(turn))
     }
 
     /// Takes what happened in a turn, and returns what to do. `jitter` in 0.0 to 1.0 spreads the waits of lanes and
@@ -327,23 +412,36 @@ impl LaneHealth {
             }
             Event::TransientFailure(failure) => self.on_transient_failure(turn, failure, jitter),
             Event::LaneRefused { asked } => {
+                self.strain(turn);
                 turn.circuit = Circuit::Open;
                 // A key is not renewed within seconds.
                 Decision::Open { wait: backoff::lane_wait(u32::MAX, jitter, asked, retry_interval) }
             }
             Event::RateLimited { asked } => {
-                self.openings = self.openings.saturating_add(1);
+                // Answers to requests that were in flight together are one sign.
+                if self.strain(turn) {
+                    self.openings = self.openings.saturating_add(1);
+                }
                 Decision::Limit { wait: backoff::lane_wait(self.openings, jitter, asked, retry_interval) }
             }
             Event::FailedAlone(failed) => self.on_failed_alone(turn, failed, jitter),
             Event::BatchSettled { delivered, halted, limited } => {
+                let (pace, raises) = (self.pace_of(turn), self.raises_limits(turn));
                 let decision = if delivered { self.recover(turn) } else { Decision::Continue };
-                if !halted && !turn.has_failed {
-                    let (pace, window) = (turn.pace.batch(), self.recovery_window);
-                    self.recovery_window = window.map(|most| most.saturating_mul(2)).filter(|most| *most < pace);
+                if !halted && !turn.has_failed && raises {
+                    let window = self.recovery_window.map(|most| most.saturating_mul(2));
+                    self.recovery_window = window.filter(|most| *most < pace.batch());
                 }
-                let keeps_up = !halted && !limited;
-                turn.pace = turn.pace.after(if keeps_up { BatchEnd::KeptUp } else { BatchEnd::Strained });
+                turn.pace = match (halted || limited, raises) {
+                    _ if !self.may_send(turn) => pace,
+                    (true, _) => pace.after(BatchEnd::Strained),
+                    (false, true) => pace.after(BatchEnd::KeptUp),
+                    (false, false) => pace,
+                };
+                self.pace = Some(turn.pace);
+                if !halted && !limited && !turn.has_failed && self.sole == Some(turn.number) {
+                    (self.sole, turn.strains) = (None, self.strains);
+                }
                 decision
             }
         }
@@ -351,6 +449,9 @@ impl LaneHealth {
 
     fn on_transient_failure(&mut self, turn: &mut LaneTurn, failure: TransientFailure, jitter: f64) -> Decision {
         turn.has_failed = true;
+        if !self.strain(turn) {
+            return Decision::Yield;
+        }
         turn.failures += 1;
         turn.timeouts += u32::from(failure.is_unanswered);
         let is_slow = failure.took >= SLOW_FAILURE;

@@ -8,6 +8,7 @@
 //! - [`generation`]: the order of requests that needs the fewest commits between them.
 //! - [`id_window`]: which ids a server refuses for their timestamps.
 //! - [`lane_health`]: what a lane may do next, after which failures: a circuit breaker.
+//! - [`concurrency`]: how many batches of a lane are in flight at once.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a failed attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
@@ -18,6 +19,7 @@ pub(crate) mod admission;
 pub(crate) mod backoff;
 pub mod batching;
 pub(crate) mod blame;
+pub(crate) mod concurrency;
 pub(crate) mod eta;
 pub(crate) mod generation;
 pub(crate) mod id_window;

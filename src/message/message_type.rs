@@ -150,9 +150,13 @@ impl MessageType {
 
     /// Returns the type with this name; the `Message` at its end may be left out, and case does not matter.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|t| {
-            let full = t.name();
-            name.eq_ignore_ascii_case(full) || name.eq_ignore_ascii_case(full.trim_end_matches("Message"))
+        // As every stored message names it.
+        let exact = Self::ALL.iter().copied().find(|t| t.name() == name);
+        exact.or_else(|| {
+            Self::ALL.iter().copied().find(|t| {
+                let full = t.name();
+                name.eq_ignore_ascii_case(full) || name.eq_ignore_ascii_case(full.trim_end_matches("Message"))
+            })
         })
     }
 

@@ -19,8 +19,8 @@
 //!    the later ones about its entities are left, too.
 //! 4. *What the server would not apply as an upsert a second time is settled after its own answer*
 //!    ([`MessageType::repeat_is_harmless`]), before the next request.
-//! 5. *No request begins* once the lease is short, shutdown is requested, the server is unavailable or the lane is held
-//!    (`halt`).
+//! 5. *No request begins* once the lease is short, shutdown is requested, the server is unavailable, the lane is held,
+//!    or another of its workers deals with backpressure (`halt`).
 //!
 //! What an answer means is decided by [`verdict`](crate::delivery::verdict), what the lane may do after it by
 //! [`lane_health`](crate::delivery::lane_health): this file sends, and keeps order.
@@ -45,7 +45,7 @@ use crate::delivery::batching::coalesce::{Shipment, plan};
 use crate::delivery::batching::split::Divisible;
 use crate::delivery::blame::set_apart;
 use crate::delivery::generation::by_generation;
-use crate::delivery::lane_health::{Event, LaneTurn, TransientFailure};
+use crate::delivery::lane_health::{Event, LaneHealth, LaneTurn, TransientFailure};
 use crate::delivery::verdict::{is_already_there, rate_limited};
 use crate::memory::{Grant, Use};
 use crate::message::{Bucket, Buckets, Claimed, EntityKey, Footprint, MessageId, MessageType};
@@ -57,6 +57,8 @@ pub(super) enum Halt {
     Unavailable,
     Held,
     Stopped,
+    /// Another worker of the lane deals with backpressure.
+    Yielded,
 }
 
 /// One claim in flight.
@@ -78,6 +80,8 @@ pub(super) struct Batch<'w, 'a> {
     /// OTLP traces that the server had from an earlier attempt.
     known_traces: KnownTraces,
     pub halt: Option<Halt>,
+    /// How long its requests waited for answers.
+    pub waiting: Duration,
     /// Buckets that the server limited in this batch.
     pub limited: Buckets,
 }
@@ -129,6 +133,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             delivered: 0,
             known_traces: KnownTraces::default(),
             halt: None,
+            waiting: Duration::ZERO,
             limited: Buckets::default(),
         }
     }
@@ -301,7 +306,14 @@ impl<'w, 'a> Batch<'w, 'a> {
         if self.halt.is_none() && (self.sender.replay.shutdown.is_requested() || !self.sender.keeper.may_send()) {
             self.halt = Some(Halt::Stopped);
         }
+        if self.halt.is_none() && !self.with_health(|health, turn| health.may_send(turn)) {
+            self.halt = Some(Halt::Yielded);
+        }
         self.halt.is_none()
+    }
+
+    fn with_health<T>(&self, visit: impl FnOnce(&mut LaneHealth, &LaneTurn) -> T) -> T {
+        self.sender.replay.state.with(self.sender.work.id, |health| visit(health, &*self.turn))
     }
 
     /// Notes that a request passed: the server does not fail as a whole.

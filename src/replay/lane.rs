@@ -1,6 +1,11 @@
 //! One lane's worker: claim, send, settle, pause, until the lane is empty or held, or the worker's turn is over.
+//!
+//! While the lane delivers and waits for the network more than it works, the worker is joined by others, each with a
+//! batch of its own ([`concurrency`](crate::delivery::concurrency)). All of them end with the turn.
 
 use std::ops::ControlFlow::{self, Break, Continue};
+use std::sync::{Mutex, PoisonError};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use tracing::error;
@@ -8,7 +13,9 @@ use tracing::error;
 use super::batch::Batch;
 use super::bounds;
 use super::sender::Sender;
+use super::state::lock;
 use super::throttle::{MessageQuota, PauseGate};
+use crate::delivery::concurrency::BatchTime;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
@@ -39,7 +46,7 @@ pub(super) struct LaneWorker<'a> {
     pub claim_bytes_max: u64,
 }
 
-impl LaneWorker<'_> {
+impl<'a> LaneWorker<'a> {
     /// Runs, and survives a panic: the lane is held and the others are replayed.
     ///
     /// The claimed messages stay in flight until the next round begins.
@@ -48,8 +55,17 @@ impl LaneWorker<'_> {
     ///
     /// What keeps the store from being used.
     pub(super) fn run_caught(self) -> Result<(), StoreError> {
+        let crew = Crew { started: Instant::now(), failed: Mutex::new(None) };
+        let result = std::thread::scope(|scope| self.work_caught(scope, &crew));
+        result.and(crew.failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err))
+    }
+
+    fn work_caught<'s>(self, scope: &'s Scope<'s, '_>, crew: &'s Crew) -> Result<(), StoreError>
+    where
+        'a: 's,
+    {
         let (replay, keeper, lane) = (self.sender.replay, self.sender.keeper, self.sender.work.id);
-        caught(|| self.run()).unwrap_or_else(|| {
+        caught(|| self.work(scope, crew)).unwrap_or_else(|| {
             error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");
             let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
             let hold = Hold {
@@ -63,17 +79,39 @@ impl LaneWorker<'_> {
         })
     }
 
-    fn run(mut self) -> Result<(), StoreError> {
-        let started = Instant::now();
+    fn work<'s>(mut self, scope: &'s Scope<'s, '_>, crew: &'s Crew) -> Result<(), StoreError>
+    where
+        'a: 's,
+    {
         let result = loop {
             match self.replay_batch() {
-                Ok(Continue(())) if started.elapsed() < TURN => {}
+                Ok(Continue(())) if crew.started.elapsed() < TURN => self.be_joined(scope, crew),
                 Ok(_) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
         self.sender.replay.state.end_turn(self.sender.work.id, &self.turn);
         result
+    }
+
+    /// Starts as many workers beside this one as the lane may have. A pace that the user set is for one.
+    fn be_joined<'s>(&self, scope: &'s Scope<'s, '_>, crew: &'s Crew)
+    where
+        'a: 's,
+    {
+        if self.is_pace_set() {
+            return;
+        }
+        let (replay, keeper, work) = (self.sender.replay, self.sender.keeper, &self.sender.work);
+        while let Some(turn) = replay.state.join(work.id, &self.turn, replay.workers_max) {
+            let sender = Sender { replay, keeper, work: work.clone() };
+            let worker = LaneWorker { sender, turn, ..*self };
+            scope.spawn(move || {
+                if let Err(error) = worker.work_caught(scope, crew) {
+                    lock(&crew.failed).get_or_insert(error);
+                }
+            });
+        }
     }
 
     /// Replays one batch, and returns whether the lane may have another one.
@@ -83,19 +121,24 @@ impl LaneWorker<'_> {
         if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() {
             return Ok(Break(()));
         }
+        let started = Instant::now();
+        let (most, turns) =
+            replay.state.with(self.sender.work.id, |health| (health.batch_max(&self.turn), health.turns()));
         // The memory is held until the batch is settled.
-        let (claimed, _memory) = self.claim_next()?;
+        let (claimed, _memory) = self.claim_next(most, turns)?;
         if claimed.is_empty() {
             return Ok(Break(()));
         }
         let count = claimed.len();
-        self.turn.begin_batch();
+        self.turn.begin_batch(most);
         let mut batch = Batch::new(&self.sender, &mut self.turn);
         batch.send_all(claimed)?;
         batch.conclude_failures()?;
-        let Batch { outcomes, delivered, halt, limited, .. } = batch;
+        let Batch { outcomes, delivered, halt, limited, waiting, .. } = batch;
         self.sender.settle(&outcomes)?;
 
+        let time = BatchTime { total: started.elapsed(), waiting };
+        replay.state.with(self.sender.work.id, |health| health.timed(&self.turn, time));
         let (halted, limited) = (halt.is_some(), !limited.is_empty());
         let settled = Event::BatchSettled { delivered: delivered > 0, halted, limited };
         if let Decision::Recover { closes, releases } = self.sender.on(&mut self.turn, settled) {
@@ -113,21 +156,22 @@ impl LaneWorker<'_> {
         Ok(Continue(()))
     }
 
-    /// Claims the next batch, and the memory for it.
-    fn claim_next(&self) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
+    /// Claims the next batch, of `most` messages at most, and the memory for it. `turns` workers share the lane's.
+    fn claim_next(&self, most: usize, turns: usize) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
         let (replay, lane) = (self.sender.replay, self.sender.work.id);
-        let most = replay.state.with(lane, |health| health.batch_max(&self.turn));
         // Messages that a killed replayer had in flight are claimed together, see `store::Replay::interrupted`.
         let interrupted = match replay.state.may_be_interrupted(lane) {
             true => replay.store.interrupted(lane)?,
             false => 0,
         };
-        let bytes_max = if interrupted > 0 { CLAIMS_BYTES_MAX } else { self.claim_bytes_max };
+        let share = (self.claim_bytes_max / turns.max(1) as u64).max(CLAIM_BYTES_MIN);
+        let bytes_max = if interrupted > 0 { CLAIMS_BYTES_MAX } else { share };
         let wanted = self.quota.take(most.max(interrupted));
         if wanted == 0 {
             return Ok((Vec::new(), None));
         }
-        let (claimed, memory) = self.claim(wanted, bytes_max, interrupted > 0)?;
+        let limits = ClaimLimits { messages_max: wanted, bytes_max, behind_creates: turns > 1 };
+        let (claimed, memory) = self.claim(limits, interrupted > 0)?;
         replay.state.claimed(lane);
         self.quota.give_back(wanted - claimed.len());
         Ok((claimed, memory))
@@ -137,30 +181,24 @@ impl LaneWorker<'_> {
     ///
     /// A message larger than a claim may be stays in the store until there is memory for it alone. A worker does not
     /// wait for that longer than its turn lasts, so that lanes with small messages get theirs.
-    fn claim(
-        &self,
-        messages_max: usize,
-        bytes_max: u64,
-        is_whole: bool,
-    ) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
+    fn claim(&self, mut limits: ClaimLimits, is_whole: bool) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
         let Sender { replay, keeper, work } = &self.sender;
         let started = Instant::now();
         let stops = || replay.shutdown.is_requested() || !keeper.may_send() || started.elapsed() >= TURN;
         let wait = |bytes| replay.memory.take(Use::Replay, bytes).unless(stops);
-        let (bytes_max, mut memory) = match is_whole {
-            true => (bytes_max, wait(bounds::of_large(bytes_max))),
+        let wanted = limits.bytes_max;
+        let mut memory = match is_whole {
+            true => wait(bounds::of_large(wanted)),
             false => {
-                let (bytes, memory) = bounds::of_claim(bytes_max, replay.memory.bytes());
-                match replay.memory.try_take(Use::Replay, memory) {
-                    Some(memory) => (bytes, Some(memory)),
-                    None => {
-                        let (bytes, memory) = bounds::of_small_claim(bytes_max, replay.memory.bytes());
-                        (bytes, wait(memory))
-                    }
-                }
+                let (bytes, memory) = bounds::of_claim(wanted, replay.memory.bytes());
+                limits.bytes_max = bytes;
+                replay.memory.try_take(Use::Replay, memory).or_else(|| {
+                    let (bytes, memory) = bounds::of_small_claim(wanted, replay.memory.bytes());
+                    limits.bytes_max = bytes;
+                    wait(memory)
+                })
             }
         };
-        let mut limits = ClaimLimits { messages_max, bytes_max };
         while let Some(mut taken) = memory {
             let filter = &replay.settings.filter;
             match replay.store.claim(&keeper.lease, work.id, filter, limits, now_ms())? {
@@ -184,13 +222,24 @@ impl LaneWorker<'_> {
     /// Pauses as the pace asks: every lane if the user set it, this lane alone otherwise.
     fn pause(&self, count: usize) {
         let pause = self.turn.pace().pause_after(count);
-        let settings = self.sender.replay.settings.pace;
-        if settings.batch.is_some() || settings.delay.is_some() {
+        if self.is_pace_set() {
             self.gate.close_for(pause);
         } else if !pause.is_zero() {
             self.sender.replay.shutdown.sleep(pause);
         }
     }
+
+    fn is_pace_set(&self) -> bool {
+        let settings = self.sender.replay.settings.pace;
+        settings.batch.is_some() || settings.delay.is_some()
+    }
+}
+
+/// The workers of one turn.
+struct Crew {
+    started: Instant,
+    /// The first error of the store that one met who joined.
+    failed: Mutex<Option<StoreError>>,
 }
 
 /// Calls `work`, and returns `None` when it panics. Its values are not used again.

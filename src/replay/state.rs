@@ -15,6 +15,9 @@ use crate::message::MessageId;
 use crate::monitor::jitter;
 use crate::store::{LaneId, LaneWork, LastAnswer, Outcome, ReplayRecord, StoreIdentity, since_boot};
 
+/// With this many workers at work, no lane gets another one beside its own: a connection to the server and a batch in
+/// memory each.
+const SENDERS_TO_JOIN_MAX: usize = 8;
 /// The most concurrent requests with an extended timeout: each may occupy a worker for minutes.
 const PATIENT_MAX: usize = 8;
 /// Unsettled outcomes remembered; messages beyond these are sent again, as upserts.
@@ -35,6 +38,8 @@ struct Remembered {
     unsettled: HashMap<MessageId, Outcome>,
     /// Lanes that were claimed from since the last time that a replayer may have ended with messages in flight.
     resumed: HashSet<LaneId>,
+    /// Workers at work in this round.
+    senders: usize,
     /// Requests that have an extended timeout now.
     patient: usize,
     /// When the store was last asked for held messages.
@@ -63,6 +68,7 @@ impl ReplayState {
     pub(super) fn begin(&self, store: StoreIdentity, epoch: i64) {
         let mut remembered = self.lock();
         remembered.lanes.values_mut().for_each(LaneHealth::begin_round);
+        remembered.senders = 0;
         let Some((earlier_store, earlier_epoch)) = remembered.round.replace((store, epoch)) else { return };
         if earlier_store != store {
             remembered.lanes.clear();
@@ -97,12 +103,28 @@ impl ReplayState {
         is_extra: bool,
     ) -> LaneTurn {
         let ended_hold = work.hold.as_ref().map(|hold| hold.probe);
-        self.with(work.id, |health| health.begin_turn(settings, start, ended_hold, is_extra))
+        let mut remembered = self.lock();
+        remembered.senders += 1;
+        remembered.lanes.entry(work.id).or_default().begin_turn(settings, start, ended_hold, is_extra)
+    }
+
+    /// Starts the turn of one more worker of a lane beside this one, if the lane may have another batch in flight and
+    /// fewer than `senders_max` workers are at work.
+    pub(super) fn join(&self, lane: LaneId, beside: &LaneTurn, senders_max: usize) -> Option<LaneTurn> {
+        let mut remembered = self.lock();
+        if remembered.senders >= senders_max.min(SENDERS_TO_JOIN_MAX) {
+            return None;
+        }
+        let turn = remembered.lanes.entry(lane).or_default().join(beside)?;
+        remembered.senders += 1;
+        Some(turn)
     }
 
     /// Ends a worker's turn.
     pub(super) fn end_turn(&self, lane: LaneId, turn: &LaneTurn) {
-        self.with(lane, |health| health.end_turn(turn));
+        let mut remembered = self.lock();
+        remembered.senders = remembered.senders.saturating_sub(1);
+        remembered.lanes.entry(lane).or_default().end_turn(turn);
     }
 
     /// Takes what happened to a lane in this turn, and returns what to do.

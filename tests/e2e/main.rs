@@ -58,6 +58,7 @@ mod otlp_repeats;
 mod outage;
 mod overtaking;
 mod panics;
+mod parallel_batches;
 mod prism;
 mod proxy;
 mod rate_limits;

@@ -87,7 +87,7 @@ fn child() {
             store.return_in_flight(&lease).expect("we have the lease");
             println!("> ready");
             while let Some(work) = store.lanes(&Filter::default(), NOW_MS).expect("it can be read").first() {
-                let limits = ClaimLimits { messages_max: 7, bytes_max: 1 << 20 };
+                let limits = ClaimLimits { messages_max: 7, bytes_max: 1 << 20, behind_creates: false };
                 let claimed = store
                     .claim(&lease, work.id, &Filter::default(), limits, NOW_MS)
                     .expect("we have the lease")
@@ -380,7 +380,7 @@ fn claim_and_deliver(
     };
     // Claims of different lengths overlap in part, which is where two of them could get in each other's way.
     let messages_max = 1 + delivered.lock().expect("no panic").len() % 7;
-    let limits = ClaimLimits { messages_max, bytes_max: 1 << 20 };
+    let limits = ClaimLimits { messages_max, bytes_max: 1 << 20, behind_creates: false };
     let claimed =
         store.claim(lease, lane, &Filter::default(), limits, NOW_MS).expect("we have the lease").into_messages();
     {

@@ -271,11 +271,14 @@ impl Contents {
     }
 
     /// Walks along the waiting messages of a lane that the filter selects, in delivery order.
-    fn walk(&self, shelf: &Shelf, filter: &Filter, now_ms: i64) -> Vec<(Place, Verdict)> {
+    fn walk(&self, shelf: &Shelf, filter: &Filter, now_ms: i64, behind_creates: bool) -> Vec<(Place, Verdict)> {
         let mut left = Footprint::default();
+        let mut creating: HashSet<EntityKey> = HashSet::new();
         for item in shelf.items.values().filter(|item| item.status == MessageStatus::Registered) {
             left.add(&item.message.touches);
+            creating.extend(creates(&item.message.touches).filter(|_| behind_creates));
         }
+        let is_early = |touches: &[Touch]| touches.iter().any(|t| t.can_be_stranded() && creating.contains(&t.key));
         let limits = shelf.limits(now_ms);
         let limited: Buckets = limits.iter().filter_map(|limit| limit.bucket).collect();
         let place_of_lane = shelf.lane.place();
@@ -305,7 +308,9 @@ impl Contents {
                 false => Vec::new(),
             };
             let verdict = match Way::of(*message_type, !ahead.is_empty(), limited) {
-                _ if by_create.is_some() || left.conflicts(touches) => Verdict::Blocked { by_create },
+                _ if by_create.is_some() || left.conflicts(touches) || is_early(touches) => {
+                    Verdict::Blocked { by_create }
+                }
                 _ if due_at_ms > now_ms => Verdict::NotBefore(due_at_ms),
                 Some(way) => Verdict::Ready(way, ahead),
                 None => Verdict::NotBefore(limits.iter().map(|limit| limit.until_ms).min().unwrap_or(now_ms)),
@@ -693,7 +698,7 @@ impl Replay for MemoryStore {
         let contents = self.open()?;
         let mut work = Vec::new();
         for (id, shelf) in contents.numbered() {
-            let verdicts = contents.walk(shelf, filter, now_ms);
+            let verdicts = contents.walk(shelf, filter, now_ms, false);
             let Some(((_, first), _)) = verdicts.first() else { continue };
             let due_at_ms = verdicts.iter().map(|(_, verdict)| match verdict {
                 Verdict::Ready(..) => now_ms,
@@ -746,7 +751,8 @@ impl Replay for MemoryStore {
         now_ms: i64,
     ) -> Result<Claim, StoreError> {
         let mut contents = self.leased(lease)?;
-        let verdicts = contents.walk(&contents.shelves[lane.0 as usize - 1], filter, now_ms);
+        let shelf = &contents.shelves[lane.0 as usize - 1];
+        let verdicts = contents.walk(shelf, filter, now_ms, limits.behind_creates);
         let shelf = contents.at(lane);
         let (mut claimed, mut bytes) = (Vec::new(), 0);
         for (place, verdict) in verdicts {

@@ -112,7 +112,7 @@ impl Shipment {
     pub fn request(&self) -> Request {
         let first = &self.members[0].message;
         if let Some(fold) = &self.fold {
-            return batch_request(first, &first.request.path, fold.content());
+            return batch_request(first, &first.request.path, &[&fold.content()]);
         }
         if self.members.len() == 1 && !self.is_batch_of_one() {
             return first.request.clone();
@@ -121,18 +121,14 @@ impl Shipment {
             MessageType::CreateTrace | MessageType::CreateTraceBatch => ("v1/private/traces/batch", "traces"),
             _ => ("v1/private/spans/batch", "spans"),
         };
-        let mut content = Vec::with_capacity(self.content_bytes + self.members.len() + member.len() + 8);
-        content.extend_from_slice(b"{\"");
-        content.extend_from_slice(member.as_bytes());
-        content.extend_from_slice(b"\":[");
+        let mut content: Vec<&[u8]> = Vec::with_capacity(2 * self.members.len() + 4);
+        content.extend([&b"{\""[..], member.as_bytes(), b"\":["]);
         for (index, object) in self.members.iter().filter_map(|member| member.content.as_ref()).enumerate() {
-            if index > 0 {
-                content.push(b',');
-            }
-            content.extend_from_slice(object);
+            content.extend((index > 0).then_some(&b","[..]));
+            content.push(object);
         }
-        content.extend_from_slice(b"]}");
-        batch_request(first, path, content)
+        content.push(b"]}");
+        batch_request(first, path, &content)
     }
 
     /// Returns smaller shipments with the same effect, in order, or the shipment itself if it has one message.
@@ -303,8 +299,8 @@ fn strength(effect: Effect) -> usize {
     }
 }
 
-/// Returns a request for a batch with the headers of its first message.
-fn batch_request(first: &Claimed, path: &str, content: Vec<u8>) -> Request {
+/// Returns a request for a batch with the headers of its first message, and with this content, given in pieces.
+fn batch_request(first: &Claimed, path: &str, content: &[&[u8]]) -> Request {
     let (body, encoded) = gzip(content);
     let mut headers = shared_headers(&first.request.headers);
     if encoded {
@@ -402,18 +398,26 @@ fn shared_headers(headers: &HeaderSet) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Compresses at the fastest level; returns whether it did. Small contents are cheaper uncompressed.
-fn gzip(content: Vec<u8>) -> (Body, bool) {
-    use std::io::Write;
+///
+/// The pieces are not joined first, which would hold the content a second time.
+fn gzip(content: &[&[u8]]) -> (Body, bool) {
+    use std::io::{BufWriter, Write};
     /// Below this the SDK doesn't compress either (protocol dossier, section b).
     const CONTENT_BYTES_MIN: usize = 256;
-    if content.len() < CONTENT_BYTES_MIN {
-        return (Body::new(content, Encoding::Identity), false);
+    /// How much is compressed at once.
+    const STEP_BYTES: usize = 32 * 1024;
+    let bytes: usize = content.iter().map(|piece| piece.len()).sum();
+    if bytes < CONTENT_BYTES_MIN {
+        return (Body::new(content.concat(), Encoding::Identity), false);
     }
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(content.len() / 4), flate2::Compression::fast());
-    match encoder.write_all(&content).and_then(|()| encoder.finish()) {
+    let encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes / 4), flate2::Compression::fast());
+    let mut encoder = BufWriter::with_capacity(STEP_BYTES, encoder);
+    let written = content.iter().try_for_each(|piece| encoder.write_all(piece));
+    let encoded = written.and_then(|()| encoder.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish());
+    match encoded {
         Ok(bytes) => (Body::new(bytes, Encoding::Gzip), true),
         // Writing to memory does not fail; if it did, the plain content would be as good.
-        Err(_) => (Body::new(content, Encoding::Identity), false),
+        Err(_) => (Body::new(content.concat(), Encoding::Identity), false),
     }
 }
 

@@ -13,7 +13,7 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn turn(health: &LaneHealth, ended_hold: Option<bool>) -> LaneTurn {
+fn turn(health: &mut LaneHealth, ended_hold: Option<bool>) -> LaneTurn {
     health.begin_turn(SETTINGS, Pace::start(PaceSettings::default()), ended_hold, false)
 }
 
@@ -89,13 +89,13 @@ fn every_event_has_its_decision() {
     ] {
         let mut health = LaneHealth::default();
         let mut turn = turn(
-            &health,
+            &mut health,
             match from {
                 HalfOpen { is_probe } => Some(is_probe),
                 _ => None,
             },
         );
-        turn.begin_batch();
+        turn.begin_batch(health.batch_max(&turn));
         for earlier in before {
             health.on(&mut turn, earlier, 0.0);
         }
@@ -106,19 +106,19 @@ fn every_event_has_its_decision() {
 #[test]
 fn a_half_open_lane_sends_one_message_and_a_recovering_one_doubles_up_to_its_pace() {
     let mut health = LaneHealth::default();
-    let mut first = turn(&health, None);
+    let mut first = turn(&mut health, None);
     assert_eq!(health.batch_max(&first), 50);
     (0..TRANSIENT_FAILURES_MAX).for_each(|_| drop(health.on(&mut first, FAILED, 0.0)));
-    let mut probing = turn(&health, Some(true));
+    let mut probing = turn(&mut health, Some(true));
     let mut batches = Vec::new();
     while batches.len() < 20 && health.batch_max(&probing) < probing.pace().batch() {
         batches.push(health.batch_max(&probing));
-        probing.begin_batch();
+        probing.begin_batch(health.batch_max(&probing));
         health.on(&mut probing, PASSED, 0.0);
         health.on(&mut probing, DELIVERED, 0.0);
     }
     assert_eq!(batches, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
-    let mut limited = turn(&health, None);
+    let mut limited = turn(&mut health, None);
     let most = health.batch_max(&limited);
     health.on(&mut limited, Event::RateLimited { asked: None }, 0.0);
     assert_eq!(health.batch_max(&limited), most, "a rate limit does not shrink the window");
@@ -127,7 +127,7 @@ fn a_half_open_lane_sends_one_message_and_a_recovering_one_doubles_up_to_its_pac
 #[test]
 fn batches_are_small_after_a_slow_failure_and_beside_a_request_that_hangs() {
     let mut health = LaneHealth::default();
-    let mut slow = turn(&health, None);
+    let mut slow = turn(&mut health, None);
     let beside = health.begin_turn(SETTINGS, Pace::start(PaceSettings::default()), None, true);
     assert_eq!(health.batch_max(&beside), SLOW_BATCH_MAX);
     health.on(&mut slow, transient(SLOW, false), 0.0);
@@ -136,10 +136,78 @@ fn batches_are_small_after_a_slow_failure_and_beside_a_request_that_hangs() {
     assert_eq!(health.batch_max(&slow), SLOW_BATCH_MAX, "a batch with a failure does not widen the window");
 }
 
+/// Delivers a batch that waited for its answer most of the time.
+fn deliver(health: &mut LaneHealth, turn: &mut LaneTurn) {
+    turn.begin_batch(health.batch_max(turn));
+    finish(health, turn);
+}
+
+fn finish(health: &mut LaneHealth, turn: &mut LaneTurn) {
+    health.on(turn, PASSED, 0.0);
+    health.timed(turn, BatchTime { total: Duration::from_millis(52), waiting: Duration::from_millis(50) });
+    health.on(turn, DELIVERED, 0.0);
+}
+
+#[test]
+fn workers_join_slowly_and_batches_in_flight_together_raise_the_limits_once() {
+    let mut health = LaneHealth::default();
+    let mut first = turn(&mut health, None);
+    assert!(health.join(&first).is_none(), "nothing was delivered yet");
+    deliver(&mut health, &mut first);
+    let mut second = health.join(&first).expect("one more hides the wait");
+    assert!(health.join(&first).is_none(), "it starts slowly");
+    let together = [&mut first, &mut second];
+    assert_eq!(health.batch_max(together[0]), 100);
+    for turn in together {
+        turn.begin_batch(health.batch_max(turn));
+    }
+    finish(&mut health, &mut first);
+    finish(&mut health, &mut second);
+    assert_eq!(health.batch_max(&first), 200, "two batches that were claimed under one limit doubled it twice");
+    let others: Vec<LaneTurn> = std::iter::from_fn(|| health.join(&second)).collect();
+    assert_eq!((others.len(), health.turns()), (2, 4));
+    let mut slow = health.begin_turn(SETTINGS, Pace::start(PaceSettings::default()), None, true);
+    assert!(health.join(&slow).is_none(), "beside a request that hangs");
+    assert!(health.on(&mut slow, HUNG, 0.0) != Decision::Yield && health.may_send(&first), "it ends no other turn");
+    others.iter().for_each(|turn| health.end_turn(turn));
+    assert_eq!(health.turns(), 2);
+}
+
+#[test]
+fn backpressure_leaves_the_worker_that_met_it_first() {
+    for backpressure in [FAILED, HUNG, Event::LaneRefused { asked: None }, Event::RateLimited { asked: None }] {
+        let mut health = LaneHealth::default();
+        let mut first = turn(&mut health, None);
+        deliver(&mut health, &mut first);
+        let mut second = health.join(&first).expect("the lane delivers");
+        for turn in [&mut first, &mut second] {
+            turn.begin_batch(health.batch_max(turn));
+        }
+        let wait = health.on(&mut second, backpressure, 0.0);
+        assert!(health.may_send(&second) && !health.may_send(&first), "{backpressure:?}");
+        assert!(health.join(&first).is_none() && health.join(&second).is_none(), "{backpressure:?}");
+        assert_eq!(health.on(&mut first, FAILED, 0.0), Decision::Yield, "one worker divides and blames");
+        if matches!(backpressure, Event::RateLimited { .. }) {
+            assert_eq!(health.on(&mut first, backpressure, 0.0), wait, "two answers at once are one sign");
+        }
+        let pace = health.batch_max(&second);
+        health.on(&mut first, Event::BatchSettled { delivered: false, halted: true, limited: false }, 0.0);
+        assert_eq!(health.batch_max(&second), pace, "what was returned is no other sign");
+        health.end_turn(&first);
+        health.end_turn(&second);
+        let mut next = turn(&mut health, None);
+        assert!(health.may_send(&next) && health.join(&next).is_none(), "alone at first: {backpressure:?}");
+        for _ in 0..10 {
+            deliver(&mut health, &mut next);
+        }
+        assert!(health.join(&next).is_some(), "it recovers: {backpressure:?}");
+    }
+}
+
 #[test]
 fn more_than_a_few_failing_messages_are_the_servers_failure_even_if_they_are_suspects() {
     let mut health = LaneHealth::default();
-    let mut turn = turn(&health, None);
+    let mut turn = turn(&mut health, None);
     health.note_failed((0..20).map(MessageId));
     assert!(matches!(health.on(&mut turn, alone(1, 5, 0, false), 0.0), Decision::Defer { .. }));
     health.on(&mut turn, PASSED, 0.0);
@@ -206,8 +274,8 @@ impl Simulation {
     fn batch(&mut self, mut server: impl FnMut(&[i64]) -> Server) {
         let Some(due) = self.queue.values().map(|queued| queued.due).min() else { return };
         self.now = self.now.max(due).max(self.held_until.unwrap_or_default());
-        let mut turn = turn(&self.health, self.held_until.map(|_| true));
-        turn.begin_batch();
+        let mut turn = turn(&mut self.health, self.held_until.map(|_| true));
+        turn.begin_batch(self.health.batch_max(&turn));
         let due = self.queue.iter().filter(|(_, queued)| queued.due <= self.now);
         let claimed: Vec<i64> = due.map(|(id, _)| *id).take(self.health.batch_max(&turn)).collect();
         assert!(!claimed.is_empty(), "the lane starves: its batches are empty");
@@ -325,11 +393,11 @@ proptest! {
     #[test]
     fn no_sequence_of_events_starves_a_lane(events in prop::collection::vec((any_event(), any::<bool>()), 0..200)) {
         let mut health = LaneHealth::default();
-        let mut current = turn(&health, None);
+        let mut current = turn(&mut health, None);
         for (event, is_next_turn) in events {
             if is_next_turn || current.circuit() == Circuit::Open {
                 health.end_turn(&current);
-                current = turn(&health, (current.circuit() != Circuit::Closed).then_some(true));
+                current = turn(&mut health, (current.circuit() != Circuit::Closed).then_some(true));
             }
             prop_assert!(health.batch_max(&current) >= 1, "an empty batch");
             let asked = match event {
@@ -346,17 +414,52 @@ proptest! {
             }
         }
         // After any history: once requests pass it is as fast as its pace, and no message is left behind.
-        let mut healthy = turn(&health, Some(true));
+        let mut healthy = turn(&mut health, Some(true));
         let mut batches = 0;
         while batches == 0 || health.batch_max(&healthy) < healthy.pace().batch() {
             batches += 1;
-            healthy.begin_batch();
+            healthy.begin_batch(health.batch_max(&healthy));
             health.on(&mut healthy, Event::Passed, 0.0);
             health.on(&mut healthy, DELIVERED, 0.0);
             prop_assert!(batches <= 12, "it does not recover");
         }
         prop_assert_eq!(healthy.circuit(), Circuit::Closed);
         prop_assert!(health.waiting.is_empty(), "deferred messages wait although the lane delivers");
+    }
+
+    #[test]
+    fn after_backpressure_one_worker_sends_and_no_other_one_resumes(
+        steps in prop::collection::vec((0_usize..4, prop::option::of(any_event())), 0..120),
+    ) {
+        let mut health = LaneHealth::default();
+        let mut turns = vec![turn(&mut health, None)];
+        deliver(&mut health, &mut turns[0]);
+        let mut yielded = BTreeSet::new();
+        for (which, event) in steps {
+            let which = which % turns.len();
+            match event {
+                Some(event) => drop(health.on(&mut turns[which], event, 0.5)),
+                None => {
+                    turns.extend(health.join(&turns[which]));
+                }
+            }
+            if !health.may_send(&turns[which]) || turns[which].circuit() == Circuit::Open {
+                health.end_turn(&turns.swap_remove(which));
+            }
+            yielded.extend(turns.iter().filter(|turn| !health.may_send(turn)).map(|turn| turn.number));
+            let mut senders: Vec<u64> =
+                turns.iter().filter(|turn| health.may_send(turn)).map(|turn| turn.number).collect();
+            prop_assert!(senders.iter().all(|number| !yielded.contains(number)), "a worker resumed");
+            prop_assert!(health.sole.is_none() || senders.len() == 1, "several workers send to a failing server");
+            if senders.is_empty() {
+                turns.drain(..).for_each(|turn| health.end_turn(&turn));
+                turns.push(turn(&mut health, None));
+                senders.extend(turns.iter().filter(|turn| health.may_send(turn)).map(|turn| turn.number));
+                prop_assert!(!senders.is_empty(), "the lane is left without a worker");
+            }
+            prop_assert!(turns.len() <= crate::delivery::concurrency::CONCURRENCY_MAX);
+            prop_assert_eq!(health.turns(), turns.len());
+        }
     }
 
     // As many as have had their turn as probes before the first of them is due again: `DEFER_MAX` over the retry interval.
@@ -413,11 +516,11 @@ proptest! {
         events in prop::collection::vec((any_event(), any::<bool>()), 0..200),
     ) {
         let mut health = LaneHealth::default();
-        let mut current = turn(&health, None);
+        let mut current = turn(&mut health, None);
         let mut passed: BTreeSet<i64> = BTreeSet::new();
         for (event, is_next_turn) in events {
             if is_next_turn {
-                current = turn(&health, None);
+                current = turn(&mut health, None);
             }
             let decision = health.on(&mut current, event, 0.5);
             match (event, decision) {

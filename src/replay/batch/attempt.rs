@@ -28,6 +28,7 @@ impl Batch<'_, '_> {
         let sent = Instant::now();
         let result = self.send_once(message_type, request, messages.clone(), alone);
         let took = sent.elapsed();
+        self.waiting += took;
         if matches!(result, Err(SendFailure::Timeout { .. })) {
             let (state, lane) = (self.sender.replay.state, self.sender.work.id);
             state.with(lane, |health| health.note_timeouts(messages.map(|message| message.id)));
@@ -124,6 +125,7 @@ impl Batch<'_, '_> {
                 Ok(Attempt::Refused { items, thrown_away, answer: answer(), server_ms })
             }
             ReplayVerdict::Unavailable => {
+                self.with_health(|health, turn| health.strain(turn));
                 // A send that fails while pings pass would leave no trace otherwise.
                 replay.connection.send_failed(&answer().text);
                 self.halt = Some(Halt::Unavailable);
@@ -161,6 +163,8 @@ impl Batch<'_, '_> {
             self.halt = Some(Halt::Stopped);
             return Ok(Attempt::Halted(Some(answer)));
         }
+        // Already before the ping that decides whether it is the server.
+        self.with_health(|health, turn| health.strain(turn));
         if failure.is_unanswered && !replay.connection.is_there_after_all(replay.shutdown) {
             self.halt = Some(Halt::Unavailable);
             return Ok(Attempt::Halted(Some(answer)));
@@ -168,6 +172,10 @@ impl Batch<'_, '_> {
         let halvings = match self.sender.on(self.turn, Event::TransientFailure(failure)) {
             Decision::Open { wait } => {
                 self.open(wait, reason_and_status(result))?;
+                return Ok(Attempt::Halted(Some(answer)));
+            }
+            Decision::Yield => {
+                self.halt = Some(Halt::Yielded);
                 return Ok(Attempt::Halted(Some(answer)));
             }
             Decision::Divide { halvings } => halvings,

@@ -227,18 +227,18 @@ pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) ->
     Ok(false)
 }
 
-/// Records a message that was delivered under a lease; `touches` are those of the delivered part.
+/// Records a message of a lane of this place that was delivered under a lease; `touches` are those of the delivered
+/// part.
 pub(super) fn delivered(
     tx: &Transaction<'_>,
     recent: &RecentCreates,
-    (lane, message_type): (i64, MessageType),
+    (place, message_type): (i64, MessageType),
     touches: &[Touch],
     now_ms: i64,
 ) -> Result<(), Fault> {
     if !touches.iter().any(|touch| touch.key.is_trace_or_span() && touch.effect != Effect::Refer) {
         return Ok(());
     }
-    let place = place_of(tx, lane)?;
     recent.confirmed(place, touches);
     if message_type.makes_partial_rows() {
         return note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), now_ms);

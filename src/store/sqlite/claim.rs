@@ -13,6 +13,8 @@
 //!
 //! - **Nothing is overtaken.** A message is taken only if it conflicts with no message that was left before it and with
 //!   none in flight. The walk remembers the entities of every message that it leaves ([`Footprint`]).
+//! - **Nothing goes ahead of its create**, if the claim asks for that: a message that the refusal of a create would
+//!   strand ([`super::stranded`]) waits while that create is in flight.
 //! - **Bounded memory.** The walk gives up after [`LEFT_MAX`] messages or [`BLOCKED_MAX`] entities; what comes behind
 //!   them has to wait as well.
 //! - **Only intact messages are sent.** The checksum is verified before a message is marked as in flight. A damaged one
@@ -35,7 +37,7 @@ use super::stranded::{self, Memo, Refused};
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, record, rows};
 use crate::message::Claimed;
-use crate::message::{Buckets, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
+use crate::message::{Buckets, Effect, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
 use crate::store::clock::now_ms;
 use crate::store::view::Filter;
 use crate::store::work::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer};
@@ -64,6 +66,8 @@ pub(super) struct WalkScope<'a> {
     pub(super) memo: &'a Memo,
     /// Selected messages that are examined together where a filter leaves out others of the lane.
     pub(super) window_max: usize,
+    /// Whether messages that depend on a create in flight are left.
+    pub(super) behind_creates: bool,
 }
 
 /// A walk over the messages of a lane in delivery order.
@@ -74,6 +78,8 @@ struct Walk<'a, 'c> {
     limited: Buckets,
     /// The entities of messages that are in flight or were left.
     blocked: Footprint,
+    /// Entities whose create is in flight, if messages that depend on it are left.
+    creating: HashSet<EntityKey>,
     left: usize,
     /// The first position of a message in flight.
     in_flight_from: i64,
@@ -86,15 +92,27 @@ type Admitted = (Way, Vec<EntityKey>);
 
 impl<'a, 'c> Walk<'a, 'c> {
     fn start(scope: &WalkScope<'_>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
-        let WalkScope { connection, lane, now_ms, .. } = *scope;
-        let limited = hold::buckets(limits);
-        let blocked = Footprint::default();
-        let in_flight_from = i64::MAX;
-        let mut walk = Self { now_ms, look, limits, limited, blocked, left: 0, in_flight_from, soonest_ms: None };
+        let WalkScope { connection, lane, now_ms, behind_creates, .. } = *scope;
+        let mut walk = Self {
+            now_ms,
+            look,
+            limits,
+            limited: hold::buckets(limits),
+            blocked: Footprint::default(),
+            creating: HashSet::new(),
+            left: 0,
+            in_flight_from: i64::MAX,
+            soonest_ms: None,
+        };
         let mut in_flight = connection.prepare_cached(queries::TOUCHES_IN_FLIGHT)?;
         let mut in_flight = in_flight.query([lane])?;
         while let Some(row) = in_flight.next()? {
-            walk.blocked.add(&rows::touches(row, 0)?);
+            let touches = rows::touches(row, 0)?;
+            walk.blocked.add(&touches);
+            if behind_creates {
+                let creates = touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.can_strand());
+                walk.creating.extend(creates.map(|touch| touch.key));
+            }
             walk.in_flight_from = walk.in_flight_from.min(row.get(1)?);
         }
         Ok(walk)
@@ -108,7 +126,7 @@ impl<'a, 'c> Walk<'a, 'c> {
     fn admits(&mut self, message: &WaitingMessage) -> Result<Option<Admitted>, Fault> {
         let touches = &message.touches;
         let mut due_at_ms = due_at_ms(message.next_attempt_at_ms, self.now_ms);
-        let free = !self.blocked.conflicts(touches);
+        let free = !self.blocked.conflicts(touches) && !self.is_behind_create(touches);
         if free && due_at_ms <= self.now_ms {
             let ahead = self.look.ahead(message.message_type, touches)?;
             if let Some(way) = Way::of(message.message_type, !ahead.is_empty(), self.limited) {
@@ -122,6 +140,11 @@ impl<'a, 'c> Walk<'a, 'c> {
         }
         self.leave(touches);
         Ok(None)
+    }
+
+    fn is_behind_create(&self, touches: &[Touch]) -> bool {
+        !self.creating.is_empty()
+            && touches.iter().any(|touch| touch.can_be_stranded() && self.creating.contains(&touch.key))
     }
 
     /// Leaves a message: later ones that conflict with it have to wait.
@@ -421,7 +444,7 @@ pub(super) fn lanes(
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
-        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max: WINDOW_MAX };
+        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max: WINDOW_MAX, behind_creates: false };
         let limits = hold::limits_of(connection, lane, now_ms)?;
         let seen = walk(&scope, &limits, &selection, |_, _| {
             may_go = true;
@@ -462,7 +485,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{Body, Effect, Encoding, EntityKind, HeaderSet, Lane, Message, Request, conflict};
+    use crate::message::{Body, Encoding, EntityKind, HeaderSet, Lane, Message, Request, conflict};
     use crate::store::sqlite::{register, schema};
 
     fn message(message_type: MessageType, touches: Vec<Touch>) -> Message {
@@ -493,7 +516,8 @@ mod tests {
     fn free(connection: &Connection, lane: i64, selection: &SqlFilter, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
         let (recent, memo) = (RecentCreates::default(), Memo::default());
-        let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo, window_max };
+        let (recent, memo) = (&recent, &memo);
+        let scope = WalkScope { connection, lane, now_ms: 0, recent, memo, window_max, behind_creates: false };
         walk(&scope, &[], selection, |message, _| {
             ids.push(message.id);
             Ok(WalkStep::Taken)
@@ -579,6 +603,7 @@ mod tests {
             recent: &recent,
             memo: &memo,
             window_max: WINDOW_MAX,
+            behind_creates: false,
         };
         let all = SqlFilter::of(&Filter::default());
         let mut steps = Vec::new();

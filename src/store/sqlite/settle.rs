@@ -13,7 +13,7 @@
 //! - **Anything that may free a stranded message raises `unstranded`** ([`super::stranded`]).
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rusqlite::{Connection, Row, Transaction, params};
 
@@ -48,12 +48,18 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
     let Settlement { tx, recent, .. } = *with;
     let now_ms = now_ms();
     let mut changes = CountChanges::default();
+    // Looked up once per lane.
+    let mut places: BTreeMap<i64, i64> = BTreeMap::new();
+    let mut place_of = |lane| match places.get(&lane) {
+        Some(place) => Ok(*place),
+        None => ahead::place_of(tx, lane).inspect(|place| _ = places.insert(lane, *place)),
+    };
     let mut succeeded = BTreeSet::new();
     let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
     for (id, outcome) in outcomes {
         if *outcome == Outcome::Delivered {
             if let Some((group, _, touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
-                ahead::delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms)?;
+                ahead::delivered(tx, recent, (place_of(group.lane)?, group.message_type), &touches, now_ms)?;
                 succeeded.insert(group.lane);
             }
             continue;
@@ -65,7 +71,7 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
                 let left: HashSet<EntityKey> =
                     parts.iter().flat_map(|part| part.touches.iter().map(|touch| touch.key)).collect();
                 let done: Vec<Touch> = touches.into_iter().filter(|touch| !left.contains(&touch.key)).collect();
-                ahead::delivered(tx, recent, (group.lane, group.message_type), &done, now_ms)?;
+                ahead::delivered(tx, recent, (place_of(group.lane)?, group.message_type), &done, now_ms)?;
             }
             continue;
         }

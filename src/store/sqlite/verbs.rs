@@ -230,7 +230,9 @@ impl Replay for SqliteStore {
         loop {
             let choose = |connection: &Connection, sealer: &Sealer| {
                 let (recent, memo) = (&self.recent, &self.memo);
-                let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo, window_max: WINDOW_MAX };
+                let (lane, behind_creates) = (lane.0, limits.behind_creates);
+                let window_max = WINDOW_MAX;
+                let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates };
                 claim::choose(&scope, sealer, filter, limits)
             };
             let chosen = self.read(&self.reader, choose)?;
