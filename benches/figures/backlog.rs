@@ -107,10 +107,8 @@ fn store_all(
     ]);
     for first in (0..messages).step_by(COMMIT) {
         let bodies = bodies(first, COMMIT.min(messages - first));
-        let messages: Vec<Message> = (first..)
-            .zip(bodies)
-            .map(|(number, bytes)| message(&write, &headers, lane(number), bytes))
-            .collect();
+        let messages: Vec<Message> =
+            (first..).zip(bodies).map(|(number, bytes)| message(&write, &headers, lane(number), bytes)).collect();
         store.register(&messages).expect("there is room");
     }
 }

@@ -109,10 +109,11 @@ pub(crate) fn span_rest(numbers: &mut Numbers, bytes: usize) -> String {
     rest_of_span(numbers, &words, bytes) + "]}"
 }
 
-/// Returns the request that the Python SDK sends at the end of a span.
-pub(crate) fn update(span: Uuid, trace: Uuid) -> Vec<u8> {
+/// Returns the request that the Python SDK sends at the end of a span, with this number in it: two requests that are
+/// alike may be taken for one that is repeated.
+pub(crate) fn update(span: Uuid, trace: Uuid, number: usize) -> Vec<u8> {
     let body = format!(
-        r#"{{"project_name": "demo-project", "trace_id": "{trace}", "end_time": "2026-11-22T17:19:23.532620Z", "output": {{"answer": "done"}}, "source": "sdk"}}"#
+        r#"{{"project_name": "demo-project", "trace_id": "{trace}", "end_time": "2026-11-22T17:19:23.532620Z", "output": {{"answer": "done", "number": {number}}}, "source": "sdk"}}"#
     );
     whole_request(&format!("PATCH /api/v1/private/spans/{span}"), body.as_bytes(), Sent::Python, false)
 }

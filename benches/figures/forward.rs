@@ -54,7 +54,7 @@ pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
         let requests = Arc::new((0..count).map(|number| templates.request(number, sent)).collect());
         let load = Load { connections, block: 1, warm_up: count / 10 };
         let beside = measure(size.rounds(), &sink, load, &requests);
-        let as_whom = if sent == Sent::Python { "as the Python SDK sends it" } else { "no SDK's headers" };
+        let as_whom = if sent == Sent::Python { "Python SDK" } else { "no SDK's headers" };
         let what = format!("pass-through of an 8.5 KB gzip create, {as_whom}, connections: {connections}");
         tell(rows, &what, connections, &beside, 0.9);
     }
@@ -69,7 +69,9 @@ pub(crate) fn mixed(size: Size, rows: &mut Vec<Row>) {
         let requests = Arc::new((0..count / BLOCK).flat_map(|number| block(&templates, number)).collect());
         let load = Load { connections, block: BLOCK, warm_up: count / 10 / BLOCK * BLOCK };
         let beside = measure(size.rounds(), &sink, load, &requests);
-        let what = format!("the same, a quarter are updates and scores of created spans, connections: {connections}");
+        let what = format!(
+            "pass-through, a quarter are updates and scores of created spans, Python SDK, connections: {connections}"
+        );
         tell(rows, &what, connections, &beside, 0.75);
     }
 }
@@ -78,7 +80,7 @@ pub(crate) fn mixed(size: Size, rows: &mut Vec<Row>) {
 fn block(templates: &Templates, number: usize) -> Vec<Vec<u8>> {
     let creates: Vec<_> = (0..BLOCK - 1).map(|index| templates.create(number * (BLOCK - 1) + index)).collect();
     let about = &creates[number % creates.len()];
-    let last = if number.is_multiple_of(2) { update(about.span, about.trace) } else { score(about.span) };
+    let last = if number.is_multiple_of(2) { update(about.span, about.trace, number) } else { score(about.span) };
     let creates = creates.iter().map(|create| crate::bodies::request(&create.body, Sent::Python));
     creates.chain([last]).collect()
 }

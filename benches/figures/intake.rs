@@ -20,7 +20,8 @@ pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
         for (connections, full) in [(1, 8_000), (16, 40_000), (64, 60_000)] {
             let count = size.pick(full / 200, full / 4, full);
             let requests = Arc::new((0..count).map(|number| templates.request(number, Sent::Python)).collect());
-            let what = format!("durable intake, server away, {name} spans, Python SDK (gzip), connections: {connections}");
+            let what =
+                format!("durable intake, server away, {name} spans, Python SDK (gzip), connections: {connections}");
             beside_floor(size, rows, &what, connections, &requests);
         }
     }
@@ -62,8 +63,9 @@ fn per_second(went: &[Went]) -> f64 {
 pub(crate) fn entity(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(200, 8_000, 40_000);
     let (one, trace) = (Uuid::now_v7(), Uuid::now_v7());
-    let same: Requests = Arc::new((0..count).map(|_| update(one, trace)).collect());
-    let distinct: Requests = Arc::new((0..count).map(|_| update(Uuid::now_v7(), Uuid::now_v7())).collect());
+    let same: Requests = Arc::new((0..count).map(|number| update(one, trace, number)).collect());
+    let distinct: Requests =
+        Arc::new((0..count).map(|number| update(Uuid::now_v7(), Uuid::now_v7(), number)).collect());
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..size.rounds() {
         for (requests, went) in [(&same, &mut ours), (&distinct, &mut theirs)] {

@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::Size;
 use crate::agent::{Agent, BINARY, NOWHERE, folder};
 use crate::backlog::{self, drained};
 use crate::bodies::Sent;
@@ -11,7 +12,6 @@ use crate::load::{self, Requests};
 use crate::report::{Row, median, number};
 use crate::sink::Sink;
 use crate::templates::Templates;
-use crate::Size;
 
 /// How long an agent does nothing before it is at rest.
 const SETTLED: Duration = Duration::from_secs(2);

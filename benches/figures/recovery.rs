@@ -23,9 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Outages of different lengths, because an agent asks less and less often. They pass at the same time, each with an
 /// agent and a server of its own: all of them are idle.
 pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
-    let away: &[u64] = size.pick(&[500], &[2_000, 5_300, 9_700, 14_100, 20_900], &[
-        2_000, 5_300, 9_700, 14_100, 20_900, 31_700, 45_300, 60_100, 90_700,
-    ]);
+    let away: &[u64] = size.pick(
+        &[500],
+        &[2_000, 5_300, 9_700, 14_100, 20_900],
+        &[2_000, 5_300, 9_700, 14_100, 20_900, 31_700, 45_300, 60_100, 90_700],
+    );
     let templates = Templates::of_content(20, 2_048);
     let requests: Requests = Arc::new((0..4_000).map(|number| templates.request(number, Sent::Python)).collect());
     for (writing, what, reach) in [(true, "while a client writes", 1.0), (false, "without traffic", 2.0)] {
