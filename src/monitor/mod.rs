@@ -33,25 +33,13 @@ use crate::protocol::recognise::Presence;
 use crate::shutdown::Shutdown;
 use crate::upstream::{Met, Upstream};
 use connection::Connection;
+pub use probing::{MonitorSettings, PING_DISTANCE_MIN};
 use probing::{QUICK_CONNECT_TIMEOUT, Waits};
 
-/// How long after a ping the next one is due that a failed send asks for, however many fail.
-pub const PING_DISTANCE_MIN: Duration = Duration::from_millis(500);
 /// A server that was available for this long is steady: after its next outage one good ping is enough.
 pub const STEADY_AFTER: Duration = Duration::from_secs(30);
 /// The most consecutive good pings that a flapping server has to answer.
 pub const GOOD_PINGS_MAX: u32 = 4;
-
-/// When to ping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MonitorSettings {
-    /// Time between pings, `OPIK_CONNECTION_MONITOR_PING_INTERVAL`.
-    pub ping_interval: Duration,
-    /// Whether the user set it: then an unavailable server is not pinged more often.
-    pub is_interval_set: bool,
-    /// How long a ping may take, `OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT`.
-    pub check_timeout: Duration,
-}
 
 /// Whether a ping or a failed send changed the server's availability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

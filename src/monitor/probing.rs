@@ -20,9 +20,21 @@
 
 use std::time::Duration;
 
-use super::{MonitorSettings, PING_DISTANCE_MIN};
 use crate::upstream::Met;
 
+/// When to ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MonitorSettings {
+    /// Time between pings, `OPIK_CONNECTION_MONITOR_PING_INTERVAL`.
+    pub ping_interval: Duration,
+    /// Whether the user set it: then an unavailable server is not pinged more often.
+    pub is_interval_set: bool,
+    /// How long a ping may take, `OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT`.
+    pub check_timeout: Duration,
+}
+
+/// How long after a ping the next one is due that a failed send asks for, however many fail.
+pub const PING_DISTANCE_MIN: Duration = Duration::from_millis(500);
 /// The wait after the first failed ping of an outage, before jitter.
 pub const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The wait grows with the outage: it is this part of it.
