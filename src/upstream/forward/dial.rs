@@ -11,8 +11,8 @@ use std::time::Duration;
 use hyper::client::conn::http1;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::MaybeHttpsStream;
-use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -79,12 +79,7 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    pub(super) fn new(
-        target: PeerAddress,
-        route: ServerRoute,
-        connect_timeout: Duration,
-        tls: Arc<TlsSource>,
-    ) -> Self {
+    pub(super) fn new(target: PeerAddress, route: ServerRoute, connect_timeout: Duration, tls: Arc<TlsSource>) -> Self {
         Self { http: tcp_connector(connect_timeout), tls, target, route, timeout: connect_timeout }
     }
 
@@ -112,7 +107,9 @@ impl Dialer {
     async fn connect_directly(&self) -> Result<ServerStream, BoxError> {
         let tcp = self.http.clone().call(self.target.origin().parse()?).await?;
         match self.target.is_https {
-            true => Ok(ServerStream::Plain(MaybeHttpsStream::Https(encrypted(tcp, &self.target.host, &self.tls).await?))),
+            true => {
+                Ok(ServerStream::Plain(MaybeHttpsStream::Https(encrypted(tcp, &self.target.host, &self.tls).await?)))
+            }
             false => Ok(ServerStream::Plain(MaybeHttpsStream::Http(tcp))),
         }
     }
