@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -153,7 +152,7 @@ where
             () = seat.asked_to_close() => return Ok(()),
             () = shutdown.requested(), if !is_ending => {
                 is_ending = true;
-                Pin::new(&mut *connection).graceful_shutdown();
+                std::pin::Pin::new(&mut *connection).graceful_shutdown();
             }
         }
     }

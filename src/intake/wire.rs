@@ -50,12 +50,7 @@ pub(super) struct ClientSocket {
 
 impl ClientSocket {
     /// Returns an HTTP/1 connection of which something was read already.
-    pub(super) fn http1(
-        stream: TcpStream,
-        begun: Bytes,
-        tracker: Arc<RequestTracker>,
-        timeout: Duration,
-    ) -> Self {
+    pub(super) fn http1(stream: TcpStream, begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
         let is_past_headers_max = tracker.received(&begun) > HEADERS_USUAL_MAX;
         Self {
             tracker: Some(tracker),

@@ -5,6 +5,9 @@ use std::io;
 
 use thiserror::Error;
 
+/// Any error: of a connection, or why a streamed body was cut short.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
 /// A connection error that the HTTP clients don't have: an unresolvable name, a proxy's refusal, unusable settings.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{reason}")]
@@ -48,6 +51,15 @@ impl From<ConnectFault> for io::Error {
     fn from(fault: ConnectFault) -> Self {
         io::Error::new(io::ErrorKind::NotConnected, fault)
     }
+}
+
+/// Returns the text of the root cause of an error chain: the outer errors only say "error".
+pub(crate) fn innermost(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// Strips Rust's prefix from a resolver's error text.

@@ -14,27 +14,32 @@ use http::uri::Uri;
 use http::{HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{Either, Full};
+use hyper::client::conn::http1;
 
-use self::dial::Dialer;
+use self::dial::ServerDialer;
 use self::pool::{NotSent, Pool, ServerConnection};
 use super::fault::{ConnectFault, words};
+use super::half_open::HalfOpen;
 use super::route::{PeerAddress, ProxyMode, ServerRoute};
 use super::tls::TlsSource;
 use super::{UpstreamSettings, tls};
 use crate::protocol::answers::SendFailure;
 
 pub(crate) use self::pool::ServerBody;
+pub(crate) use super::fault::{BoxError, innermost};
 
-/// Why a streamed body was cut short.
-pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// A request body: buffered, or streamed from the client.
 pub(crate) type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
+
+/// Limits of a response's head: number of headers, bytes.
+const ANSWER_HEADERS_MAX: usize = 1024;
+const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Streams requests over its own keep-alive connections to the server. Must be used within one tokio runtime.
 pub struct Forwarder {
     pool: Arc<Pool>,
     /// Opens connections; the reason if the proxy settings are unusable.
-    dialer: Result<Arc<Dialer>, String>,
+    dialer: Result<Arc<ServerDialer>, String>,
     /// Whether requests go in absolute form to a proxy, and its `Proxy-Authorization`.
     absolute_form: Option<Option<HeaderValue>>,
     base_url: String,
@@ -67,7 +72,7 @@ impl Forwarder {
             _ => None,
         };
         let dialer = route
-            .map(|(route, target)| Arc::new(Dialer::new(target, route, settings.connect_timeout, tls.clone())))
+            .map(|(route, target)| Arc::new(ServerDialer::new(target, route, settings.connect_timeout, tls.clone())))
             .map_err(|fault| fault.to_string());
         Self {
             pool: Pool::new(idle_max),
@@ -129,7 +134,7 @@ impl Forwarder {
     async fn connect(&self) -> Result<Box<ServerConnection>, SendFailure> {
         let failure = |reason: String| SendFailure::Connect { url: self.described.clone(), reason };
         let dialer = self.dialer.clone().map_err(failure)?;
-        let mut connecting = Box::pin(async move { dialer.connect().await });
+        let mut connecting = Box::pin(open(dialer));
         tokio::select! {
             biased;
             Ok(connection) = self.pool.wait() => {
@@ -146,17 +151,21 @@ impl Forwarder {
     }
 }
 
+/// Opens a connection.
+async fn open(dialer: Arc<ServerDialer>) -> Result<Box<ServerConnection>, BoxError> {
+    let stream = HalfOpen::new(dialer.connect().await?);
+    let (requests, driver) = http1::Builder::new()
+        // A server that responds has processed the request, even if the response is too large for us: it must not be
+        // retried.
+        .max_headers(ANSWER_HEADERS_MAX)
+        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
+        .handshake(stream)
+        .await?;
+    Ok(ServerConnection::new(requests, driver))
+}
+
 /// Returns why a connection or a request failed, in words for people.
 fn reason(error: &(dyn Error + 'static)) -> String {
     let fault = ConnectFault::find(error).map(ToString::to_string);
     fault.or_else(|| tls::reason(error)).unwrap_or_else(|| words(&innermost(error)))
-}
-
-/// Returns the text of the root cause of an error chain: the outer errors only say "error".
-pub(crate) fn innermost(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

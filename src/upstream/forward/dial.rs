@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -21,18 +20,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::super::fault::ConnectFault;
-use super::super::fault::words;
-use super::super::half_open::HalfOpen;
+use super::super::fault::{BoxError, ConnectFault, innermost, words};
 use super::super::handshake::{Handshake, HandshakeStep, needs_address, usable};
 use super::super::route::{PeerAddress, Proxy, ProxyKind, ProxyMode, ServerRoute};
 use super::super::tls::{self, TlsSource};
-use super::pool::ServerConnection;
-use super::{BoxError, innermost};
-
-/// Limits of a response's head: number of headers, bytes.
-const ANSWER_HEADERS_MAX: usize = 1024;
-const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A plain connection, or TLS over one.
 type Plain = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -69,7 +60,7 @@ impl Service<Name> for SystemResolver {
 
 /// Opens connections to the server.
 #[derive(Debug)]
-pub(super) struct Dialer {
+pub(super) struct ServerDialer {
     http: HttpConnector<SystemResolver>,
     tls: Arc<TlsSource>,
     target: PeerAddress,
@@ -78,30 +69,20 @@ pub(super) struct Dialer {
     timeout: Duration,
 }
 
-impl Dialer {
+impl ServerDialer {
     pub(super) fn new(target: PeerAddress, route: ServerRoute, connect_timeout: Duration, tls: Arc<TlsSource>) -> Self {
         Self { http: tcp_connector(connect_timeout), tls, target, route, timeout: connect_timeout }
     }
 
     /// Opens a connection.
-    pub(super) async fn connect(&self) -> Result<Box<ServerConnection>, BoxError> {
-        let stream = match &self.route {
-            ServerRoute::Direct => self.connect_directly().await?,
+    pub(super) async fn connect(&self) -> Result<ServerStream, BoxError> {
+        match &self.route {
+            ServerRoute::Direct => self.connect_directly().await,
             ServerRoute::Through(proxy, mode) => {
-                match tokio::time::timeout(self.timeout, self.connect_through(proxy, *mode)).await {
-                    Ok(connected) => connected?,
-                    Err(_) => return Err(ConnectFault::new("no connection within the time").into()),
-                }
+                let connected = tokio::time::timeout(self.timeout, self.connect_through(proxy, *mode)).await;
+                connected.unwrap_or_else(|_| Err(ConnectFault::new("no connection within the time").into()))
             }
-        };
-        let (requests, driver) = http1::Builder::new()
-            // A server that responds has processed the request, even if the response is too large for us: it must not
-            // be retried.
-            .max_headers(ANSWER_HEADERS_MAX)
-            .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-            .handshake(HalfOpen::new(stream))
-            .await?;
-        Ok(ServerConnection::new(requests, driver))
+        }
     }
 
     async fn connect_directly(&self) -> Result<ServerStream, BoxError> {
