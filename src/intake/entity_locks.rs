@@ -60,7 +60,7 @@ struct LockQueues {
     /// Those about each entity of each lane.
     entities: HashMap<(LaneHash, EntityKey), EntityQueue>,
     /// The last one of each lane that is about all entities.
-    lanes: HashMap<LaneHash, Arc<Place>>,
+    lanes: HashMap<LaneHash, Arc<QueuePlace>>,
 }
 
 impl LockQueues {
@@ -76,9 +76,9 @@ struct EntityQueue {
     /// The last ones that change or end it.
     change: Option<Duplicates>,
     /// The last one that ends it.
-    end: Option<Arc<Place>>,
+    end: Option<Arc<QueuePlace>>,
     /// Those that refer to it, since that one.
-    references: Vec<Arc<Place>>,
+    references: Vec<Arc<QueuePlace>>,
 }
 
 impl EntityQueue {
@@ -86,9 +86,9 @@ impl EntityQueue {
     fn enqueue(
         &mut self,
         effect: Effect,
-        place: &Arc<Place>,
+        place: &Arc<QueuePlace>,
         identity: Option<&Arc<RequestIdentity>>,
-    ) -> Vec<Arc<Place>> {
+    ) -> Vec<Arc<QueuePlace>> {
         match effect {
             Effect::Refer => {
                 self.references.push(place.clone());
@@ -114,14 +114,14 @@ impl EntityQueue {
     }
 
     /// Returns all tickets that are not done, or are done before these are.
-    fn all(&self) -> impl Iterator<Item = &Arc<Place>> {
+    fn all(&self) -> impl Iterator<Item = &Arc<QueuePlace>> {
         let changes = self.change.iter().flat_map(|duplicates| &duplicates.tickets);
         changes.chain(&self.end).chain(&self.references)
     }
 
     /// Removes a ticket, and returns whether none is left. A later ticket that took its place still waits for it, and
     /// removes itself.
-    fn remove(&mut self, place: &Arc<Place>) -> bool {
+    fn remove(&mut self, place: &Arc<QueuePlace>) -> bool {
         self.change.take_if(|duplicates| {
             duplicates.tickets.retain(|ticket| !Arc::ptr_eq(ticket, place));
             duplicates.tickets.is_empty()
@@ -137,9 +137,9 @@ struct Duplicates {
     /// The request that all of them make; none for a ticket that shares with no other.
     identity: Option<Arc<RequestIdentity>>,
     /// Those that are not done.
-    tickets: Vec<Arc<Place>>,
+    tickets: Vec<Arc<QueuePlace>>,
     /// The tickets that they wait for.
-    behind: Vec<Arc<Place>>,
+    behind: Vec<Arc<QueuePlace>>,
 }
 
 /// The parts of a request that make it a duplicate of another.
@@ -158,22 +158,22 @@ impl RequestIdentity {
 
 /// The place of a write in the queues of its entities.
 #[derive(Default)]
-struct Place {
-    state: Mutex<PlaceState>,
+struct QueuePlace {
+    state: Mutex<QueuePlaceState>,
     /// Wakes those who wait for another step.
     changed: Notify,
 }
 
 #[derive(Default)]
-struct PlaceState {
-    step: Step,
+struct QueuePlaceState {
+    step: TicketStep,
     /// What dropped tickets left that come after this one.
     heirs: Vec<Remains>,
 }
 
 /// How far a write is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Step {
+enum TicketStep {
     /// It may reach the server at any time, or the store.
     #[default]
     Deciding,
@@ -184,17 +184,17 @@ enum Step {
     Done,
 }
 
-impl Place {
-    fn state(&self) -> MutexGuard<'_, PlaceState> {
+impl QueuePlace {
+    fn state(&self) -> MutexGuard<'_, QueuePlaceState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn step(&self) -> Step {
+    fn step(&self) -> TicketStep {
         self.state().step
     }
 
     /// Waits for a step of which this is true.
-    async fn until(&self, is_over: impl Fn(Step) -> bool) {
+    async fn until(&self, is_over: impl Fn(TicketStep) -> bool) {
         loop {
             // Notices every change from here on.
             let changed = self.changed.notified();
@@ -207,8 +207,8 @@ impl Place {
 
     fn queued(&self) {
         let mut state = self.state();
-        if state.step == Step::Deciding {
-            state.step = Step::Queued;
+        if state.step == TicketStep::Deciding {
+            state.step = TicketStep::Queued;
             drop(state);
             self.changed.notify_waiters();
         }
@@ -218,9 +218,9 @@ impl Place {
     fn follow(&self) -> bool {
         let mut state = self.state();
         match state.step {
-            Step::Deciding => return false,
-            Step::Queued => state.step = Step::Followed,
-            Step::Followed | Step::Done => {}
+            TicketStep::Deciding => return false,
+            TicketStep::Queued => state.step = TicketStep::Followed,
+            TicketStep::Followed | TicketStep::Done => {}
         }
         true
     }
@@ -228,12 +228,12 @@ impl Place {
     fn take_back(&self) -> bool {
         let mut state = self.state();
         match state.step {
-            Step::Deciding => true,
-            Step::Queued => {
-                state.step = Step::Deciding;
+            TicketStep::Deciding => true,
+            TicketStep::Queued => {
+                state.step = TicketStep::Deciding;
                 true
             }
-            Step::Followed | Step::Done => false,
+            TicketStep::Followed | TicketStep::Done => false,
         }
     }
 
@@ -241,7 +241,7 @@ impl Place {
     fn done(&self) -> Vec<Remains> {
         let heirs = {
             let mut state = self.state();
-            state.step = Step::Done;
+            state.step = TicketStep::Done;
             std::mem::take(&mut state.heirs)
         };
         self.changed.notify_waiters();
@@ -251,7 +251,7 @@ impl Place {
     /// Gives what a dropped ticket left to this place; returns it if this one is done.
     fn inherit(&self, remains: Remains) -> Result<(), Remains> {
         let mut state = self.state();
-        if state.step == Step::Done {
+        if state.step == TicketStep::Done {
             return Err(remains);
         }
         state.heirs.push(remains);
@@ -278,9 +278,9 @@ struct Remains {
     locks: EntityLocks,
     lane: LaneHash,
     keys: Vec<EntityKey>,
-    place: Arc<Place>,
+    place: Arc<QueuePlace>,
     /// The places that it must not overtake, as far as they are not known to be done.
-    earlier: Vec<Arc<Place>>,
+    earlier: Vec<Arc<QueuePlace>>,
 }
 
 impl EntityLocks {
@@ -290,7 +290,7 @@ impl EntityLocks {
     pub(super) fn enqueue(&self, lane: &Lane, touches: &[Touch], request: Option<&Request>) -> Ticket {
         let identity = request.map(|request| Arc::new(RequestIdentity::of(request)));
         let lane = self.hashing.hash_one(lane);
-        let place = Arc::<Place>::default();
+        let place = Arc::<QueuePlace>::default();
         let mut earlier = Vec::new();
         let mut keys = Vec::with_capacity(touches.len());
         {
@@ -322,7 +322,7 @@ impl EntityLocks {
     /// For a write whose entities are unknown. The place in the queue is taken when this is called.
     pub(super) fn lock_lane(&self, lane: &Lane) -> impl Future<Output = Ticket> + Send + use<> {
         let lane = self.hashing.hash_one(lane);
-        let place = Arc::<Place>::default();
+        let place = Arc::<QueuePlace>::default();
         let mut earlier = Vec::new();
         {
             let mut queues = self.queues();
@@ -355,9 +355,9 @@ impl Ticket {
         let Some(Remains { earlier, .. }) = &mut self.remains else { return Turn::First };
         loop {
             for place in &*earlier {
-                place.until(|step| step == Step::Done || step != Step::Deciding && may_follow()).await;
+                place.until(|step| step == TicketStep::Done || step != TicketStep::Deciding && may_follow()).await;
             }
-            earlier.retain(|place| place.step() != Step::Done);
+            earlier.retain(|place| place.step() != TicketStep::Done);
             if earlier.is_empty() {
                 return Turn::First;
             }
