@@ -10,6 +10,7 @@ use crate::message::{Effect, EntityKey, EntityKind};
 struct Told {
     touches: Arc<[Touch]>,
     is_final: bool,
+    is_unread: bool,
     stage: Stage,
     number: Option<u64>,
     /// The run of the agent in which it came, and its place among the locks there.
@@ -58,6 +59,7 @@ impl World {
         self.writes.push(Told {
             touches,
             is_final,
+            is_unread: false,
             stage: Stage::Locking,
             number: None,
             run: self.run,
@@ -72,6 +74,7 @@ impl World {
         {
             self.unread_sent += 1;
             self.writes[write].number = Some(number);
+            self.writes[write].is_unread = true;
             self.writes[write].stage = Stage::Sent;
         }
     }
@@ -222,8 +225,9 @@ impl World {
                     continue;
                 }
                 let is_answered_before = before.told.is_some_and(|told| told < of.came);
-                let is_stored_before = before.was_stored && before.run == of.run && before.number < of.number;
-                if is_answered_before || is_stored_before {
+                // Only unread creates may be applied beside earlier writes.
+                let is_before = before.run == of.run && before.number.is_some() && before.number < of.number;
+                if is_answered_before || is_before && (before.was_stored || !of.is_unread) {
                     assert!(last(earlier) < applied, "{earlier} over {later}: {:?} {:#?}", self.server, self.writes);
                 }
             }

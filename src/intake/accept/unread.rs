@@ -76,7 +76,7 @@ fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding)
         return None;
     }
     let lane = lane_of(&shared.server, headers);
-    let is_free = !shared.connection.lanes().is_failing(&lane) && shared.is_lane_clear(&lane);
+    let is_free = !shared.connection.lanes().is_failing(&lane);
     // Last, because it counts.
     (is_free && exchange.evidence.is_trusted(route.message_type)).then_some((lane, encoding))
 }
@@ -142,7 +142,7 @@ pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
     let Write { shared, message, .. } = &create.write;
     let flights = shared.listener.windows.of(&message.lane);
     let kept = || (Kept::Unread(create.clone()), message.request.body.bytes.len());
-    // Once more: the window lets nothing be stored from then on that this create could overtake.
+    // In this order: the window lets nothing be stored from then on that this create could overtake.
     let flight = flights.begin_unread(kept).filter(|_| shared.is_lane_clear(&message.lane));
     let Some(flight) = flight else { return Box::pin(deliver_read(&create)).await };
     shared.listener.windows.note_unread();
