@@ -12,6 +12,8 @@ pub(crate) enum Sent {
     Python,
     /// As the TypeScript SDK sends it: `spans/batch`, compact JSON, uncompressed.
     TypeScript,
+    /// The Python SDK's body, sent by a client that does not say who it is.
+    Plain,
 }
 
 /// A source of numbers that gives the same ones in every run (splitmix64).
@@ -67,22 +69,61 @@ fn text(numbers: &mut Numbers, words: &[&str], bytes: usize) -> String {
 
 /// Returns one span as the SDK writes it, of about this many bytes.
 fn span(numbers: &mut Numbers, words: &[&str], bytes: usize, sent: Sent) -> String {
-    let (id, trace_id) = (Uuid::now_v7(), Uuid::now_v7());
+    let ids = format!(
+        r#"{{"id": "{}", "project_name": "demo-project", "trace_id": "{}", "parent_span_id": "{}""#,
+        Uuid::now_v7(),
+        Uuid::now_v7(),
+        Uuid::now_v7()
+    );
+    let span = ids + &rest_of_span(numbers, words, bytes);
+    match sent {
+        Sent::Python | Sent::Plain => span,
+        Sent::TypeScript => span.replace("\": ", "\":").replace(", \"", ",\""),
+    }
+}
+
+/// Returns what follows the ids in a span of about this many bytes.
+fn rest_of_span(numbers: &mut Numbers, words: &[&str], bytes: usize) -> String {
     let (hour, micros) = (numbers.below(24), numbers.below(1_000_000));
     // The part that is not text has about 700 bytes.
     let text_bytes = bytes.saturating_sub(700);
     let (asked, answered) = (text(numbers, words, text_bytes * 2 / 3), text(numbers, words, text_bytes / 3));
     let (prompt, completion) = (numbers.below(4000), numbers.below(900));
     let total = prompt + completion;
-    let span = format!(
-        r#"{{"id": "{id}", "project_name": "demo-project", "trace_id": "{trace_id}", "parent_span_id": "{}", "name": "chat_completion_create", "type": "llm", "start_time": "2026-11-22T{hour:02}:19:23.{micros:06}Z", "end_time": "2026-11-22T{hour:02}:19:24.{micros:06}Z", "input": {{"messages": [{{"role": "system", "content": "You are a helpful assistant."}}, {{"role": "user", "content": "{asked}"}}]}}, "output": {{"choices": [{{"message": {{"role": "assistant", "content": "{answered}"}}}}]}}, "metadata": {{"temperature": 0.{}, "created_from": "openai"}}, "tags": ["openai"], "model": "gpt-4o-mini", "provider": "openai", "usage": {{"prompt_tokens": {prompt}, "completion_tokens": {completion}, "total_tokens": {total}}}, "last_updated_at": "2026-11-22T{hour:02}:19:24.{micros:06}Z", "source": "sdk"}}"#,
-        Uuid::now_v7(),
+    format!(
+        r#", "name": "chat_completion_create", "type": "llm", "start_time": "2026-11-22T{hour:02}:19:23.{micros:06}Z", "end_time": "2026-11-22T{hour:02}:19:24.{micros:06}Z", "input": {{"messages": [{{"role": "system", "content": "You are a helpful assistant."}}, {{"role": "user", "content": "{asked}"}}]}}, "output": {{"choices": [{{"message": {{"role": "assistant", "content": "{answered}"}}}}]}}, "metadata": {{"temperature": 0.{}, "created_from": "openai"}}, "tags": ["openai"], "model": "gpt-4o-mini", "provider": "openai", "usage": {{"prompt_tokens": {prompt}, "completion_tokens": {completion}, "total_tokens": {total}}}, "last_updated_at": "2026-11-22T{hour:02}:19:24.{micros:06}Z", "source": "sdk"}}"#,
         numbers.below(10),
+    )
+}
+
+/// Returns the start of a body of one span, up to its ids.
+pub(crate) fn span_start(span: Uuid, trace: Uuid, parent: Uuid) -> String {
+    format!(
+        r#"{{"spans": [{{"id": "{span}", "project_name": "demo-project", "trace_id": "{trace}", "parent_span_id": "{parent}""#
+    )
+}
+
+/// Returns what follows [`span_start`] in a body of about this many bytes.
+pub(crate) fn span_rest(numbers: &mut Numbers, bytes: usize) -> String {
+    let words: Vec<&str> = WORDS.split_whitespace().collect();
+    rest_of_span(numbers, &words, bytes) + "]}"
+}
+
+/// Returns the request that the Python SDK sends at the end of a span, with this number in it: two requests that are
+/// alike may be taken for one that is repeated.
+pub(crate) fn update(span: Uuid, trace: Uuid, number: usize) -> Vec<u8> {
+    let body = format!(
+        r#"{{"project_name": "demo-project", "trace_id": "{trace}", "end_time": "2026-11-22T17:19:23.532620Z", "output": {{"answer": "done", "number": {number}}}, "source": "sdk"}}"#
     );
-    match sent {
-        Sent::Python => span,
-        Sent::TypeScript => span.replace("\": ", "\":").replace(", \"", ",\""),
-    }
+    whole_request(&format!("PATCH /api/v1/private/spans/{span}"), body.as_bytes(), Sent::Python, false)
+}
+
+/// Returns the request by which the Python SDK scores a span.
+pub(crate) fn score(span: Uuid) -> Vec<u8> {
+    let body = format!(
+        r#"{{"scores": [{{"project_name": "demo-project", "name": "rel", "value": 1.0, "source": "sdk", "id": "{span}", "category_name": null, "reason": null}}]}}"#
+    );
+    whole_request("PUT /api/v1/private/spans/feedback-scores", body.as_bytes(), Sent::Python, false)
 }
 
 /// Returns bodies of `spans/batch`, each of this many spans of about this many bytes, as an SDK sends them.
@@ -93,25 +134,11 @@ pub(crate) fn span_batches(seed: u64, count: usize, spans: usize, bytes: usize, 
     for _ in 0..count {
         let spans: Vec<String> = (0..spans).map(|_| span(&mut numbers, &words, bytes, sent)).collect();
         bodies.push(match sent {
-            Sent::Python => gzip(format!(r#"{{"spans": [{}]}}"#, spans.join(", ")).as_bytes()),
+            Sent::Python | Sent::Plain => gzip(format!(r#"{{"spans": [{}]}}"#, spans.join(", ")).as_bytes()),
             Sent::TypeScript => format!(r#"{{"spans":[{}]}}"#, spans.join(",")).into_bytes(),
         });
     }
     bodies
-}
-
-/// Returns a body of `spans/batch` whose gzip has about this many bytes.
-pub(crate) fn gzip_of_size(seed: u64, bytes: usize) -> Vec<u8> {
-    let words: Vec<&str> = WORDS.split_whitespace().collect();
-    let mut content = bytes;
-    loop {
-        let span = span(&mut Numbers::new(seed), &words, content, Sent::Python);
-        let body = gzip(format!(r#"{{"spans": [{span}]}}"#).as_bytes());
-        if body.len() >= bytes {
-            return body;
-        }
-        content += bytes / 20;
-    }
 }
 
 /// Compresses as the Python SDK does (`gzip.compress`, level 9 would be its default; httpx bodies use 6).
@@ -123,21 +150,29 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 
 /// Returns the whole HTTP request that carries a body of `spans/batch`, with the headers of its SDK.
 pub(crate) fn request(body: &[u8], sent: Sent) -> Vec<u8> {
+    whole_request("POST /api/v1/private/spans/batch", body, sent, sent != Sent::TypeScript)
+}
+
+/// Returns a whole HTTP request; `target` is its method and path.
+fn whole_request(target: &str, body: &[u8], sent: Sent, is_gzip: bool) -> Vec<u8> {
     let headers = match sent {
+        // As captured: shared headers of httpx, then the SDK's own.
         Sent::Python => {
             "Accept: */*\r\nConnection: keep-alive\r\nUser-Agent: python-httpx/0.28.1\r\n\
              X-OPIK-DEBUG-SDK-VERSION: 2.2.122\r\nX-OPIK-DEBUG-PY-VERSION: 3.11.7\r\nAccept-Encoding: gzip\r\n\
-             Comet-Workspace: default\r\nAuthorization: made-up-key\r\nX-Fern-Language: Python\r\n\
-             Content-Encoding: gzip\r\n"
+             X-Opik-Client-Id: 0000000000000000000000000000000000000000000000000000000000000000\r\n\
+             Comet-Workspace: default\r\nAuthorization: made-up-key\r\nX-Fern-Language: Python\r\n"
         }
         Sent::TypeScript => {
             "Accept: */*\r\nConnection: keep-alive\r\nx-fern-language: JavaScript\r\nx-fern-runtime: node\r\n\
              comet-workspace: default\r\nauthorization: made-up-key\r\naccept-language: *\r\nsec-fetch-mode: cors\r\n\
              user-agent: node\r\naccept-encoding: gzip, deflate\r\n"
         }
+        Sent::Plain => "Comet-Workspace: default\r\nAuthorization: made-up-key\r\n",
     };
+    let encoding = if is_gzip { "Content-Encoding: gzip\r\n" } else { "" };
     let mut request = format!(
-        "POST /api/v1/private/spans/batch HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Type: application/json\r\n\
+        "{target} HTTP/1.1\r\nHost: localhost\r\n{headers}content-type: application/json\r\n{encoding}\
          Content-Length: {}\r\n\r\n",
         body.len()
     )

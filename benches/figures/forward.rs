@@ -1,94 +1,128 @@
-//! How fast writes pass through while the server is there, beside nginx.
+//! How fast writes pass through while the server is there, beside nginx and a bare proxy.
 
-use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::Size;
 use crate::agent::{Agent, folder};
-use crate::bodies::{Sent, gzip_of_size, request};
-use crate::report::{Row, median};
+use crate::bare::{self, Passing};
+use crate::bodies::{Sent, score, update};
+use crate::load::{Load, Requests, Went};
+use crate::nginx;
+use crate::report::{Row, median, number};
 use crate::sink::Sink;
-use crate::{Size, load};
+use crate::templates::Templates;
 
 const BODY_BYTES: usize = 8_500;
+/// Requests of one client that belong together in the mixed load: creates, then an update or a score.
+const BLOCK: usize = 4;
 
+/// Several loads on the same server.
+#[derive(Default)]
+struct Runs(Vec<Went>);
+
+impl Runs {
+    fn per_second(&self) -> f64 {
+        median(self.0.iter().map(Went::per_second))
+    }
+
+    /// Returns a latency in microseconds.
+    fn latency(&self, share: f64) -> f64 {
+        median(self.0.iter().map(|went| went.latency(share).as_secs_f64() * 1e6))
+    }
+}
+
+/// What was measured side by side.
+#[derive(Default)]
+struct Beside {
+    ours: Runs,
+    nginx: Runs,
+    streamed: Runs,
+    collected: Runs,
+    /// Processor time of a request, in microseconds.
+    cpu: Vec<f64>,
+}
+
+/// Creates only.
 pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
     let sink = Sink::start(Duration::ZERO);
-    // Different spans, as an application has them.
-    let bodies: Vec<_> = (0..size.pick(8, 256, 512)).map(|seed| gzip_of_size(seed, BODY_BYTES)).collect();
+    let templates = Templates::of_gzip(200, BODY_BYTES);
+    for (connections, sent) in [(1, Sent::Python), (16, Sent::Python), (64, Sent::Python), (16, Sent::Plain)] {
+        let count = size.pick(60, 10_000, 40_000) / if connections == 1 { 4 } else { 1 };
+        let requests = Arc::new((0..count).map(|number| templates.request(number, sent)).collect());
+        let load = Load { connections, block: 1, warm_up: count / 10 };
+        let beside = measure(size.rounds(), &sink, load, &requests);
+        let as_whom = if sent == Sent::Python { "Python SDK" } else { "no SDK's headers" };
+        let what = format!("pass-through of an 8.5 KB gzip create, {as_whom}, connections: {connections}");
+        tell(rows, &what, connections, &beside, 0.9);
+    }
+}
+
+/// Creates, and updates and scores of what the same client created: a quarter of the requests.
+pub(crate) fn mixed(size: Size, rows: &mut Vec<Row>) {
+    let sink = Sink::start(Duration::ZERO);
+    let templates = Templates::of_gzip(200, BODY_BYTES);
     for connections in [1, 16, 64] {
-        let count = size.pick(50, 4_000, 20_000) / if connections == 1 { 4 } else { 1 };
-        let requests = bodies.iter().cycle().take(count).map(|body| request(body, Sent::Python));
-        let requests = Arc::new(requests.collect::<Vec<_>>());
-        let [mut ours, mut theirs, mut direct] = [Vec::new(), Vec::new(), Vec::new()];
-        for _ in 0..size.rounds() {
-            let home = folder();
-            let agent = Agent::start(home.path(), &sink.url());
-            ours.push(load::run(agent.address, connections, &requests));
-            drop(agent);
-            let nginx = Nginx::start(home.path(), sink.address);
-            theirs.push(load::run(nginx.address, connections, &requests));
-            drop(nginx);
-            direct.push(load::run(sink.address, connections, &requests));
-        }
-        let per_second = |went: &[load::Went]| median(went.iter().map(load::Went::per_second));
-        let latency =
-            |went: &[load::Went], share: f64| median(went.iter().map(|went| went.latency(share).as_secs_f64() * 1e6));
-        let what = format!("pass-through of an 8.5 KB gzip POST, {connections} connections");
-        if connections == 1 {
-            let straight = latency(&direct, 0.5);
-            let added = (latency(&ours, 0.5) - straight, latency(&theirs, 0.5) - straight);
-            rows.push(Row::at_most("added latency of pass-through, p50, 1 connection", added, " us", "nginx", 1.5));
-        } else {
-            rows.push(Row::at_least(&what, (per_second(&ours), per_second(&theirs)), "/s", "nginx", 0.7));
-            rows.push(Row::at_most("p99", (latency(&ours, 0.99), latency(&theirs, 0.99)), " us", "nginx", 2.0));
-        }
-    }
-}
-
-/// nginx as a proxy with connections kept alive on both sides; stopped when dropped.
-struct Nginx {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Nginx {
-    fn start(home: &Path, sink: SocketAddr) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = free.local_addr().expect("an address");
-        drop(free);
-        let configuration = format!(
-            "daemon off; worker_processes auto; pid nginx.pid; error_log stderr;\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{ access_log off; client_body_buffer_size 64k; client_body_temp_path t; proxy_temp_path p;\n\
-             fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s; keepalive_requests 1000000;\n\
-             upstream sink {{ server {sink}; keepalive 128; keepalive_requests 1000000; }}\n\
-             server {{ listen {address}; location / {{ proxy_pass http://sink; proxy_http_version 1.1;\n\
-             proxy_set_header Connection \"\"; }} }} }}\n"
+        let count = size.pick(60, 12_000, 40_000) / if connections == 1 { 4 } else { 1 } / BLOCK * BLOCK;
+        let requests = Arc::new((0..count / BLOCK).flat_map(|number| block(&templates, number)).collect());
+        let load = Load { connections, block: BLOCK, warm_up: count / 10 / BLOCK * BLOCK };
+        let beside = measure(size.rounds(), &sink, load, &requests);
+        let what = format!(
+            "pass-through, a quarter are updates and scores of created spans, Python SDK, connections: {connections}"
         );
-        let path = home.join("nginx.conf");
-        fs::write(&path, configuration).expect("a file can be written");
-        let mut command = Command::new("nginx");
-        command.arg("-p").arg(home).arg("-c").arg(&path).stderr(Stdio::null());
-        let child = command.spawn().expect("nginx starts (apt-get install nginx-light)");
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "nginx does not listen");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Self { child, address }
+        tell(rows, &what, connections, &beside, 0.75);
     }
 }
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.child.wait();
+/// Returns creates, and then an update or a score of one of them.
+fn block(templates: &Templates, number: usize) -> Vec<Vec<u8>> {
+    let creates: Vec<_> = (0..BLOCK - 1).map(|index| templates.create(number * (BLOCK - 1) + index)).collect();
+    let about = &creates[number % creates.len()];
+    let last = if number.is_multiple_of(2) { update(about.span, about.trace, number) } else { score(about.span) };
+    let creates = creates.iter().map(|create| crate::bodies::request(&create.body, Sent::Python));
+    creates.chain([last]).collect()
+}
+
+fn measure(rounds: usize, sink: &Sink, load: Load, requests: &Requests) -> Beside {
+    let mut beside = Beside::default();
+    for _ in 0..rounds {
+        let home = folder();
+        let agent = Agent::start(home.path(), &sink.url());
+        let before = agent.cpu();
+        beside.ours.0.push(load.run(agent.address, requests));
+        beside.cpu.push((agent.cpu() - before).as_secs_f64() * 1e6 / requests.len() as f64);
+        drop(agent);
+        let nginx = nginx::start(home.path(), sink.address);
+        beside.nginx.0.push(load.run(nginx.address, requests));
+        drop(nginx);
+        let bare = |passing| bare_load(home.path(), sink.address, passing, load, requests);
+        beside.streamed.0.push(bare(Passing::Streamed));
+        beside.collected.0.push(bare(Passing::Collected));
     }
+    beside
+}
+
+fn bare_load(home: &Path, sink: SocketAddr, passing: Passing, load: Load, requests: &Requests) -> Went {
+    let proxy = bare::start(home, sink, passing);
+    load.run(proxy.address, requests)
+}
+
+fn tell(rows: &mut Vec<Row>, what: &str, connections: usize, beside: &Beside, reach: f64) {
+    let Beside { ours, nginx, streamed, collected, cpu } = beside;
+    rows.push(Row::at_least(what, (ours.per_second(), nginx.per_second()), "/s", "nginx", reach));
+    let p50 = (ours.latency(0.5), nginx.latency(0.5));
+    if connections == 1 {
+        rows.push(Row::at_most("p50", p50, " us", "nginx", 1.15));
+    } else {
+        rows.push(Row::compared("p50", p50, " us", "nginx"));
+    }
+    rows.push(Row::at_most("p99", (ours.latency(0.99), nginx.latency(0.99)), " us", "nginx", 1.2));
+    for (runs, name) in [(streamed, "bare proxy, body streamed"), (collected, "bare proxy, body collected")] {
+        rows.push(Row::compared("beside", (ours.per_second(), runs.per_second()), "/s", name));
+        rows.push(Row::compared("p50", (p50.0, runs.latency(0.5)), " us", name));
+    }
+    let cpu = format!("{} us of processor time each", number(median(cpu.iter().copied())));
+    rows.push(Row::told("", &cpu, ""));
 }

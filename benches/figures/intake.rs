@@ -4,94 +4,82 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::agent::{Agent, NOWHERE, folder, store_path};
-use crate::bodies::{Sent, request, span_batches};
-use crate::report::{Row, median};
-use crate::{Size, load, raw, sdk};
+use crate::bodies::{Sent, request, span_batches, update};
+use crate::load::{Load, Requests, Went};
+use crate::report::{Row, median, number};
+use crate::templates::Templates;
+use crate::{Size, floor, load, sdk};
 
-/// One way of loading the agent.
-struct Case {
-    what: &'static str,
-    sent: Sent,
-    bytes: usize,
-    connections: usize,
-    count: usize,
-    /// Rows per transaction of raw SQLite.
-    rows: usize,
-    reach: f64,
-}
-
+/// Beside the floor.
 pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
-    let count = |full: usize| size.pick(full / 200, full / 4, full);
-    let cases = [
-        Case {
-            what: "durable intake, server away, 2 KB spans (gzip), 64 connections",
-            sent: Sent::Python,
-            bytes: 2048,
-            connections: 64,
-            count: count(40_000),
-            rows: 64,
-            reach: 0.5,
-        },
-        Case {
-            what: "the same, 1 connection",
-            sent: Sent::Python,
-            bytes: 2048,
-            connections: 1,
-            count: count(4_000),
-            rows: 1,
-            reach: 0.7,
-        },
-        Case {
-            what: "the same, 20 KB, 64 connections",
-            sent: Sent::Python,
-            bytes: 20_480,
-            connections: 64,
-            count: count(12_000),
-            rows: 64,
-            reach: 0.6,
-        },
-        Case {
-            what: "the same, 2 KB uncompressed as the TypeScript SDK sends them, 64 connections",
-            sent: Sent::TypeScript,
-            bytes: 2048,
-            connections: 64,
-            count: count(40_000),
-            rows: 64,
-            reach: 0.5,
-        },
-    ];
-    for (index, case) in cases.iter().enumerate() {
-        let bodies = span_batches(index as u64, case.count, 1, case.bytes, case.sent);
-        let requests = Arc::new(bodies.iter().map(|body| request(body, case.sent)).collect::<Vec<_>>());
-        let (mut ours, mut theirs, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..size.rounds() {
-            let home = folder();
-            let agent = Agent::start(home.path(), NOWHERE);
-            ours.push(load::run(agent.address, case.connections, &requests));
-            cpu.push(agent.cpu().as_secs_f64() * 1e6 / case.count as f64);
-            drop(agent);
-            let folder = folder();
-            theirs.push(case.count as f64 / raw::write(folder.path(), &bodies, case.rows).as_secs_f64());
-        }
-        let per_second = median(ours.iter().map(load::Went::per_second));
-        let than = format!("raw SQLite, {} a commit", case.rows);
-        rows.push(Row::at_least(case.what, (per_second, median(theirs)), "/s", &than, case.reach));
-        let p99 = median(ours.iter().map(|went| went.latency(0.99).as_secs_f64() * 1e3));
-        let body_bytes = bodies.iter().map(Vec::len).sum::<usize>() / bodies.len();
-        rows.push(Row::told(
-            "",
-            &format!("p99 {p99:.1} ms, {:.0} us of processor time each", median(cpu)),
-            &format!("{body_bytes} B a body as sent"),
-        ));
-        if index == 0 {
-            let sdk = sdk::write(size.pick(50, 1_000, 3_000));
-            rows.push(Row::at_least("", (per_second, sdk.per_second), "/s", "the SDK's own store", 25.0));
+    for (bytes, name) in [(2_048, "2 KB"), (20_480, "20 KB")] {
+        let templates = Templates::of_content(200, bytes);
+        for (connections, full) in [(1, 8_000), (16, 40_000), (64, 60_000)] {
+            let count = size.pick(full / 200, full / 4, full);
+            let requests = Arc::new((0..count).map(|number| templates.request(number, Sent::Python)).collect());
+            let what =
+                format!("durable intake, server away, {name} spans, Python SDK (gzip), connections: {connections}");
+            beside_floor(size, rows, &what, connections, &requests);
         }
     }
+    let count = size.pick(200, 10_000, 40_000);
+    let bodies = span_batches(3, count, 1, 2048, Sent::TypeScript);
+    let requests = Arc::new(bodies.iter().map(|body| request(body, Sent::TypeScript)).collect());
+    let what = "durable intake, server away, 2 KB spans, TypeScript SDK (uncompressed), connections: 64";
+    beside_floor(size, rows, what, 64, &requests);
 }
 
-/// The disk space of a stored span.
+fn beside_floor(size: Size, rows: &mut Vec<Row>, what: &str, connections: usize, requests: &Requests) {
+    let load = Load { connections, block: 1, warm_up: requests.len() / 10 };
+    let (mut ours, mut theirs, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..size.rounds() {
+        let home = folder();
+        let agent = Agent::start(home.path(), NOWHERE);
+        let before = agent.cpu();
+        ours.push(load.run(agent.address, requests));
+        cpu.push((agent.cpu() - before).as_secs_f64() * 1e6 / requests.len() as f64);
+        drop(agent);
+        let floor = floor::start(home.path());
+        theirs.push(load.run(floor.address, requests));
+    }
+    rows.push(Row::at_least(what, (per_second(&ours), per_second(&theirs)), "/s", "floor", 0.75));
+    let latency = |went: &[Went], share: f64| median(went.iter().map(|went| went.latency(share).as_secs_f64() * 1e6));
+    for share in [0.5, 0.99] {
+        let name = format!("p{}", share * 100.0);
+        rows.push(Row::compared(&name, (latency(&ours, share), latency(&theirs, share)), " us", "floor"));
+    }
+    let cpu = format!("{} us of processor time each", number(median(cpu)));
+    rows.push(Row::told("", &cpu, &format!("{} B a request as sent", requests[0].len())));
+}
+
+fn per_second(went: &[Went]) -> f64 {
+    median(went.iter().map(Went::per_second))
+}
+
+/// Writes about one entity, which must be stored in their order, beside writes about many.
+pub(crate) fn entity(size: Size, rows: &mut Vec<Row>) {
+    let count = size.pick(200, 8_000, 40_000);
+    let (one, trace) = (Uuid::now_v7(), Uuid::now_v7());
+    let same: Requests = Arc::new((0..count).map(|number| update(one, trace, number)).collect());
+    let distinct: Requests =
+        Arc::new((0..count).map(|number| update(Uuid::now_v7(), Uuid::now_v7(), number)).collect());
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..size.rounds() {
+        for (requests, went) in [(&same, &mut ours), (&distinct, &mut theirs)] {
+            let home = folder();
+            let agent = Agent::start(home.path(), NOWHERE);
+            went.push(load::run(agent.address, 32, requests));
+        }
+    }
+    let what = "updates of one span, server away, Python SDK, connections: 32";
+    let rates = (per_second(&ours), per_second(&theirs));
+    rows.push(Row::at_least(what, rates, "/s", "updates of distinct spans", 0.5));
+}
+
+/// The disk space of a stored span, and the rate, beside the SDK's own store.
 pub(crate) fn disk(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(200, 10_000, 40_000);
     let sdk = sdk::write(size.pick(50, 1_000, 3_000));
@@ -101,7 +89,7 @@ pub(crate) fn disk(size: Size, rows: &mut Vec<Row>) {
         let home = folder();
         let agent = Agent::start(home.path(), NOWHERE);
         let empty = store_bytes(home.path());
-        load::run(agent.address, 64, &requests);
+        let went = load::run(agent.address, 64, &requests);
         // The last connection to close writes the log back, so this is the file alone.
         drop(agent);
         let bytes = (store_bytes(home.path()).saturating_sub(empty)) as f64 / count as f64;
@@ -109,6 +97,10 @@ pub(crate) fn disk(size: Size, rows: &mut Vec<Row>) {
         rows.push(Row::at_most(&what, (bytes, sdk.bytes_per_message), " B", "the SDK's own store", 0.4));
         let body_bytes = bodies.iter().map(Vec::len).sum::<usize>() / bodies.len();
         rows.push(Row::told("", "", &format!("{body_bytes} B a body as sent")));
+        if sent == Sent::Python {
+            let what = "durable intake of them, connections: 64";
+            rows.push(Row::at_least(what, (went.per_second(), sdk.per_second), "/s", "the SDK's own store", 25.0));
+        }
     }
 }
 

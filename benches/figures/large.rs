@@ -1,4 +1,4 @@
-//! The cost of a large store: reading it, starting on it, draining it, and the agent at rest.
+//! The cost of a large store: reading it and starting on it. `memory` drains one.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -7,19 +7,18 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::agent::{Agent, BINARY, NOWHERE, command, folder, free_address, store_path};
+use crate::agent::{Agent, NOWHERE, command, folder, store_path};
 use crate::bodies::{Sent, request, span_batches};
-use crate::report::{Row, median, number};
-use crate::sink::Sink;
+use crate::process::free_address;
+use crate::report::{Row, median};
 use crate::{Size, backlog};
 
 pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(500, 50_000, 1_000_000);
     let home = folder();
-    // The server that the backlog is for: away until the drain.
-    let server = free_address();
-    let url = format!("http://{server}/api");
-    backlog::fill(home.path(), &url, count, 1);
+    // The server that the backlog is for is away.
+    let url = format!("http://{}/api", free_address());
+    backlog::fill_singles(home.path(), &url, count);
     let stored =
         format!("{count} stored, {} MB", fs::metadata(store_path(home.path())).map_or(0, |m| m.len()) / 1_000_000);
     for (name, args) in [("status", &["status"][..]), ("inspect, first page", &["inspect"])] {
@@ -48,26 +47,6 @@ pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
         started.elapsed().as_secs_f64() * 1e3
     }));
     rows.push(Row::bound("agent, start to first accepted write, cold", milliseconds, " ms", &stored, 100.0));
-
-    let idle_home = folder();
-    let idle = Agent::start(idle_home.path(), NOWHERE);
-    std::thread::sleep(Duration::from_secs(1));
-    let idle_mib = idle.memory_kib("VmRSS") as f64 / 1024.0;
-    drop(idle);
-    rows.push(Row::bound("agent, memory at rest (RSS)", idle_mib, " MiB", "", 20.0));
-    rows.push(Row::bound("binary, as built", binary_mib(), " MiB", "", 12.0));
-
-    let sink = Sink::start_at(server, Duration::ZERO);
-    let started = Instant::now();
-    let agent = Agent::start(home.path(), &sink.url());
-    while !is_empty(home.path()) {
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let took = started.elapsed().as_secs_f64();
-    let peak_mib = agent.memory_kib("VmHWM") as f64 / 1024.0;
-    let theirs =
-        format!("drained in {} s, {}/s, {} requests", number(took), number(count as f64 / took), sink.writes());
-    rows.push(Row::bound("drain of it, peak memory over idle", peak_mib - idle_mib, " MiB", &theirs, 64.0));
 }
 
 /// Posts a write again and again until it is accepted.
@@ -95,15 +74,4 @@ fn forget(home: &Path) {
         file.sync_all().expect("a file can be synced");
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advice is taken");
     }
-}
-
-fn is_empty(home: &Path) -> bool {
-    let mut command = command(home);
-    command.args(["status", "--fail-if-backlog", "0", "--upstream", NOWHERE, "--db"]).arg(store_path(home));
-    command.status().expect("the command runs").code() != Some(4)
-}
-
-fn binary_mib() -> f64 {
-    let path = BINARY.get().expect("main has set it");
-    fs::metadata(path).map_or(0.0, |metadata| metadata.len() as f64) / f64::from(1 << 20)
 }

@@ -5,24 +5,48 @@
 //! cargo bench --bench figures -- --size small intake forward    some groups, smaller and sooner
 //! ```
 //!
-//! Groups: intake, disk, forward, replay, large. Sizes: tiny (does it still run?), small, full. Rounds of the two sides
-//! of a comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares.
-//! The load generator and the sink share the machine with what is measured.
+//! | group | what is measured | beside |
+//! | --- | --- | --- |
+//! | forward | creates pass through | nginx, and a bare proxy of hyper's |
+//! | mixed | the same with updates and scores of what was created | the same |
+//! | intake | writes are stored while the server is away | the floor: the same over HTTP with nothing else |
+//! | entity | updates of one entity are stored | updates of many |
+//! | drain | a backlog is delivered over a round trip of 50 ms | one request a message |
+//! | lanes | a backlog of many lanes | as many requests on one connection |
+//! | recovery | the server is back: the first message arrives | |
+//! | live | forwarded writes while a backlog drains | without one |
+//! | memory | at rest, with busy connections, in a large drain | |
+//! | disk | what a stored span takes | the SDK's own store |
+//! | replay | a backlog is delivered | the SDK's replay |
+//! | large | commands and the agent's start on a large store | |
+//!
+//! Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a comparison alternate, and the table shows
+//! medians: machines are noisy, and only what ran side by side compares. The load generator and the sink share the
+//! machine with what is measured. Baselines are processes of their own, as the agent is: nginx, or this program again
+//! with a hidden argument.
+//!
+//! `disk` and `replay` install the Python SDK under `target/tools`; `forward` and `mixed` need nginx.
 
 #![allow(clippy::disallowed_methods, reason = "a bench is not part of the configuration")]
 
 mod agent;
 mod backlog;
+mod bare;
 mod bodies;
+mod floor;
 mod forward;
 mod intake;
 mod large;
 mod load;
-mod raw;
+mod memory;
+mod nginx;
+mod process;
+mod recovery;
 mod replay;
 mod report;
 mod sdk;
 mod sink;
+mod templates;
 #[allow(dead_code)]
 #[path = "../../tests/support/tools.rs"]
 mod tools;
@@ -32,6 +56,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// As in the agent, so that neither generator nor baseline pays for another one.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A group of figures by its name.
 type Group = (&'static str, fn(Size, &mut Vec<report::Row>));
 
@@ -40,7 +68,7 @@ type Group = (&'static str, fn(Size, &mut Vec<report::Row>));
 pub enum Size {
     /// Seconds: says only that the benches still run.
     Tiny,
-    /// A minute or two.
+    /// At most 40 s a group, except those with the SDK.
     Small,
     /// The size that docs/operations.md quotes.
     Full,
@@ -63,6 +91,12 @@ impl Size {
 }
 
 fn main() {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some(floor::ARGUMENT) => return floor::serve(args),
+        Some(bare::ARGUMENT) => return bare::serve(args),
+        _ => {}
+    }
     let mut size = Size::Full;
     let mut binary = PathBuf::from(env!("CARGO_BIN_EXE_opik-offline"));
     let mut wanted: Vec<String> = Vec::new();
@@ -82,10 +116,17 @@ fn main() {
         }
     }
     agent::BINARY.set(binary).expect("set once");
-    let groups: [Group; 5] = [
-        ("intake", intake::run),
-        ("disk", intake::disk),
+    let groups: [Group; 12] = [
         ("forward", forward::run),
+        ("mixed", forward::mixed),
+        ("intake", intake::run),
+        ("entity", intake::entity),
+        ("drain", replay::drain),
+        ("lanes", replay::lanes),
+        ("recovery", recovery::run),
+        ("live", replay::live),
+        ("memory", memory::run),
+        ("disk", intake::disk),
         ("replay", replay::run),
         ("large", large::run),
     ];

@@ -32,6 +32,12 @@ impl Row {
         Self { reach: format!("<= {reach}"), reached: Some(ours / theirs <= reach), ..row }
     }
 
+    /// A row whose ratio is `ours / theirs`, with nothing to reach.
+    pub(crate) fn compared(what: &str, figures: (f64, f64), unit: &str, than: &str) -> Self {
+        let row = Self::at_least(what, figures, unit, than, 0.0);
+        Self { reach: String::new(), reached: None, ..row }
+    }
+
     /// A row with a figure that must be at most `reach` by itself; `theirs` is only for comparison.
     pub(crate) fn bound(what: &str, ours: f64, unit: &str, theirs: &str, reach: f64) -> Self {
         Self {

@@ -1,22 +1,40 @@
 //! A server that answers every write at once, or after a set delay, and counts them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 
-/// A running sink; lives as long as the process.
+use crate::floor::content_length;
+
+/// A line of the sink's answers: the agent's own have none.
+pub(crate) const MARK: &[u8] = b"X-Sink: 1";
+/// Writes with a larger body are batches of a replay, where what is forwarded is smaller.
+const SMALL_MAX: usize = 16 * 1024;
+
+/// Since when the times of all sinks count.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// A running sink; lives as long as the process, unless it is stopped.
 pub(crate) struct Sink {
     pub address: SocketAddr,
     counts: Arc<Counts>,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
 }
 
+/// Times are in nanoseconds since [`EPOCH`]; 0 is never.
 #[derive(Default)]
 struct Counts {
     writes: AtomicU64,
+    first: AtomicU64,
+    last: AtomicU64,
+    last_large: AtomicU64,
 }
 
 impl Sink {
@@ -27,24 +45,31 @@ impl Sink {
 
     /// Starts a sink at this address: a server that was away and comes back.
     pub(crate) fn start_at(address: SocketAddr, delay: Duration) -> Self {
+        LazyLock::force(&EPOCH);
         let counts = Arc::new(Counts::default());
         let (told, bound) = std::sync::mpsc::channel();
-        std::thread::spawn({
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn({
             let counts = counts.clone();
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(async move {
                     let listener = TcpListener::bind(address).await.expect("a free port");
                     told.send(listener.local_addr().expect("an address")).expect("somebody asked");
-                    loop {
-                        let (stream, _) = listener.accept().await.expect("a connection");
-                        stream.set_nodelay(true).expect("a socket option");
-                        tokio::spawn(serve(stream, counts.clone(), delay));
+                    tokio::select! {
+                        () = accept(listener, counts, delay) => {}
+                        Ok(()) = stopped => {}
                     }
                 });
             }
         });
-        Self { address: bound.recv().expect("the sink starts"), counts }
+        Self { address: bound.recv().expect("the sink starts"), counts, stop, thread }
+    }
+
+    /// Closes the listener and all connections: the server goes away.
+    pub(crate) fn stop(self) {
+        self.stop.send(()).expect("the sink runs");
+        self.thread.join().expect("the sink ends");
     }
 
     pub(crate) fn url(&self) -> String {
@@ -55,58 +80,105 @@ impl Sink {
     pub(crate) fn writes(&self) -> u64 {
         self.counts.writes.load(Ordering::Relaxed)
     }
+
+    /// Returns when the first write came.
+    pub(crate) fn first_write(&self) -> Option<Instant> {
+        at(&self.counts.first)
+    }
+
+    /// Returns when the last write came.
+    pub(crate) fn last_write(&self) -> Option<Instant> {
+        at(&self.counts.last)
+    }
+
+    /// Returns when the last batch of a replay came.
+    pub(crate) fn last_batch(&self) -> Option<Instant> {
+        at(&self.counts.last_large)
+    }
+}
+
+fn at(nanos: &AtomicU64) -> Option<Instant> {
+    let nanos = nanos.load(Ordering::Relaxed);
+    (nanos > 0).then(|| *EPOCH + Duration::from_nanos(nanos))
+}
+
+async fn accept(listener: TcpListener, counts: Arc<Counts>, delay: Duration) {
+    loop {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        stream.set_nodelay(true).expect("a socket option");
+        tokio::spawn(serve(stream, counts.clone(), delay));
+    }
 }
 
 async fn serve(mut stream: TcpStream, counts: Arc<Counts>, delay: Duration) {
     let mut buffer: Vec<u8> = Vec::with_capacity(64 * 1024);
     loop {
-        let head = loop {
-            if let Some(end) = buffer.windows(4).position(|end| end == b"\r\n\r\n") {
-                break end;
-            }
-            match stream.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-        };
-        let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
-        let is_write = !text.starts_with("get");
-        let chunked = text.contains("transfer-encoding: chunked");
-        let length: usize = text
-            .split("content-length:")
-            .nth(1)
-            .and_then(|rest| rest.split("\r\n").next()?.trim().parse().ok())
-            .unwrap_or(0);
-        let mut left = (head + 4 + length).saturating_sub(buffer.len());
-        if chunked {
-            // Nobody sends another request before this one is answered.
-            while !buffer.ends_with(b"0\r\n\r\n") {
-                match stream.read_buf(&mut buffer).await {
-                    Ok(0) | Err(_) => return,
-                    Ok(_) => {}
-                }
-            }
-        }
-        buffer.clear();
-        while left > 0 {
-            match stream.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(read) => left = left.saturating_sub(read),
-            }
-            buffer.clear();
-        }
+        let Some((is_write, body_bytes)) = receive(&mut stream, &mut buffer).await else { return };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        counts.writes.fetch_add(is_write.into(), Ordering::Relaxed);
+        if is_write {
+            counts.count(body_bytes);
+        }
         let answer: &[u8] = if is_write {
-            b"HTTP/1.1 204 No Content\r\n\r\n"
+            b"HTTP/1.1 204 No Content\r\nX-Sink: 1\r\n\r\n"
         } else {
             // Opik's answer to a ping: nothing else is recognized as Opik.
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n{\"message\":\"Healthy Server\"}"
         };
         if stream.write_all(answer).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Reads one request; returns whether it is a write, and the size of its body.
+async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(bool, usize)> {
+    buffer.clear();
+    let head = loop {
+        if let Some(end) = memchr::memmem::find(buffer, b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let is_write = !buffer.starts_with(b"GET");
+    let length = content_length(&buffer[..head]);
+    if length == 0 && is_chunked(&buffer[..head]) {
+        // Nobody sends another request before this one is answered.
+        while !buffer.ends_with(b"0\r\n\r\n") {
+            if stream.read_buf(buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+        return Some((is_write, buffer.len() - head));
+    }
+    let mut left = (head + 4 + length).saturating_sub(buffer.len());
+    while left > 0 {
+        buffer.clear();
+        let read = stream.read_buf(buffer).await.ok()?;
+        if read == 0 {
+            return None;
+        }
+        left = left.saturating_sub(read);
+    }
+    Some((is_write, length))
+}
+
+fn is_chunked(head: &[u8]) -> bool {
+    String::from_utf8_lossy(head).to_ascii_lowercase().contains("transfer-encoding: chunked")
+}
+
+impl Counts {
+    fn count(&self, body_bytes: usize) {
+        let now = u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if self.writes.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.first.store(now, Ordering::Relaxed);
+        }
+        self.last.store(now, Ordering::Relaxed);
+        if body_bytes > SMALL_MAX {
+            self.last_large.store(now, Ordering::Relaxed);
         }
     }
 }
