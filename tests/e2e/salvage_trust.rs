@@ -471,7 +471,14 @@ fn a_schema_that_computes_is_refused_at_once() {
                 .to_owned(),
         ),
         ("a trigger", format!("CREATE TABLE messages ({TABLE}); CREATE TRIGGER t AFTER INSERT ON messages BEGIN SELECT 1; END")),
-        ("a virtual table", "CREATE VIRTUAL TABLE messages USING fts5(message_id, status, message_type, message_json)".into()),
+        ("a virtual table", "CREATE VIRTUAL TABLE messages USING dbstat".into()),
+        (
+            "a virtual table of a module that our SQLite does not have",
+            schema(
+                "INSERT INTO sqlite_schema VALUES ('table', 'messages', 'messages', 0,
+                 'CREATE VIRTUAL TABLE messages USING fts5(message_id, status, message_type, message_json)')",
+            ),
+        ),
     ]
     .into_iter()
     .enumerate()
