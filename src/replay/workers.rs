@@ -109,6 +109,7 @@ mod tests {
             id: LaneId(lane),
             lane: Lane::default(),
             failed: 1,
+            body_bytes: 2,
             due_at_ms: 0,
             hold: is_half_open.then_some(hold),
             limits: Vec::new(),

@@ -47,10 +47,10 @@ pub(crate) fn waiting_in_order(selection: &SqlFilter) -> String {
     )
 }
 
-/// How many failed messages each lane has.
+/// How many failed messages each lane has, and the bytes of their bodies.
 pub(crate) fn failed_by_lane(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
-    format!("SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
+    format!("SELECT lane_id, {count}, sum(body_bytes) FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
 }
 
 /// Messages, items and bytes per status, type and workspace.
