@@ -9,6 +9,7 @@
 //! | this one | the agent's loop: a round whenever the server is available and something is due |
 //! | `round` | one round: takes the lease, gives due lanes to workers; what the `replay` command calls |
 //! | `lane`, `batch` | one worker's turn with a lane; one claim, sent request by request |
+//! | `small_lanes` | the same for lanes with a few messages each, many in a commit |
 //! | `sender` | sends for one lane, and settles outcomes in the store |
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
 //! | `state` | what is remembered between rounds, by lane: [`lane_health`](crate::delivery::lane_health) |
@@ -58,6 +59,7 @@ pub(crate) mod report;
 mod round;
 mod sender;
 pub(crate) mod session;
+mod small_lanes;
 mod state;
 mod throttle;
 pub(crate) mod verify;

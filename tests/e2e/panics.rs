@@ -355,3 +355,18 @@ fn a_division_that_cannot_be_settled_is_not_sent_again_and_again() {
     let most = passed.max().unwrap();
     assert!(most <= 2, "an item that the server had confirmed was sent {most} times, for each settle that failed");
 }
+
+#[test]
+fn lanes_with_a_few_messages_share_their_commits() {
+    const LANES: usize = 300;
+    let server = FakeOpik::start_new();
+    let store = Arc::new(Panicking::new(""));
+    let messages: Vec<Message> = (0..3 * LANES).map(|n| message(&format!("team-{}", n % LANES))).collect();
+    store.register(&messages).unwrap();
+    replay_all(&store, &server);
+    for lane in 0..LANES {
+        assert_eq!(server.count(&format!("team-{lane}"), Kind::Trace), 3, "lane {lane}");
+    }
+    let commits = store.commits.load(Ordering::SeqCst);
+    assert!(commits < LANES / 2, "{commits} commits for {LANES} lanes: a disk takes a millisecond for each");
+}
