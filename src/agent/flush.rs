@@ -147,6 +147,7 @@ mod tests {
             id: LaneId(1),
             lane: Lane { workspace: Some("team".to_owned()), ..Lane::default() },
             failed: 1,
+            body_bytes: 2,
             due_at_ms,
             hold: hold.map(|reason| Hold {
                 until_ms: due_at_ms,

@@ -329,6 +329,21 @@ impl LaneHealth {
         }
     }
 
+    /// Returns whether nothing is remembered of the lane that its next turn depends on, beside its pace.
+    pub(crate) fn is_carefree(&self) -> bool {
+        self.openings == 0
+            && self.recovery_window.is_none()
+            && self.failed_probes == 0
+            && self.failing.is_empty()
+            && self.deferred.is_empty()
+            && self.waiting.is_empty()
+            && self.timeouts.is_empty()
+            && self.refused_ids.is_none()
+            && self.held_probe.is_none()
+            && self.turns == 0
+            && self.sole.is_none()
+    }
+
     /// Starts the turn of one more worker beside this one, if the lane may have another batch in flight.
     pub(crate) fn join(&mut self, beside: &LaneTurn) -> Option<LaneTurn> {
         let may = beside.circuit == Circuit::Closed

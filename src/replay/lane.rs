@@ -12,6 +12,8 @@ use tracing::error;
 
 use super::batch::Batch;
 use super::bounds;
+use super::context::Replayer;
+use super::lease::LeaseKeeper;
 use super::sender::Sender;
 use super::state::lock;
 use super::throttle::{MessageQuota, PauseGate};
@@ -19,10 +21,10 @@ use crate::delivery::concurrency::BatchTime;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
-use crate::store::{Claim, ClaimLimits, Hold, StoreError, now_ms};
+use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, now_ms};
 
 /// A worker returns after this time even if messages are left, so that more lanes than workers all get their turn.
-const TURN: Duration = Duration::from_secs(1);
+pub(super) const TURN: Duration = Duration::from_secs(1);
 /// Bytes of bodies that one claim takes at most, unless a single message is larger.
 const CLAIM_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes of bodies that all claims take together, about: the more workers, the less each takes.
@@ -65,18 +67,7 @@ impl<'a> LaneWorker<'a> {
         'a: 's,
     {
         let (replay, keeper, lane) = (self.sender.replay, self.sender.keeper, self.sender.work.id);
-        caught(|| self.work(scope, crew)).unwrap_or_else(|| {
-            error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");
-            let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
-            let hold = Hold {
-                until_ms: now_ms().saturating_add(retry_interval),
-                reason: "internal error of opik-offline while replaying it, see its log".to_owned(),
-                probe: true,
-                status: None,
-                bucket: None,
-            };
-            replay.store.hold(&keeper.lease, lane, Some(&hold))
-        })
+        caught(|| self.work(scope, crew)).unwrap_or_else(|| hold_after_panic(replay, keeper, lane))
     }
 
     fn work<'s>(mut self, scope: &'s Scope<'s, '_>, crew: &'s Crew) -> Result<(), StoreError>
@@ -242,7 +233,29 @@ struct Crew {
     failed: Mutex<Option<StoreError>>,
 }
 
+/// Holds a lane whose replay panicked: it is tried again later, and the others go on.
+///
+/// # Errors
+///
+/// What keeps the store from being used.
+pub(super) fn hold_after_panic(
+    replay: &Replayer<'_>,
+    keeper: &LeaseKeeper<'_>,
+    lane: LaneId,
+) -> Result<(), StoreError> {
+    error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");
+    let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
+    let hold = Hold {
+        until_ms: now_ms().saturating_add(retry_interval),
+        reason: "internal error of opik-offline while replaying it, see its log".to_owned(),
+        probe: true,
+        status: None,
+        bucket: None,
+    };
+    replay.store.hold(&keeper.lease, lane, Some(&hold))
+}
+
 /// Calls `work`, and returns `None` when it panics. Its values are not used again.
-fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }

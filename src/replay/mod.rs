@@ -9,6 +9,7 @@
 //! | this one | the agent's loop: a round whenever the server is available and something is due |
 //! | `round` | one round: takes the lease, gives due lanes to workers; what the `replay` command calls |
 //! | `lane`, `batch` | one worker's turn with a lane; one claim, sent request by request |
+//! | `small_lanes` | the same for lanes with a few messages each, many in a commit |
 //! | `sender` | sends for one lane, and settles outcomes in the store |
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
 //! | `outage` | ends the waits that an outage caused |
@@ -60,6 +61,7 @@ pub(crate) mod report;
 mod round;
 mod sender;
 pub(crate) mod session;
+mod small_lanes;
 mod state;
 mod throttle;
 pub(crate) mod verify;

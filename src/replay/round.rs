@@ -1,6 +1,6 @@
 //! One round: the lease is taken, due lanes get workers, and the round ends once nothing is due.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use super::context::{DrainEnd, Replayer};
 use super::lane::{LaneWorker, claim_bytes_max};
 use super::lease::LeaseKeeper;
 use super::sender::Sender;
+use super::small_lanes::{SmallLanes, WORKERS};
 use super::throttle::{MessageQuota, PauseGate};
 use super::workers::LaneWorkers;
 use crate::delivery::pacing::Pace;
@@ -98,12 +99,15 @@ impl Replayer<'_> {
     /// Gives due lanes to workers until nothing is due and every worker has returned.
     fn replay_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<DrainEnd, StoreError> {
         let (gate, quota) = (PauseGate::default(), MessageQuota::new(self.settings.limit));
+        let small = SmallLanes::new(self, keeper);
         let (done, finished) = mpsc::channel();
         let mut round = Round {
             replay: self,
             keeper,
             gate: &gate,
             quota: &quota,
+            small: &small,
+            shared_workers: HashSet::new(),
             workers: LaneWorkers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
             lanes: VecDeque::new(),
             list_at: Instant::now(),
@@ -125,8 +129,14 @@ impl Replayer<'_> {
                     return round.end();
                 }
                 let mut ended = finished.recv_timeout(LANES_INTERVAL).ok();
+                if ended.is_none()
+                    && let Err(error) = small.settle_leftovers()
+                {
+                    round.fail(error);
+                }
                 while let Some((number, result)) = ended {
                     round.workers.remove(number);
+                    round.shared_workers.remove(&number);
                     if let Err(error) = result {
                         round.fail(error);
                     }
@@ -163,6 +173,10 @@ struct Round<'r> {
     keeper: &'r LeaseKeeper<'r>,
     gate: &'r PauseGate,
     quota: &'r MessageQuota,
+    /// Lanes with a few messages each.
+    small: &'r SmallLanes<'r>,
+    /// The workers of these.
+    shared_workers: HashSet<u64>,
     workers: LaneWorkers,
     /// Lanes with work that have no worker yet.
     lanes: VecDeque<LaneWork>,
@@ -184,7 +198,8 @@ impl<'r> Round<'r> {
     /// Lists the lanes again when the result may differ: with thousands of lanes that takes long.
     fn list_lanes_if_due(&mut self) {
         let started = Instant::now();
-        if !self.workers.is_empty() && (!self.lanes.is_empty() || self.list_at > started) {
+        let any_left = !self.lanes.is_empty() || self.small.any_waiting();
+        if !self.workers.is_empty() && (any_left || self.list_at > started) {
             return;
         }
         match self.replay.lanes() {
@@ -200,14 +215,23 @@ impl<'r> Round<'r> {
     where
         'r: 's,
     {
+        self.note_sending();
+        self.start_shared_workers(scope, WORKERS);
         let now = now_ms();
         while let Some(work) = self.lanes.pop_front().filter(|_| self.failed.is_none()) {
             if work.due_at_ms > now {
                 self.next_due_at_ms = self.next_due_at_ms.min(work.due_at_ms);
                 continue;
             }
-            let is_failing = self.replay.connection.lanes().is_failing(&work.lane);
             let is_extra = self.workers.has(work.id);
+            let work = match is_extra {
+                true => work,
+                false => match self.small.take(work) {
+                    None => continue,
+                    Some(work) => work,
+                },
+            };
+            let is_failing = self.replay.connection.lanes().is_failing(&work.lane);
             let Some(number) = self.workers.admit(&work, is_failing, Instant::now()) else {
                 if is_extra {
                     continue;
@@ -220,6 +244,31 @@ impl<'r> Round<'r> {
             scope.spawn(move || {
                 // The receiver outlives the scope, so sending can't fail.
                 let _ = done.send((number, worker.run_caught()));
+            });
+        }
+        self.start_shared_workers(scope, usize::MAX);
+    }
+
+    /// Tells the policy which lanes the shared workers are with.
+    fn note_sending(&mut self) {
+        let (sending, now) = (self.small.sending(), Instant::now());
+        for number in &self.shared_workers {
+            self.workers.moved(*number, sending.get(number).copied(), now);
+        }
+    }
+
+    /// Starts workers for the lanes with a few messages each, until there are this many.
+    fn start_shared_workers<'s>(&mut self, scope: &'s Scope<'s, '_>, most: usize)
+    where
+        'r: 's,
+    {
+        let now = Instant::now();
+        while self.failed.is_none() && self.shared_workers.len() < self.small.workers_wanted(now).min(most) {
+            let Some(number) = self.workers.admit_shared(now) else { break };
+            self.shared_workers.insert(number);
+            let (small, done) = (self.small, self.done.clone());
+            scope.spawn(move || {
+                let _ = done.send((number, small.work(number)));
             });
         }
     }

@@ -66,6 +66,12 @@ impl Sender<'_> {
             replay.state.keep_unsettled(outcomes);
             return Err(error);
         }
+        self.settled(outcomes)
+    }
+
+    /// Counts what is settled, and releases held messages if the probe for them was delivered.
+    pub(super) fn settled(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        let replay = self.replay;
         let is_held_accepted = replay.state.settled(self.work.id, outcomes);
         self.count(outcomes);
         if is_held_accepted {

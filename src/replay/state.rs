@@ -127,6 +127,21 @@ impl ReplayState {
         remembered.lanes.entry(lane).or_default().end_turn(turn);
     }
 
+    /// Returns whether a lane has no trouble that its next turn depends on.
+    pub(super) fn is_carefree(&self, lane: LaneId) -> bool {
+        self.lock().lanes.get(&lane).is_none_or(LaneHealth::is_carefree)
+    }
+
+    /// Ends the only turn that a lane with a few messages has: without trouble, nothing is remembered of it, so that
+    /// any number of such lanes takes no memory.
+    pub(super) fn end_only_turn(&self, lane: LaneId, turn: &LaneTurn) {
+        self.end_turn(lane, turn);
+        let mut remembered = self.lock();
+        if remembered.lanes.get(&lane).is_some_and(LaneHealth::is_carefree) {
+            remembered.lanes.remove(&lane);
+        }
+    }
+
     /// Takes what happened to a lane in this turn, and returns what to do.
     pub(super) fn on(&self, lane: LaneId, turn: &mut LaneTurn, event: Event) -> Decision {
         self.with(lane, |health| health.on(turn, event, jitter()))

@@ -33,7 +33,8 @@ pub(super) struct LaneWorkers {
 
 struct BusyWorker {
     number: u64,
-    lane: LaneId,
+    /// `None` for one that goes from lane to lane and is with none.
+    lane: Option<LaneId>,
     since: Instant,
     is_failing: bool,
     is_extra: bool,
@@ -50,7 +51,7 @@ impl LaneWorkers {
     pub(super) fn admit(&mut self, work: &LaneWork, is_failing: bool, now: Instant) -> Option<u64> {
         let is_slow = |worker: &BusyWorker| now.saturating_duration_since(worker.since) >= SLOW_AFTER;
         let count = |of: &dyn Fn(&BusyWorker) -> bool| self.busy.iter().filter(|worker| of(worker)).count();
-        let here = count(&|worker| worker.lane == work.id);
+        let here = count(&|worker| worker.lane == Some(work.id));
         let is_extra = here > 0;
         let may = if self.busy.len() >= self.most {
             false
@@ -60,20 +61,43 @@ impl LaneWorkers {
             let is_patient = |worker: &BusyWorker| now.saturating_duration_since(worker.since) > self.answer_timeout;
             here < WORKERS_OF_A_LANE_MAX
                 && count(&|worker| worker.is_extra) < EXTRA_WORKERS_MAX
-                && count(&|worker| worker.lane == work.id && !is_slow(worker)) == 0
+                && count(&|worker| worker.lane == Some(work.id) && !is_slow(worker)) == 0
                 && (!work.hold.as_ref().is_some_and(|hold| hold.probe)
-                    || count(&|worker| worker.lane == work.id && !is_patient(worker)) == 0)
+                    || count(&|worker| worker.lane == Some(work.id) && !is_patient(worker)) == 0)
         } else {
-            count(&|worker| !worker.is_extra && !is_slow(worker)) < LANES_MAX
-                && count(&|worker| !worker.is_extra) < LANES_MAX_WITH_SLOW
+            self.may_have_lane(now)
                 && !(is_failing && count(&|worker| worker.is_failing) >= FAILING_LANES_MAX)
         };
-        may.then(|| {
-            self.next_number += 1;
-            let number = self.next_number;
-            self.busy.push(BusyWorker { number, lane: work.id, since: now, is_failing, is_extra });
-            number
-        })
+        may.then(|| self.add(Some(work.id), now, is_failing, is_extra))
+    }
+
+    /// Admits a worker that goes from one lane with a few messages to the next, if one more is allowed, and returns its
+    /// number.
+    pub(super) fn admit_shared(&mut self, now: Instant) -> Option<u64> {
+        let may = self.busy.len() < self.most && self.may_have_lane(now);
+        may.then(|| self.add(None, now, false, false))
+    }
+
+    /// Notes the lane that such a worker is with, and since when; `None`: with none.
+    pub(super) fn moved(&mut self, number: u64, to: Option<(LaneId, Instant)>, now: Instant) {
+        if let Some(worker) = self.busy.iter_mut().find(|worker| worker.number == number) {
+            worker.lane = to.map(|(lane, _)| lane);
+            worker.since = to.map_or(now, |(_, since)| since);
+        }
+    }
+
+    /// Returns whether one more lane may have its first worker.
+    fn may_have_lane(&self, now: Instant) -> bool {
+        let is_slow = |worker: &BusyWorker| now.saturating_duration_since(worker.since) >= SLOW_AFTER;
+        let count = |of: &dyn Fn(&BusyWorker) -> bool| self.busy.iter().filter(|worker| of(worker)).count();
+        count(&|worker| !worker.is_extra && !is_slow(worker)) < LANES_MAX
+            && count(&|worker| !worker.is_extra) < LANES_MAX_WITH_SLOW
+    }
+
+    fn add(&mut self, lane: Option<LaneId>, since: Instant, is_failing: bool, is_extra: bool) -> u64 {
+        self.next_number += 1;
+        self.busy.push(BusyWorker { number: self.next_number, lane, since, is_failing, is_extra });
+        self.next_number
     }
 
     /// Notes that a worker's turn is over.
@@ -83,7 +107,7 @@ impl LaneWorkers {
 
     /// Returns whether a lane has a worker.
     pub(super) fn has(&self, lane: LaneId) -> bool {
-        self.busy.iter().any(|worker| worker.lane == lane)
+        self.busy.iter().any(|worker| worker.lane == Some(lane))
     }
 
     /// Returns how many workers are busy.
@@ -109,6 +133,7 @@ mod tests {
             id: LaneId(lane),
             lane: Lane::default(),
             failed: 1,
+            body_bytes: 2,
             due_at_ms: 0,
             hold: is_half_open.then_some(hold),
             limits: Vec::new(),

@@ -17,7 +17,7 @@ use super::view::{
 use super::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
 };
-use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
+use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
 /// Messages that survive the process, and the right to replay them: all verbs of a store together.
 pub trait Store: Intake + Attachments + Replay + Browse + Maintain {}
@@ -215,7 +215,23 @@ pub trait Replay: Send + Sync {
         now_ms: i64,
     ) -> Result<Claim, StoreError>;
 
-    /// Records the outcomes of claimed messages, in one commit.
+    /// Claims from several lanes in one commit, so that lanes with a few messages each cost no commit each: of each
+    /// lane everything that [`Replay::claim`] would take of it without a limit, in this order, as long as all of it
+    /// stays below `limits`.
+    ///
+    /// Returns what it took of the first of these lanes, which may be nothing. A lane that does not fit, and those
+    /// behind it, are not claimed from: this never divides what was in flight together ([`Replay::interrupted`]). On a
+    /// full disk fewer are.
+    fn claim_lanes(
+        &self,
+        lease: &Lease,
+        lanes: &[LaneId],
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<(LaneId, Vec<Claimed>)>, StoreError>;
+
+    /// Records the outcomes of claimed messages, of any lanes, in one commit.
     ///
     /// Delivered messages are deleted, failed ones wait for the next replay, rejected ones stay with the server's
     /// answer. A message that `outcomes` does not name stays in flight until [`Replay::return_in_flight`].

@@ -115,6 +115,8 @@ pub struct LaneWork {
     pub lane: Lane,
     /// How many failed messages the filter selects.
     pub failed: u64,
+    /// The bytes of their bodies, as sent.
+    pub body_bytes: u64,
     /// The earliest time at which one of them may be claimed, in milliseconds since the Unix epoch; past or now when
     /// one may be at once, `i64::MAX` when all wait for what is in flight or for what the filter does not select. Takes
     /// the hold into account.

@@ -715,7 +715,9 @@ impl Replay for MemoryStore {
             });
             let waits_for = create.filter(|_| are_all_blocked && !is_any_sent).map(MessageId);
             let (failed, limits) = (verdicts.len() as u64, shelf.limits(now_ms));
-            work.push((*first, LaneWork { id, lane: shelf.lane.clone(), failed, due_at_ms, hold, limits, waits_for }));
+            let body_bytes = verdicts.iter().map(|(place, _)| shelf.items[place].bytes()).sum();
+            let lane = shelf.lane.clone();
+            work.push((*first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
         }
         work.sort_by_key(|(first, _)| *first);
         Ok(work.into_iter().map(|(_, work)| work).collect())
@@ -772,6 +774,34 @@ impl Replay for MemoryStore {
             claimed.push(Claimed { id, message_type, request, touches, items, attempts, ahead, way });
         }
         Ok(Claim::Taken(claimed))
+    }
+
+    fn claim_lanes(
+        &self,
+        lease: &Lease,
+        lanes: &[LaneId],
+        filter: &Filter,
+        mut limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<(LaneId, Vec<Claimed>)>, StoreError> {
+        let mut taken = Vec::new();
+        for lane in lanes {
+            let (messages, bytes) = {
+                let contents = self.leased(lease)?;
+                let shelf = &contents.shelves[lane.0 as usize - 1];
+                let ready = contents.walk(shelf, filter, now_ms).into_iter();
+                let ready = ready.filter(|(_, verdict)| matches!(verdict, Verdict::Ready(..)));
+                let sizes: Vec<u64> = ready.map(|(place, _)| shelf.items[&place].bytes()).collect();
+                (sizes.len(), sizes.iter().sum::<u64>())
+            };
+            if messages >= limits.messages_max || bytes > limits.bytes_max {
+                break;
+            }
+            taken.push((*lane, self.claim(lease, *lane, filter, limits, now_ms)?.into_messages()));
+            limits.messages_max -= messages;
+            limits.bytes_max -= bytes;
+        }
+        Ok(taken)
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {

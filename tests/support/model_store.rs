@@ -669,8 +669,10 @@ impl Replay for ModelStore {
             };
             let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
             let limits = state.limits_of(id, now_ms);
-            let failed = queue.len() as u64;
-            work.push((first.id, LaneWork { id, lane: lane.clone(), failed, due_at_ms, hold, limits, waits_for }));
+            let (failed, lane) = (queue.len() as u64, lane.clone());
+            let body_bytes = queue.iter().map(|(record, _)| record.bytes()).sum();
+            let first = first.id;
+            work.push((first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
         }
         work.sort_by_key(|(first, _)| *first);
         Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
@@ -740,6 +742,31 @@ impl Replay for ModelStore {
             }
         }
         Ok(Claim::Taken(claimed))
+    }
+
+    fn claim_lanes(
+        &self,
+        lease: &Lease,
+        lanes: &[LaneId],
+        filter: &Filter,
+        mut limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<(LaneId, Vec<Claimed>)>, StoreError> {
+        let mut taken = Vec::new();
+        for lane in lanes {
+            let (messages, bytes) = {
+                let queue = self.state()?.queue(*lane, filter, now_ms).into_iter();
+                let sizes: Vec<u64> = queue.filter(|(_, verdict)| verdict.is_ok()).map(|(it, _)| it.bytes()).collect();
+                (sizes.len(), sizes.iter().sum::<u64>())
+            };
+            if messages >= limits.messages_max || bytes > limits.bytes_max {
+                break;
+            }
+            taken.push((*lane, self.claim(lease, *lane, filter, limits, now_ms)?.into_messages()));
+            limits.messages_max -= messages;
+            limits.bytes_max -= bytes;
+        }
+        Ok(taken)
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@
 //!
 //! A note belongs to a place ([`Lane::place`]), not to a lane: another key of the workspace writes the same records.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -266,45 +267,63 @@ pub(super) fn perhaps_delivered(
 pub(super) struct AheadLookup<'a> {
     connection: &'a Connection,
     recent: &'a RecentCreates,
-    place: i64,
-    has_notes: bool,
-    unsure_before_ms: i64,
+    lane: i64,
+    /// The place of the lane, once it is needed.
+    place: OnceCell<i64>,
+    notes: Notes,
     /// Updated by a message that this walk took, and not created by an earlier one.
     updated: HashSet<EntityKey>,
     created: HashSet<EntityKey>,
 }
 
+/// Which notes a snapshot has, of any place.
+#[derive(Clone, Copy)]
+pub(super) struct Notes {
+    any: bool,
+    unsure_before_ms: i64,
+}
+
+impl Notes {
+    pub(super) fn read(connection: &Connection) -> Result<Self, Fault> {
+        Ok(Self { any: are_there(connection)?, unsure_before_ms: counter(connection, UNSURE_BEFORE)? })
+    }
+}
+
 impl<'a> AheadLookup<'a> {
-    pub(super) fn of(connection: &'a Connection, recent: &'a RecentCreates, lane: i64) -> Result<Self, Fault> {
-        Ok(Self {
-            connection,
-            recent,
-            place: place_of(connection, lane)?,
-            has_notes: are_there(connection)?,
-            unsure_before_ms: counter(connection, UNSURE_BEFORE)?,
-            updated: HashSet::new(),
-            created: HashSet::new(),
-        })
+    pub(super) fn of(connection: &'a Connection, recent: &'a RecentCreates, lane: i64, notes: Notes) -> Self {
+        let (place, updated, created) = (OnceCell::new(), HashSet::new(), HashSet::new());
+        Self { connection, recent, lane, place, notes, updated, created }
+    }
+
+    fn place(&self) -> Result<i64, Fault> {
+        match self.place.get() {
+            Some(place) => Ok(*place),
+            None => {
+                let place = place_of(self.connection, self.lane)?;
+                Ok(*self.place.get_or_init(|| place))
+            }
+        }
     }
 
     /// Returns the entities that a message creates and of which an update may have reached the server before.
     pub(super) fn ahead(&self, message_type: MessageType, touches: &[Touch]) -> Result<Vec<EntityKey>, Fault> {
         let mut ahead = Vec::new();
         if !(message_type.is_single_create() || message_type.is_batch_create())
-            || (!self.has_notes && self.unsure_before_ms == 0 && self.updated.is_empty())
+            || (!self.notes.any && self.notes.unsure_before_ms == 0 && self.updated.is_empty())
         {
             return Ok(ahead);
         }
+        let place = self.place()?;
         let mut known = self.connection.prepare_cached(queries::HAS_NOTE)?;
         for touch in touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.is_trace_or_span()) {
             let entity = touch.key;
             let is_unsure = || {
-                entity.made_at_ms().is_some_and(|at| at < self.unsure_before_ms)
-                    && !self.recent.contains(self.place, entity)
+                entity.made_at_ms().is_some_and(|at| at < self.notes.unsure_before_ms)
+                    && !self.recent.contains(place, entity)
                     && !self.created.contains(&entity)
             };
             if self.updated.contains(&entity)
-                || (self.has_notes && known.exists(params![&entity.as_bytes()[..], self.place])?)
+                || (self.notes.any && known.exists(params![&entity.as_bytes()[..], place])?)
                 || is_unsure()
             {
                 ahead.push(entity);
@@ -314,17 +333,18 @@ impl<'a> AheadLookup<'a> {
     }
 
     /// Records a message that is sent before those that the walk reaches later.
-    pub(super) fn take(&mut self, message_type: MessageType, touches: &[Touch]) {
+    pub(super) fn take(&mut self, message_type: MessageType, touches: &[Touch]) -> Result<(), Fault> {
         if message_type.makes_partial_rows() {
-            let unseen = unseen(self.recent, self.place, message_type, touches);
+            let unseen = unseen(self.recent, self.place()?, message_type, touches);
             let created = &self.created;
             self.updated.extend(unseen.filter(|entity| !created.contains(entity)));
-            return;
+            return Ok(());
         }
         for touch in touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.is_trace_or_span()) {
             self.updated.remove(&touch.key);
             self.created.insert(touch.key);
         }
+        Ok(())
     }
 }
 
@@ -361,9 +381,9 @@ mod tests {
         let look = AheadLookup {
             connection: &tx,
             recent: &recent,
-            place: 7,
-            has_notes: true,
-            unsure_before_ms: counter(&tx, UNSURE_BEFORE).expect("a counter"),
+            lane: 1,
+            place: OnceCell::from(7),
+            notes: Notes::read(&tx).expect("counters"),
             updated: HashSet::new(),
             created: HashSet::new(),
         };

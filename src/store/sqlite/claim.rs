@@ -27,7 +27,7 @@ use std::collections::{HashSet, VecDeque};
 use rusqlite::{Connection, Row, Transaction};
 use tracing::error;
 
-use super::ahead::{AheadLookup, RecentCreates};
+use super::ahead::{AheadLookup, Notes, RecentCreates};
 use super::fault::Fault;
 use super::lanes::LaneCache;
 use super::queries::{self, SqlFilter, bind};
@@ -68,6 +68,33 @@ pub(super) struct WalkScope<'a> {
     pub(super) window_max: usize,
     /// Whether messages that depend on a create in flight are left.
     pub(super) behind_creates: bool,
+    pub(super) facts: &'a StoreFacts,
+}
+
+/// What walks over lanes need not look up for each lane, because it is the same for all of one snapshot.
+pub(super) struct StoreFacts {
+    notes: Notes,
+    /// Whether the server refused any message that is still stored.
+    any_refused: bool,
+    /// Whether any lane has a limit.
+    any_limits: bool,
+}
+
+impl StoreFacts {
+    /// Reads them from a snapshot.
+    pub(super) fn read(connection: &Connection) -> Result<Self, Fault> {
+        let exists = |query| -> rusqlite::Result<bool> { connection.prepare_cached(query)?.exists([]) };
+        Ok(Self {
+            notes: Notes::read(connection)?,
+            any_refused: exists(queries::ANY_REJECTED)? || exists(queries::ANY_HELD)?,
+            any_limits: exists(queries::ANY_LIMIT)?,
+        })
+    }
+
+    /// Returns the limits of a lane that are in force.
+    fn limits_of(&self, connection: &Connection, lane: i64, now_ms: i64) -> Result<Vec<Hold>, Fault> {
+        if self.any_limits { hold::limits_of(connection, lane, now_ms) } else { Ok(Vec::new()) }
+    }
 }
 
 /// A walk over the messages of a lane in delivery order.
@@ -130,7 +157,7 @@ impl<'a, 'c> Walk<'a, 'c> {
         if free && due_at_ms <= self.now_ms {
             let ahead = self.look.ahead(message.message_type, touches)?;
             if let Some(way) = Way::of(message.message_type, !ahead.is_empty(), self.limited) {
-                self.look.take(message.message_type, touches);
+                self.look.take(message.message_type, touches)?;
                 return Ok(Some((way, ahead)));
             }
             due_at_ms = self.limits.iter().map(|limit| limit.until_ms).min().unwrap_or(due_at_ms);
@@ -214,9 +241,12 @@ fn walk(
     selection: &SqlFilter,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
-    let WalkScope { connection, lane, now_ms, recent, memo, .. } = *scope;
-    let mut look = AheadLookup::of(connection, recent, lane)?;
-    let mut refused = Refused::of(connection, lane, Some(memo).filter(|_| !selection.divides_lanes()))?;
+    let WalkScope { connection, lane, now_ms, recent, memo, facts, .. } = *scope;
+    let mut look = AheadLookup::of(connection, recent, lane, facts.notes);
+    let mut refused = match facts.any_refused {
+        true => Refused::of(connection, lane, Some(memo).filter(|_| !selection.divides_lanes()))?,
+        false => Refused::none(lane),
+    };
     let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
     bind(&mut selected, ":lane", &lane)?;
     bind(&mut selected, ":position", &refused.begin().0)?;
@@ -344,6 +374,15 @@ pub(super) struct Choice {
     generation: i64,
     /// The size of the first message, if it exceeds the limit.
     pub(super) too_large: Option<u64>,
+    /// Whether more could be sent, or perhaps could, than the limits allow.
+    pub(super) is_cut: bool,
+}
+
+impl Choice {
+    /// Returns how many messages were chosen, and the bytes of their bodies.
+    pub(super) fn size(&self) -> (usize, u64) {
+        (self.chosen.len(), self.chosen.iter().map(|message| message.size.body_bytes.unsigned_abs()).sum())
+    }
 }
 
 /// Chooses the next messages of a lane from a snapshot. Not even the first one may exceed the limit.
@@ -352,12 +391,12 @@ pub(super) fn choose(
     sealer: &Sealer,
     filter: &Filter,
     limits: ClaimLimits,
+    requests: &mut RequestReader,
 ) -> Result<Choice, Fault> {
     let WalkScope { connection, lane, now_ms, .. } = *scope;
-    let mut requests = RequestReader::default();
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
-    let limited = hold::limits_of(connection, lane, now_ms)?;
+    let limited = scope.facts.limits_of(connection, lane, now_ms)?;
     walk(scope, &limited, &SqlFilter::of(filter), |message, (way, ahead)| {
         let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
         // The file of an attachment is streamed when it is sent, so it takes no memory.
@@ -368,6 +407,7 @@ pub(super) fn choose(
         bytes += body_bytes.unsigned_abs();
         let taken = choice.chosen.len() + choice.broken.len();
         let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
+        choice.is_cut = is_full || taken + 1 >= limits.messages_max || held_bytes > limits.bytes_max;
         if is_full {
             return Ok(WalkStep::Stop);
         }
@@ -442,10 +482,11 @@ pub(super) fn lanes(
     let selection = SqlFilter::of(filter);
     let mut names = LaneCache::default();
     let mut work = Vec::new();
-    for (lane, failed) in failed_by_lane(connection, &selection)? {
+    let (facts, window_max, behind_creates) = (&StoreFacts::read(connection)?, WINDOW_MAX, false);
+    for (lane, failed, body_bytes) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
-        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max: WINDOW_MAX, behind_creates: false };
-        let limits = hold::limits_of(connection, lane, now_ms)?;
+        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates, facts };
+        let limits = facts.limits_of(connection, lane, now_ms)?;
         let seen = walk(&scope, &limits, &selection, |_, _| {
             may_go = true;
             Ok(WalkStep::Stop)
@@ -458,6 +499,7 @@ pub(super) fn lanes(
             id: LaneId(lane),
             lane: names.get(connection, sealer, lane)?,
             failed,
+            body_bytes,
             due_at_ms: due_at_ms.max(held_until_ms),
             hold,
             limits,
@@ -469,13 +511,13 @@ pub(super) fn lanes(
     Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
 }
 
-fn failed_by_lane(connection: &Connection, selection: &SqlFilter) -> Result<Vec<(i64, u64)>, Fault> {
+fn failed_by_lane(connection: &Connection, selection: &SqlFilter) -> Result<Vec<(i64, u64, u64)>, Fault> {
     let mut statement = connection.prepare_cached(&queries::failed_by_lane(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
     let mut lanes = Vec::new();
     while let Some(row) = found.next()? {
-        lanes.push((row.get(0)?, rows::unsigned(row, 1)?));
+        lanes.push((row.get(0)?, rows::unsigned(row, 1)?, rows::unsigned(row, 2)?));
     }
     Ok(lanes)
 }
@@ -517,7 +559,8 @@ mod tests {
         let mut ids = Vec::new();
         let (recent, memo) = (RecentCreates::default(), Memo::default());
         let (recent, memo) = (&recent, &memo);
-        let scope = WalkScope { connection, lane, now_ms: 0, recent, memo, window_max, behind_creates: false };
+        let facts = &StoreFacts::read(connection).expect("it can be read");
+        let scope = WalkScope { connection, lane, now_ms: 0, recent, memo, window_max, behind_creates: false, facts };
         walk(&scope, &[], selection, |message, _| {
             ids.push(message.id);
             Ok(WalkStep::Taken)
@@ -596,6 +639,7 @@ mod tests {
         let count = stranded::PASSED_MAX as u32 + 10;
         let (connection, lane) = lane_with_stranded(count);
         let (recent, memo) = (RecentCreates::default(), Memo::default());
+        let facts = &StoreFacts::read(&connection).expect("it can be read");
         let scope = WalkScope {
             connection: &connection,
             lane,
@@ -604,6 +648,7 @@ mod tests {
             memo: &memo,
             window_max: WINDOW_MAX,
             behind_creates: false,
+            facts,
         };
         let all = SqlFilter::of(&Filter::default());
         let mut steps = Vec::new();

@@ -66,9 +66,14 @@ pub(super) struct Refused {
 }
 
 impl Refused {
+    /// Returns those of a lane of a store that has no refused message.
+    pub(super) fn none(lane: i64) -> Self {
+        Self { lane, any: false, counter: 0, head: None, unindexed_until: 0 }
+    }
+
     /// Reads the refused creates of this lane from the snapshot of the walk.
     pub(super) fn of(connection: &Connection, lane: i64, memo: Option<&Memo>) -> Result<Self, Fault> {
-        let mut refused = Self { lane, any: false, counter: 0, head: None, unindexed_until: 0 };
+        let mut refused = Self::none(lane);
         let mut types = connection.prepare_cached(queries::REFUSED_TYPES)?;
         let mut types = types.query([lane])?;
         while let Some(row) = types.next()? {

@@ -4,12 +4,13 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::debug;
 
-use super::claim::{WINDOW_MAX, WalkScope};
+use super::claim::{StoreFacts, WINDOW_MAX, WalkScope};
 use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
+use super::request_reader::RequestReader;
 use super::seal::Sealer;
 use super::settle::Settlement;
 use super::store::{SqliteStore, lock};
@@ -17,7 +18,7 @@ use super::{
     ahead, attachments, browse, claim, connect, counters, erasure, guard, header_sets, hold, lease, queue_ahead,
     reassign, register, salvaged, schema, settle, space, standing, stranded, view,
 };
-use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
+use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::full_state::USUAL_BYTES;
@@ -232,8 +233,9 @@ impl Replay for SqliteStore {
                 let (recent, memo) = (&self.recent, &self.memo);
                 let (lane, behind_creates) = (lane.0, limits.behind_creates);
                 let window_max = WINDOW_MAX;
-                let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates };
-                claim::choose(&scope, sealer, filter, limits)
+                let facts = &StoreFacts::read(connection)?;
+                let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates, facts };
+                claim::choose(&scope, sealer, filter, limits, &mut RequestReader::default())
             };
             let chosen = self.read(&self.reader, choose)?;
             if let Some(bytes) = chosen.too_large {
@@ -243,6 +245,50 @@ impl Replay for SqliteStore {
                 // A full disk has room for smaller commits.
                 Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
                 result => return result.map(Claim::Taken),
+            }
+        }
+    }
+
+    fn claim_lanes(
+        &self,
+        lease: &Lease,
+        lanes: &[LaneId],
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<(LaneId, Vec<Claimed>)>, StoreError> {
+        let _one_at_a_time = lock(&self.claiming);
+        let mut lanes = lanes;
+        loop {
+            let choose = |connection: &Connection, sealer: &Sealer| {
+                let (recent, memo) = (&self.recent, &self.memo);
+                let (mut requests, mut left, mut choices) = (RequestReader::default(), limits, Vec::new());
+                let (window_max, behind_creates) = (WINDOW_MAX, limits.behind_creates);
+                let facts = &StoreFacts::read(connection)?;
+                for LaneId(lane) in lanes.iter().copied() {
+                    let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates, facts };
+                    let choice = claim::choose(&scope, sealer, filter, left, &mut requests)?;
+                    if choice.is_cut {
+                        break;
+                    }
+                    let (messages, bytes) = choice.size();
+                    left.messages_max = left.messages_max.saturating_sub(messages);
+                    left.bytes_max = left.bytes_max.saturating_sub(bytes);
+                    choices.push((LaneId(lane), choice));
+                }
+                Ok(choices)
+            };
+            let choices = self.read(&self.reader, choose)?;
+            let mark = |tx: &Transaction<'_>, sealer: &Sealer| {
+                let marked = choices.into_iter().map(|(lane, choice)| {
+                    claim::mark(tx, sealer, lease.epoch, choice).map(|claimed| (lane, claimed))
+                });
+                marked.collect()
+            };
+            match self.write_as(lease, mark) {
+                // A full disk has room for smaller commits.
+                Err(StoreError::Full { .. }) if !lanes.is_empty() => lanes = &lanes[..lanes.len() / 2],
+                result => return result,
             }
         }
     }

@@ -39,7 +39,7 @@ pub(crate) fn page(selection: &SqlFilter, newest_first: bool, continued: bool) -
 /// The failed messages of `:lane` in delivery order, after the one at `:position` with the id `:after`.
 pub(crate) fn waiting_in_order(selection: &SqlFilter) -> String {
     let columns = columns!(waiting);
-    let (in_lane, selected) = (selection.lane_condition(), selection.sql());
+    let (in_lane, selected) = (selection.lane_condition(), selection.sql_in_lane());
     format!(
         "SELECT {columns} FROM messages
          WHERE {in_lane} AND status = 3 AND position >= :position AND (position > :position OR message_id > :after)
@@ -47,10 +47,10 @@ pub(crate) fn waiting_in_order(selection: &SqlFilter) -> String {
     )
 }
 
-/// How many failed messages each lane has.
+/// How many failed messages each lane has, and the bytes of their bodies.
 pub(crate) fn failed_by_lane(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
-    format!("SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
+    format!("SELECT lane_id, {count}, sum(body_bytes) FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
 }
 
 /// Messages, items and bytes per status, type and workspace.
@@ -81,7 +81,7 @@ pub(crate) fn oldest_in_flight(selection: &SqlFilter) -> String {
 
 /// When the first message of `:lane` in delivery order was accepted.
 pub(crate) fn first_waiting(selection: &SqlFilter) -> String {
-    let (in_lane, selected) = (selection.lane_condition(), selection.sql());
+    let (in_lane, selected) = (selection.lane_condition(), selection.sql_in_lane());
     format!(
         "SELECT accepted_at_ms FROM messages WHERE {in_lane} AND status = 3 AND {selected}
          ORDER BY position, message_id LIMIT 1"

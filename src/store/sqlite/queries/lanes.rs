@@ -139,6 +139,7 @@ pub(crate) const HELD_LANES: &str = "
         SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3)))
     ORDER BY lane_id";
 pub(crate) const LIMITS: &str = "SELECT bucket, until_ms, reason, held_at_ms FROM limits WHERE lane_id = ?1";
+pub(crate) const ANY_LIMIT: &str = "SELECT 1 FROM limits";
 pub(crate) const LIMIT: &str = "INSERT OR REPLACE INTO limits VALUES (?1, ?2, ?3, ?4, ?5)";
 /// Lanes with a limit in force.
 pub(crate) const LIMITED_LANES: &str = "SELECT DISTINCT lane_id FROM limits WHERE until_ms > ?1 AND lane_id IN (SELECT lane_id FROM lanes) ORDER BY lane_id";

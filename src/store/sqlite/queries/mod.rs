@@ -78,6 +78,8 @@ mod tests {
             (to_purge(&rejected, false), "messages_rejected (status=?)"),
             (requeue(&all, MessageStatus::Rejected), "messages_rejected (status=?)"),
             (requeue(&all, MessageStatus::Held), "messages_held"),
+            (ANY_REJECTED.to_owned(), "messages_rejected (status=?)"),
+            (ANY_HELD.to_owned(), "messages_held"),
             (HELD_LAST.to_owned(), "messages_held (lane_id=?)"),
             (HELD_LONGEST.to_owned(), "messages_held (lane_id=?)"),
             (RELEASE_HELD.to_owned(), "messages_held (lane_id=?)"),

@@ -76,6 +76,8 @@ pub(crate) const LEFT_IN_FLIGHT: &str = concat!(
 /// ended.
 pub(crate) const INTERRUPTED: &str = "
     SELECT claim_epoch IS NOT NULL FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position, message_id LIMIT ?2";
+pub(crate) const ANY_REJECTED: &str = "SELECT 1 FROM messages WHERE status = 4";
+pub(crate) const ANY_HELD: &str = "SELECT 1 FROM messages WHERE status = 5";
 pub(crate) const MAKE_DEFERRED_DUE: &str = "
     UPDATE messages SET next_attempt_at_ms = 0
     WHERE attempts = 0 AND next_attempt_at_ms > 0 AND message_id IN (

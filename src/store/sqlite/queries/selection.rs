@@ -9,6 +9,8 @@ use crate::store::view::Filter;
 /// The conditions of a [`Filter`] as SQL with named parameters.
 pub(crate) struct SqlFilter {
     conditions: Vec<&'static str>,
+    /// Conditions on the row of the lane.
+    lane_conditions: Vec<&'static str>,
     parameters: Vec<(&'static str, Value)>,
     fine: bool,
     by_id: bool,
@@ -20,6 +22,7 @@ impl SqlFilter {
     pub(crate) fn of(filter: &Filter) -> Self {
         let mut selection = Self {
             conditions: vec![statuses(&filter.statuses)],
+            lane_conditions: Vec::new(),
             parameters: Vec::new(),
             fine: false,
             by_id: !filter.ids.is_empty(),
@@ -29,18 +32,12 @@ impl SqlFilter {
         let types = filter.types.iter().map(|t| t.name());
         selection.any_of(":types", types, "message_type IN (SELECT value FROM json_each(:types))");
         let workspaces: Vec<String> = filter.workspaces.iter().flat_map(|name| workspaces_named(name)).collect();
-        selection.any_of(
-            ":workspaces",
-            workspaces.iter().map(String::as_str),
-            "lane_id IN (SELECT lane_id FROM lanes
-                WHERE coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces)))",
-        );
-        let servers = filter.servers.iter().map(crate::message::Server::base_url);
-        selection.any_of(
-            ":servers",
-            servers,
-            "lane_id IN (SELECT lane_id FROM lanes WHERE server IN (SELECT value FROM json_each(:servers)))",
-        );
+        if selection.list(":workspaces", workspaces.iter().map(String::as_str)) {
+            selection.lane_conditions.push("coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces))");
+        }
+        if selection.list(":servers", filter.servers.iter().map(crate::message::Server::base_url)) {
+            selection.lane_conditions.push("server IN (SELECT value FROM json_each(:servers))");
+        }
         // Conditions on single messages.
         let coarse = selection.conditions.len();
         let projects = filter.projects.iter().map(String::as_str);
@@ -90,7 +87,27 @@ impl SqlFilter {
 
     /// Returns the conditions joined by AND; never empty.
     pub(super) fn sql(&self) -> String {
-        self.conditions.join(" AND ")
+        match self.lane_conditions.is_empty() {
+            true => self.conditions.join(" AND "),
+            false => format!(
+                "{} AND lane_id IN (SELECT lane_id FROM lanes WHERE {})",
+                self.conditions.join(" AND "),
+                self.lane_conditions.join(" AND ")
+            ),
+        }
+    }
+
+    /// Returns the same conditions for a statement about `:lane` alone: it looks at the row of that lane, where
+    /// [`SqlFilter::sql`] collects all lanes that the filter selects.
+    pub(super) fn sql_in_lane(&self) -> String {
+        match self.lane_conditions.is_empty() {
+            true => self.conditions.join(" AND "),
+            false => format!(
+                "{} AND EXISTS (SELECT 1 FROM lanes WHERE lane_id = :lane AND {})",
+                self.conditions.join(" AND "),
+                self.lane_conditions.join(" AND ")
+            ),
+        }
     }
 
     /// Binds the values to a statement that was built with this selection.
@@ -107,11 +124,19 @@ impl SqlFilter {
         values: impl ExactSizeIterator<Item = T>,
         condition: &'static str,
     ) {
-        if values.len() > 0 {
-            let list = serde_json::Value::from_iter(values.map(|value| serde_json::json!(value)));
+        if self.list(name, values) {
             self.conditions.push(condition);
+        }
+    }
+
+    /// Adds a list as a parameter, and returns whether it has values.
+    fn list<T: serde::Serialize>(&mut self, name: &'static str, values: impl ExactSizeIterator<Item = T>) -> bool {
+        let is_named = values.len() > 0;
+        if is_named {
+            let list = serde_json::Value::from_iter(values.map(|value| serde_json::json!(value)));
             self.parameters.push((name, Value::Text(list.to_string())));
         }
+        is_named
     }
 }
 
