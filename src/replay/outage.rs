@@ -84,6 +84,7 @@ mod tests {
             hold,
             limits,
             waits_for: None,
+            body_bytes: 0,
         };
         let limit = || vec![hold(90, Some(429), Some(Bucket::ALL[0]))];
         for status in [None, Some(502), Some(504), Some(522)] {
