@@ -156,7 +156,7 @@ impl AsyncRead for ClientSocket {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        if let Poll::Pending = Pin::new(&mut self.stream).poll_read(cx, buffer)? {
+        if Pin::new(&mut self.stream).poll_read(cx, buffer)?.is_pending() {
             return self.poll_head_timeout(cx).map(Err);
         }
         let read = &buffer.filled()[before..];

@@ -122,7 +122,7 @@ impl Forwarder {
             };
             match connection.send(request, &self.pool).await {
                 Ok(answer) => return Ok(answer),
-                Err(NotSent::Unused(again)) => request = again,
+                Err(NotSent::Unused(again)) => request = *again,
                 Err(NotSent::Failed(error)) => {
                     return Err(SendFailure::Broken { url: self.described.clone(), reason: reason(&error) });
                 }
@@ -131,7 +131,7 @@ impl Forwarder {
     }
 
     /// Opens a connection, or takes the one of another request that ends before it is open.
-    async fn connect(&self) -> Result<Box<ServerConnection>, SendFailure> {
+    async fn connect(&self) -> Result<ServerConnection, SendFailure> {
         let failure = |reason: String| SendFailure::Connect { url: self.described.clone(), reason };
         let dialer = self.dialer.clone().map_err(failure)?;
         let mut connecting = Box::pin(open(dialer));
@@ -152,7 +152,7 @@ impl Forwarder {
 }
 
 /// Opens a connection.
-async fn open(dialer: Arc<ServerDialer>) -> Result<Box<ServerConnection>, BoxError> {
+async fn open(dialer: Arc<ServerDialer>) -> Result<ServerConnection, BoxError> {
     let stream = HalfOpen::new(dialer.connect().await?);
     let (requests, driver) = http1::Builder::new()
         // A server that responds has processed the request, even if the response is too large for us: it must not be

@@ -164,6 +164,7 @@ fn at_the_proxy(error: &(dyn std::error::Error + 'static)) -> ConnectFault {
 }
 
 /// A connection that leads to the server.
+#[expect(clippy::large_enum_variant, reason = "there is one for each connection, and the larger variant is usual")]
 pub(super) enum ServerStream {
     /// To the server or to a proxy, or a plain tunnel through one.
     Plain(Plain),

@@ -42,7 +42,7 @@ pub(super) struct ServerConnection {
 /// A request without an answer.
 pub(super) enum NotSent {
     /// The connection was closed before any byte of the request was written to it, as a server closes an idle one.
-    Unused(Request<ForwardBody>),
+    Unused(Box<Request<ForwardBody>>),
     /// The server may have received the request.
     Failed(hyper::Error),
 }
@@ -51,14 +51,14 @@ impl ServerConnection {
     pub(super) fn new(
         requests: SendRequest<ForwardBody>,
         driver: impl Future<Output = hyper::Result<()>> + Send + Sync + 'static,
-    ) -> Box<Self> {
+    ) -> Self {
         let driver = Box::pin(driver);
-        Box::new(Self { requests, driver, is_reused: false, idle_since: Instant::now() })
+        Self { requests, driver, is_reused: false, idle_since: Instant::now() }
     }
 
     /// Sends a request and waits for the head of its answer. The body brings the connection back to the pool.
     pub(super) async fn send(
-        mut self: Box<Self>,
+        mut self,
         request: Request<ForwardBody>,
         pool: &Arc<Pool>,
     ) -> Result<Response<ServerBody>, NotSent> {
@@ -85,7 +85,7 @@ impl ServerConnection {
         match answered {
             Ok(answer) => Ok(answer.map(|incoming| ServerBody::new(incoming, connection, pool))),
             Err(mut error) => Err(match error.take_message().filter(|_| is_reused) {
-                Some(request) => NotSent::Unused(request),
+                Some(request) => NotSent::Unused(Box::new(request)),
                 None => NotSent::Failed(error.into_error()),
             }),
         }
@@ -106,8 +106,8 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct PoolState {
     /// The last one was used last.
-    idle: Vec<Box<ServerConnection>>,
-    waiting: VecDeque<oneshot::Sender<Box<ServerConnection>>>,
+    idle: Vec<ServerConnection>,
+    waiting: VecDeque<oneshot::Sender<ServerConnection>>,
     is_swept: bool,
 }
 
@@ -117,20 +117,20 @@ impl Pool {
     }
 
     /// Takes the connection that was used last. The server is least likely to have closed that one.
-    pub(super) fn take(&self) -> Option<Box<ServerConnection>> {
+    pub(super) fn take(&self) -> Option<ServerConnection> {
         let connection = self.state().idle.pop()?;
         (connection.idle_since.elapsed() < IDLE_AGE_MAX).then_some(connection)
     }
 
     /// Waits for the next connection that another request no longer needs.
-    pub(super) fn wait(&self) -> oneshot::Receiver<Box<ServerConnection>> {
+    pub(super) fn wait(&self) -> oneshot::Receiver<ServerConnection> {
         let (offer, offered) = oneshot::channel();
         self.state().waiting.push_back(offer);
         offered
     }
 
     /// Takes back a connection whose answer was read.
-    fn release(self: &Arc<Self>, mut connection: Box<ServerConnection>) {
+    fn release(self: &Arc<Self>, mut connection: ServerConnection) {
         if !connection.is_open() {
             return;
         }
@@ -152,7 +152,7 @@ impl Pool {
     }
 
     /// Keeps a connection that is ready for a request, or gives it to one that waits.
-    pub(super) fn keep(self: &Arc<Self>, mut connection: Box<ServerConnection>) {
+    pub(super) fn keep(self: &Arc<Self>, mut connection: ServerConnection) {
         connection.is_reused = true;
         connection.idle_since = Instant::now();
         let mut state = self.state();
@@ -205,12 +205,12 @@ pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 /// The body of an answer, which drives its connection.
 pub(crate) struct ServerBody {
     incoming: Incoming,
-    connection: Option<Box<ServerConnection>>,
+    connection: Option<ServerConnection>,
     pool: Arc<Pool>,
 }
 
 impl ServerBody {
-    fn new(incoming: Incoming, connection: Option<Box<ServerConnection>>, pool: &Arc<Pool>) -> Self {
+    fn new(incoming: Incoming, connection: Option<ServerConnection>, pool: &Arc<Pool>) -> Self {
         let mut body = Self { incoming, connection, pool: pool.clone() };
         if body.incoming.is_end_stream() {
             body.finish();
