@@ -14,7 +14,7 @@ const UNREAD_MAX: u32 = 200;
 
 /// What a connection has shown, for each type of create: how many are still taken to carry ids.
 #[derive(Debug, Default)]
-pub(super) struct CreateEvidence([AtomicU32; 4]);
+pub(super) struct CreateEvidence([AtomicU32; 2]);
 
 impl CreateEvidence {
     /// Returns whether a create of this type, which nobody read, may be taken to carry ids. Counts it.
@@ -32,10 +32,8 @@ impl CreateEvidence {
 
     fn of(&self, message_type: MessageType) -> Option<&AtomicU32> {
         let index = match message_type {
-            MessageType::CreateTrace => 0,
-            MessageType::CreateSpan => 1,
-            MessageType::CreateTraceBatch => 2,
-            MessageType::CreateSpansBatch => 3,
+            MessageType::CreateTraceBatch => 0,
+            MessageType::CreateSpansBatch => 1,
             _ => return None,
         };
         self.0.get(index)

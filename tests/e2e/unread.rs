@@ -82,14 +82,11 @@ fn a_later_create_of_the_same_trace_is_the_one_that_stays_when_the_earlier_one_f
             let older = scope.spawn(|| one.expect(&older));
             wait_until("the older one is in flight", PATIENCE, || fails.hits() == 1);
             let newer = scope.spawn(|| two.expect(&newer));
-            if round < 3 {
-                // Within a moment it goes unread as well, and is answered; later it waits for the older one.
-                std::thread::yield_now();
-            } else {
-                wait_until("the newer one is there", Duration::from_millis(100).max(PATIENCE), || {
-                    newer.is_finished() || server.requests_to("GET", "/is-alive/ping").len() > round
-                });
-            }
+            // Within a moment it goes unread as well, and is answered; later it waits for the older one.
+            let pings = server.requests_to("GET", "/is-alive/ping").len();
+            wait_until("the newer one is under way", PATIENCE, || {
+                newer.is_finished() || round < 3 || server.requests_to("GET", "/is-alive/ping").len() > pings
+            });
             fails.clear();
             assert_eq!((older.join().unwrap().status, newer.join().unwrap().status), (204, 204));
         });

@@ -6,9 +6,12 @@
 //!                                                └─ not ─────▶ read ▶ its turn ▶ register ▶ acknowledged
 //! ```
 //!
-//! A create goes unread while the server is available, nothing of its lane is queued or refused, the lane is not
+//! A batch create goes unread while the server is available, nothing of its lane is queued or refused, the lane is not
 //! failing, and its connection has shown that its creates carry ids ([`crate::intake::evidence`]). Order, also with
 //! writes that are read, is kept by [`crate::intake::unread`].
+//!
+//! A single create is always read: it removes the note about an update that came before it
+//! ([`crate::intake::ahead_notes`]), and costs little.
 //!
 //! What no server could read is not refused by the agent here, but gets the server's own answer. A crash loses nothing:
 //! nothing is acknowledged before the server answered or the commit is durable, as for any other write.
@@ -60,14 +63,8 @@ pub(super) fn candidate(request: WriteRequest, bytes: Bytes, memory: Grant) -> R
 fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding)> {
     let WriteRequest { exchange, route, .. } = request;
     let (shared, headers) = (&exchange.shared, &exchange.head.headers);
-    let is_create = matches!(
-        route.message_type,
-        MessageType::CreateTraceBatch
-            | MessageType::CreateSpansBatch
-            | MessageType::CreateTrace
-            | MessageType::CreateSpan
-    );
-    if !is_create || bytes.len() > BYTES_MAX || shared.reachability() != Reachability::Presumed {
+    let is_batch = matches!(route.message_type, MessageType::CreateTraceBatch | MessageType::CreateSpansBatch);
+    if !is_batch || bytes.len() > BYTES_MAX || shared.reachability() != Reachability::Presumed {
         return None;
     }
     let encoding = encoding_of(headers).ok()?;
