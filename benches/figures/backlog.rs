@@ -87,7 +87,7 @@ fn singles(templates: &Templates, first: usize, count: usize) -> Vec<Vec<u8>> {
 fn lane(server: &str, workspace: &str, key: &str) -> Lane {
     Lane {
         server: Some(Server::new(server)),
-        workspace: Some(workspace.to_owned().into()),
+        workspace: Some(workspace.to_owned()),
         credential: Some(Credential::new(key)),
     }
 }
