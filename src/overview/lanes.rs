@@ -65,7 +65,16 @@ mod tests {
             bucket: None,
         });
         let lane = Lane { credential: Some(Credential::new("made-up-key-0123456789")), ..Lane::default() };
-        LaneWork { id: LaneId(1), lane, failed: 3, body_bytes: 6, due_at_ms: 0, hold, limits: Vec::new(), waits_for: None }
+        LaneWork {
+            id: LaneId(1),
+            lane,
+            failed: 3,
+            body_bytes: 6,
+            due_at_ms: 0,
+            hold,
+            limits: Vec::new(),
+            waits_for: None,
+        }
     }
 
     #[test]

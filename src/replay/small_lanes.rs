@@ -204,20 +204,15 @@ impl<'r> SmallLanes<'r> {
     /// What keeps the store from being used.
     pub(super) fn work(&self, number: u64) -> Result<(), StoreError> {
         let started = Instant::now();
-        let result = loop {
+        loop {
             self.replay.shutdown.beat();
-            let done = match self.next(started) {
-                Step::Claim => self.claim(started),
-                Step::Send => self.send(number),
-                Step::Settle => self.settle(),
-                Step::Wait | Step::End => break Ok(()),
-            };
-            if done.is_err() {
-                break done;
+            match self.next(started) {
+                Step::Claim => self.claim(started)?,
+                Step::Send => self.send(number)?,
+                Step::Settle => self.settle()?,
+                Step::Wait | Step::End => return Ok(()),
             }
-        };
-        lock(&self.shared).sending.remove(&number);
-        result
+        }
     }
 
     /// Settles what no worker settles, because all of them wait for answers.
@@ -337,14 +332,17 @@ impl<'r> SmallLanes<'r> {
             lane
         };
         let id = lane.work.id;
-        match caught(|| self.send_lane(lane)) {
+        let answered = caught(|| self.send_lane(lane));
+        let mut shared = lock(&self.shared);
+        shared.sending.remove(&number);
+        match answered {
             Some(answered) => {
-                let answered = answered?;
-                lock(&self.shared).answered.push(answered);
+                shared.answered.push(answered?);
                 Ok(())
             }
             None => {
-                lock(&self.shared).alone.insert(id);
+                shared.alone.insert(id);
+                drop(shared);
                 hold_after_panic(self.replay, self.keeper, id)
             }
         }

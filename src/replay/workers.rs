@@ -65,8 +65,7 @@ impl LaneWorkers {
                 && (!work.hold.as_ref().is_some_and(|hold| hold.probe)
                     || count(&|worker| worker.lane == Some(work.id) && !is_patient(worker)) == 0)
         } else {
-            self.may_have_lane(now)
-                && !(is_failing && count(&|worker| worker.is_failing) >= FAILING_LANES_MAX)
+            self.may_have_lane(now) && !(is_failing && count(&|worker| worker.is_failing) >= FAILING_LANES_MAX)
         };
         may.then(|| self.add(Some(work.id), now, is_failing, is_extra))
     }

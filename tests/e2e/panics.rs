@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use opik_offline::delivery::pacing::PaceSettings;
 use opik_offline::message::{
-    Attachment, Body, Claimed, Encoding, EntityKey, HeaderSet, Lane, Message, MessageId, MessageType, Request, Server, Sha256,
-    Touch,
+    Attachment, Body, Claimed, Encoding, EntityKey, HeaderSet, Lane, Message, MessageId, MessageType, Request, Server,
+    Sha256, Touch,
 };
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;

@@ -789,7 +789,7 @@ impl Replay for MemoryStore {
             let (messages, bytes) = {
                 let contents = self.leased(lease)?;
                 let shelf = &contents.shelves[lane.0 as usize - 1];
-                let ready = contents.walk(shelf, filter, now_ms).into_iter();
+                let ready = contents.walk(shelf, filter, now_ms, limits.behind_creates).into_iter();
                 let ready = ready.filter(|(_, verdict)| matches!(verdict, Verdict::Ready(..)));
                 let sizes: Vec<u64> = ready.map(|(place, _)| shelf.items[&place].bytes()).collect();
                 (sizes.len(), sizes.iter().sum::<u64>())

@@ -755,7 +755,7 @@ impl Replay for ModelStore {
         let mut taken = Vec::new();
         for lane in lanes {
             let (messages, bytes) = {
-                let queue = self.state()?.queue(*lane, filter, now_ms).into_iter();
+                let queue = self.state()?.queue(*lane, filter, now_ms, limits.behind_creates).into_iter();
                 let sizes: Vec<u64> = queue.filter(|(_, verdict)| verdict.is_ok()).map(|(it, _)| it.bytes()).collect();
                 (sizes.len(), sizes.iter().sum::<u64>())
             };

@@ -280,9 +280,9 @@ impl Replay for SqliteStore {
             };
             let choices = self.read(&self.reader, choose)?;
             let mark = |tx: &Transaction<'_>, sealer: &Sealer| {
-                let marked = choices.into_iter().map(|(lane, choice)| {
-                    claim::mark(tx, sealer, lease.epoch, choice).map(|claimed| (lane, claimed))
-                });
+                let marked = choices
+                    .into_iter()
+                    .map(|(lane, choice)| claim::mark(tx, sealer, lease.epoch, choice).map(|claimed| (lane, claimed)));
                 marked.collect()
             };
             match self.write_as(lease, mark) {

@@ -33,7 +33,9 @@ impl SqlFilter {
         selection.any_of(":types", types, "message_type IN (SELECT value FROM json_each(:types))");
         let workspaces: Vec<String> = filter.workspaces.iter().flat_map(|name| workspaces_named(name)).collect();
         if selection.list(":workspaces", workspaces.iter().map(String::as_str)) {
-            selection.lane_conditions.push("coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces))");
+            selection
+                .lane_conditions
+                .push("coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces))");
         }
         if selection.list(":servers", filter.servers.iter().map(crate::message::Server::base_url)) {
             selection.lane_conditions.push("server IN (SELECT value FROM json_each(:servers))");
