@@ -161,6 +161,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
         #[test]
         fn while_the_end_of_the_log_is_the_same_nothing_is_committed(steps in vec(any_step(), 1..40)) {
             let folder = tempfile::tempdir().expect("a temporary folder");
