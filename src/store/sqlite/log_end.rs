@@ -29,7 +29,7 @@ const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 
 /// The log of a store.
-pub(super) struct LogFile(File);
+pub(super) struct WriteAheadLog(File);
 
 /// The end of the log at some moment.
 pub(super) struct LogEnd {
@@ -40,7 +40,7 @@ pub(super) struct LogEnd {
     next: [u8; FRAME_HEADER_BYTES],
 }
 
-impl LogFile {
+impl WriteAheadLog {
     /// Opens the log at this path, if there is one.
     pub(super) fn open(path: &Path) -> Option<Self> {
         // A pipe that somebody put there must not block.
@@ -161,6 +161,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
         #[test]
         fn while_the_end_of_the_log_is_the_same_nothing_is_committed(steps in vec(any_step(), 1..40)) {
             let folder = tempfile::tempdir().expect("a temporary folder");
@@ -172,7 +174,7 @@ mod tests {
             let count = || -> i64 {
                 reader.query_row("SELECT count(*) FROM rows", [], |row| row.get(0)).expect("a count")
             };
-            let log = LogFile::open(&log_of(&path)).expect("a log");
+            let log = WriteAheadLog::open(&log_of(&path)).expect("a log");
             // Ends of any age, each with what was read after it.
             let mut ends = Vec::new();
             for step in &steps {

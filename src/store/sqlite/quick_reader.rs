@@ -23,7 +23,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::fault::Fault;
-use super::log_end::{LogEnd, LogFile};
+use super::log_end::{LogEnd, WriteAheadLog};
 use super::queue_ahead::{self, InLane};
 use super::seal::Sealer;
 use super::unproven::UnprovenWatch;
@@ -36,7 +36,7 @@ const LANES_MAX: usize = if cfg!(test) { 4 } else { 1024 };
 /// A reader that remembers what it saw.
 pub(super) struct QuickReader {
     connection: Connection,
-    log: Option<LogFile>,
+    log: Option<WriteAheadLog>,
     /// The version that the last look saw.
     version: Option<i64>,
     /// The end of the log at which the data has that version.
@@ -66,7 +66,7 @@ impl Known {
 impl QuickReader {
     /// Returns the reader on this connection to a store that is open and has this log.
     pub(super) fn new(connection: Connection, log: &Path) -> Self {
-        Self { connection, log: LogFile::open(log), version: None, end: None, known: Known::default() }
+        Self { connection, log: WriteAheadLog::open(log), version: None, end: None, known: Known::default() }
     }
 
     pub(super) fn connection(&mut self) -> &mut Connection {

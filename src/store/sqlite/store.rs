@@ -282,7 +282,7 @@ impl Drop for SqliteStore {
             self.watch.before_close(connection);
         }
         // This only ever keeps a log that would be removed.
-        self.ballast.before_closing(connections.into_iter());
+        self.ballast.before_closing(connections);
     }
 }
 
