@@ -22,11 +22,11 @@ const LANES_MIN: usize = 64;
 /// A create that is in flight unread.
 pub(super) trait Unread: Send + Sync {
     /// Reads it; `None` if no server could.
-    fn read(self: Arc<Self>) -> Reading;
+    fn read(self: Arc<Self>) -> MessageRead;
 }
 
 /// Reads an unread create.
-pub(super) type Reading = Pin<Box<dyn Future<Output = Option<Arc<Message>>> + Send>>;
+pub(super) type MessageRead = Pin<Box<dyn Future<Output = Option<Arc<Message>>> + Send>>;
 
 /// What it takes to store a write that is in flight.
 #[derive(Clone)]

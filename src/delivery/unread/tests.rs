@@ -290,11 +290,6 @@ fn play(events: &[Event]) -> World {
     world
 }
 
-/// How many random histories are tried.
-fn cases() -> u32 {
-    std::env::var("OPIK_OFFLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(300)
-}
-
 #[test]
 fn what_was_delivered_after_a_write_that_fails_is_stored_again_behind_it() {
     let mut world = World::default();
@@ -333,7 +328,7 @@ fn creates_are_read_beside_a_write_that_takes_long() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_fails_the_last_write_by_order_is_what_the_server_ends_with(

@@ -28,7 +28,7 @@ use crate::delivery::admission::Reachability;
 use crate::intake::evidence::CreateEvidence;
 use crate::intake::exchange::{encoding_of, lane_of};
 use crate::intake::forward::{self, ClientAnswer};
-use crate::intake::unread::{Kept, Reading, Unread};
+use crate::intake::unread::{Kept, MessageRead, Unread};
 use crate::memory::Grant;
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use crate::protocol::answers::Reply;
@@ -126,7 +126,7 @@ impl UnreadCreate {
 }
 
 impl Unread for UnreadCreate {
-    fn read(self: Arc<Self>) -> Reading {
+    fn read(self: Arc<Self>) -> MessageRead {
         Box::pin(async move {
             let write = self.read_once().await.as_ref().ok()?;
             Some(Arc::new(write.message.clone()))
