@@ -157,13 +157,16 @@ impl<'a> LaneWorker<'a> {
         };
         let share = (self.claim_bytes_max / turns.max(1) as u64).max(CLAIM_BYTES_MIN);
         let bytes_max = if interrupted > 0 { CLAIMS_BYTES_MAX } else { share };
-        let wanted = self.quota.take(most.max(interrupted));
+        let wanted = self.quota.take(most.max(interrupted), interrupted);
         if wanted == 0 {
             return Ok((Vec::new(), None));
         }
         let limits = ClaimLimits { messages_max: wanted, bytes_max, behind_creates: turns > 1 };
         let (claimed, memory) = self.claim(limits, interrupted > 0)?;
-        replay.state.claimed(lane);
+        // Without memory nothing was claimed: the interrupted messages wait, and are still claimed together.
+        if memory.is_some() {
+            replay.state.claimed(lane);
+        }
         self.quota.give_back(wanted - claimed.len());
         Ok((claimed, memory))
     }
