@@ -248,13 +248,7 @@ pub(super) fn hold_after_panic(
 ) -> Result<(), StoreError> {
     error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");
     let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
-    let hold = Hold {
-        until_ms: now_ms().saturating_add(retry_interval),
-        reason: "internal error of opik-offline while replaying it, see its log".to_owned(),
-        probe: true,
-        status: None,
-        bucket: None,
-    };
+    let hold = Hold::after_panic(now_ms().saturating_add(retry_interval));
     replay.store.hold(&keeper.lease, lane, Some(&hold))
 }
 

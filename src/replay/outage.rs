@@ -5,8 +5,8 @@
 //! nothing to wait for: the holds end, and so do the deferrals of messages that no failure counts against. The lane
 //! stays half-open: one message is sent first.
 //!
-//! What the server asked for stays: rate limits, refused keys, its own errors, and messages that back off by their
-//! count of failures. So does everything after a flap ([`ConnectionMonitor::outages_ended`]): a request may have caused
+//! What the server asked for stays: rate limits, refused keys, its own errors and what it deferred, and messages that
+//! back off by their count of failures. So does everything after a flap ([`ConnectionMonitor::outages_ended`]): a request may have caused
 //! it.
 //!
 //! [`ConnectionMonitor::outages_ended`]: crate::monitor::ConnectionMonitor::outages_ended
@@ -15,7 +15,10 @@ use tracing::debug;
 
 use super::context::Replayer;
 use super::lease::LeaseKeeper;
-use crate::store::{Hold, LaneWork, StoreError, now_ms};
+use crate::store::{Hold, LaneId, LaneWork, StoreError, now_ms};
+
+/// Lanes whose waits one commit ends: some thousand messages of each are looked at.
+const LANES_PER_COMMIT: usize = 64;
 
 /// What keeps a lane waiting that may be left of an outage.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +27,15 @@ pub(super) enum OutageWait {
     Hold(Hold),
     /// The next attempt of its messages.
     Deferral,
+}
+
+impl OutageWait {
+    fn hold(self) -> Option<Hold> {
+        match self {
+            Self::Hold(hold) => Some(hold),
+            Self::Deferral => None,
+        }
+    }
 }
 
 /// Returns what may be left of an outage and keeps a lane waiting, if so.
@@ -40,27 +52,29 @@ pub(super) fn delays(work: &LaneWork, now_ms: i64) -> Option<OutageWait> {
 }
 
 impl Replayer<'_> {
-    /// Ends the waits of lanes that an outage left behind, once after each.
+    /// Ends the waits of lanes that an outage left behind, once after each. A shutdown interrupts it, and the next call
+    /// goes on.
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used.
+    /// [`StoreError::LeaseLost`] if another process took over, and what else keeps the store from being used.
     pub(super) fn end_outage_waits(&self, keeper: &LeaseKeeper<'_>) -> Result<(), StoreError> {
         let outages = self.connection.outages_ended();
         if !self.state.is_outage_ended(outages) {
             return Ok(());
         }
         let now = now_ms();
-        for work in self.store.lanes(&self.settings.filter, now)? {
-            match delays(&work, now) {
-                Some(OutageWait::Hold(hold)) => {
-                    debug!(target: "replay_manager", "{}: its hold ends with the outage", work.lane);
-                    self.store.hold(&keeper.lease, work.id, Some(&Hold { until_ms: now, ..hold }))?;
-                    self.store.make_due(&keeper.lease, work.id, &[])?;
-                }
-                Some(OutageWait::Deferral) => self.store.make_due(&keeper.lease, work.id, &[])?,
-                None => {}
+        let lanes = self.store.lanes(&self.settings.filter, now)?;
+        let waits: Vec<(LaneId, Option<Hold>)> =
+            lanes.iter().filter_map(|work| Some((work.id, delays(work, now)?.hold()))).collect();
+        debug!(target: "replay_manager", "the waits of {} lanes end with the outage", waits.len());
+        for some in waits.chunks(LANES_PER_COMMIT) {
+            self.shutdown.beat();
+            keeper.renew_if_due()?;
+            if self.shutdown.is_requested() {
+                return Ok(());
             }
+            self.store.end_waits(&keeper.lease, some, now)?;
         }
         self.state.outages_noted(outages);
         Ok(())
@@ -95,6 +109,9 @@ mod tests {
             let held = Some(hold(90, Some(status), None));
             assert_eq!(delays(&work(90, held, Vec::new()), 50), None, "held for {status}");
         }
+        let limited = Hold { probe: false, ..hold(90, None, None) };
+        assert_eq!(delays(&work(90, Some(limited), Vec::new()), 50), None, "an earlier version's rate limit");
+        assert_eq!(delays(&work(90, Some(Hold::after_panic(90)), Vec::new()), 50), None, "its replay panicked");
         assert_eq!(delays(&work(50, None, Vec::new()), 50), None, "it is due");
         assert_eq!(delays(&work(90, None, Vec::new()), 50), Some(OutageWait::Deferral));
         let over = Some(hold(40, Some(401), None));

@@ -193,6 +193,11 @@ pub trait Replay: Send + Sync {
     /// they were deferred so that others could be tried in their place, maybe by a process that has ended.
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError>;
 
+    /// Ends waits for a server that gave no answer and is there again: of each of these lanes the hold, if it is still
+    /// the one that is named, and the waits of messages that [`Replay::make_due`] ends as well, except those of messages
+    /// to which the server itself answered last ([`super::LastAnswer::is_unanswered`]).
+    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError>;
+
     /// Holds the lane, or one bucket of it, until then, and records why; `None` ends the hold of the lane and leaves
     /// limits of buckets to expire.
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError>;

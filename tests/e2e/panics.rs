@@ -174,6 +174,7 @@ impl Replay for Panicking {
         fn return_in_flight(&self, lease: &Lease) -> u64;
         fn interrupted(&self, lane: LaneId) -> usize;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
+        fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> ();
         fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
         fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Vec<(LaneId, MessageId)>;
         fn release_held(&self, lease: &Lease, lane: LaneId) -> u64;

@@ -735,6 +735,23 @@ impl Replay for MemoryStore {
         Ok(())
     }
 
+    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError> {
+        let mut contents = self.leased(lease)?;
+        for (lane, held) in lanes {
+            let shelf = contents.at(*lane);
+            if let Some(hold) = shelf.hold(now_ms).filter(|hold| held.as_ref() == Some(hold)) {
+                shelf.set_hold(&Hold { until_ms: now_ms, ..hold }, false);
+            }
+            let waiting = shelf.items.values_mut().filter(|item| item.status == MessageStatus::Failed);
+            for item in waiting.filter(|item| item.attempts == 0) {
+                if item.answer.as_ref().is_none_or(LastAnswer::is_unanswered) {
+                    item.next_attempt_at_ms = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
         let mut contents = self.leased(lease)?;
         match hold {

@@ -689,6 +689,24 @@ impl Replay for ModelStore {
         Ok(())
     }
 
+    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        state.verify(lease)?;
+        for (lane, held) in lanes {
+            if let Some(hold) = state.hold_of(*lane, now_ms).filter(|hold| held.as_ref() == Some(hold)) {
+                let ended = Hold { until_ms: now_ms, ..hold };
+                state.lanes[lane.0 as usize - 1].1 = Some((ended, false, opik_offline::store::now_ms()));
+            }
+            let of_lane = |record: &&mut Record| record.lane == *lane && record.is_waiting() && record.attempts == 0;
+            for record in state.messages.iter_mut().filter(of_lane) {
+                if record.answer.as_ref().is_none_or(LastAnswer::is_unanswered) {
+                    record.next_attempt_at_ms = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
         let mut state = self.state()?;
         state.verify(lease)?;

@@ -215,6 +215,18 @@ impl Replay for SqliteStore {
         self.write_as(lease, |tx, _| settle::make_due(tx, lane, messages))
     }
 
+    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError> {
+        self.write_as(lease, |tx, _| {
+            for (lane, held) in lanes {
+                if let Some(held) = held {
+                    hold::end(tx, *lane, held, now_ms)?;
+                }
+                settle::make_unanswered_due(tx, *lane)?;
+            }
+            Ok(())
+        })
+    }
+
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
         self.write_as(lease, |tx, _| hold::hold(tx, lane, hold))
     }
