@@ -21,7 +21,7 @@ use crate::delivery::concurrency::BatchTime;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
-use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, now_ms};
+use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, WaitEnd, now_ms};
 
 /// A worker returns after this time even if messages are left, so that more lanes than workers all get their turn.
 pub(super) const TURN: Duration = Duration::from_secs(1);
@@ -137,7 +137,8 @@ impl<'a> LaneWorker<'a> {
                 self.sender.hold(None)?;
             }
             if let Some(deferred) = releases {
-                replay.store.make_due(&self.sender.keeper.lease, self.sender.work.id, &deferred)?;
+                let due = [(self.sender.work.id, WaitEnd::Delivery(deferred))];
+                replay.store.make_due(&self.sender.keeper.lease, &due, now_ms())?;
             }
         }
         if halted {

@@ -15,39 +15,21 @@ use tracing::debug;
 
 use super::context::Replayer;
 use super::lease::LeaseKeeper;
-use crate::store::{Hold, LaneId, LaneWork, StoreError, now_ms};
+use crate::store::{LaneWork, StoreError, WaitEnd, now_ms};
 
 /// Lanes whose waits one commit ends: some thousand messages of each are looked at.
 const LANES_PER_COMMIT: usize = 64;
 
-/// What keeps a lane waiting that may be left of an outage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum OutageWait {
-    /// The lane's hold.
-    Hold(Hold),
-    /// The next attempt of its messages.
-    Deferral,
-}
-
-impl OutageWait {
-    fn hold(self) -> Option<Hold> {
-        match self {
-            Self::Hold(hold) => Some(hold),
-            Self::Deferral => None,
-        }
-    }
-}
-
-/// Returns what may be left of an outage and keeps a lane waiting, if so.
-pub(super) fn delays(work: &LaneWork, now_ms: i64) -> Option<OutageWait> {
+/// Returns which wait of a lane may be left of an outage, if one keeps it waiting.
+pub(super) fn delays(work: &LaneWork, now_ms: i64) -> Option<WaitEnd> {
     if work.due_at_ms <= now_ms {
         return None;
     }
     match &work.hold {
-        Some(hold) if hold.until_ms > now_ms => hold.is_unanswered().then(|| OutageWait::Hold(hold.clone())),
+        Some(hold) if hold.until_ms > now_ms => hold.is_unanswered().then(|| WaitEnd::Outage(Some(hold.clone()))),
         // What waits for an answer in flight, for a create or for a rate limit is not deferred.
         _ if work.due_at_ms == i64::MAX || !work.limits.is_empty() => None,
-        _ => Some(OutageWait::Deferral),
+        _ => Some(WaitEnd::Outage(None)),
     }
 }
 
@@ -65,8 +47,7 @@ impl Replayer<'_> {
         }
         let now = now_ms();
         let lanes = self.store.lanes(&self.settings.filter, now)?;
-        let waits: Vec<(LaneId, Option<Hold>)> =
-            lanes.iter().filter_map(|work| Some((work.id, delays(work, now)?.hold()))).collect();
+        let waits: Vec<_> = lanes.iter().filter_map(|work| Some((work.id, delays(work, now)?))).collect();
         debug!(target: "replay_manager", "the waits of {} lanes end with the outage", waits.len());
         for some in waits.chunks(LANES_PER_COMMIT) {
             self.shutdown.beat();
@@ -74,7 +55,7 @@ impl Replayer<'_> {
             if self.shutdown.is_requested() {
                 return Ok(());
             }
-            self.store.end_waits(&keeper.lease, some, now)?;
+            self.store.make_due(&keeper.lease, some, now)?;
         }
         self.state.outages_noted(outages);
         Ok(())
@@ -85,7 +66,7 @@ impl Replayer<'_> {
 mod tests {
     use super::*;
     use crate::message::{Bucket, Lane};
-    use crate::store::LaneId;
+    use crate::store::{Hold, LaneId};
 
     #[test]
     fn only_waits_for_an_absent_server_end_with_its_outage() {
@@ -103,7 +84,11 @@ mod tests {
         let limit = || vec![hold(90, Some(429), Some(Bucket::ALL[0]))];
         for status in [None, Some(502), Some(504), Some(522)] {
             let held = hold(90, status, None);
-            assert_eq!(delays(&work(90, Some(held.clone()), limit()), 50), Some(OutageWait::Hold(held)), "{status:?}");
+            assert_eq!(
+                delays(&work(90, Some(held.clone()), limit()), 50),
+                Some(WaitEnd::Outage(Some(held))),
+                "{status:?}"
+            );
         }
         for status in [200, 302, 401, 403, 429, 500, 503] {
             let held = Some(hold(90, Some(status), None));
@@ -113,9 +98,9 @@ mod tests {
         assert_eq!(delays(&work(90, Some(limited), Vec::new()), 50), None, "an earlier version's rate limit");
         assert_eq!(delays(&work(90, Some(Hold::after_panic(90)), Vec::new()), 50), None, "its replay panicked");
         assert_eq!(delays(&work(50, None, Vec::new()), 50), None, "it is due");
-        assert_eq!(delays(&work(90, None, Vec::new()), 50), Some(OutageWait::Deferral));
+        assert_eq!(delays(&work(90, None, Vec::new()), 50), Some(WaitEnd::Outage(None)));
         let over = Some(hold(40, Some(401), None));
-        assert_eq!(delays(&work(90, over, Vec::new()), 50), Some(OutageWait::Deferral), "its hold is over");
+        assert_eq!(delays(&work(90, over, Vec::new()), 50), Some(WaitEnd::Outage(None)), "its hold is over");
         assert_eq!(delays(&work(90, None, limit()), 50), None, "a rate limit");
         assert_eq!(delays(&work(i64::MAX, None, Vec::new()), 50), None, "it waits for what is in flight");
     }

@@ -15,7 +15,7 @@ use super::view::{
     StoredMessage, Stranded, Whose,
 };
 use super::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow, WaitEnd,
 };
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -184,19 +184,12 @@ pub trait Replay: Send + Sync {
     /// one request again. One by one, the first of them would be an older write over a newer one.
     fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError>;
 
-    /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
-
-    /// Makes messages due at once that wait for their next attempt: the cause of the wait is over.
+    /// Makes messages of these lanes due at once that wait for their next attempt: the cause of the wait is over.
     ///
-    /// Besides `messages`, these are, of the lane's first ones (some thousand), those that no failure counts against:
-    /// they were deferred so that others could be tried in their place, maybe by a process that has ended.
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError>;
-
-    /// Ends waits for a server that gave no answer and is there again: of each of these lanes the hold, if it is still
-    /// the one that is named, and the waits of messages that [`Replay::make_due`] ends as well, except those of messages
-    /// to which the server itself answered last ([`super::LastAnswer::is_unanswered`]).
-    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError>;
+    /// These are, of a lane's first ones (some thousand), those that no failure counts against: they were deferred so
+    /// that others could be tried in their place, maybe by a process that has ended. [`WaitEnd`] says which others, and
+    /// which not.
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError>;
 
     /// Holds the lane, or one bucket of it, until then, and records why; `None` ends the hold of the lane and leaves
     /// limits of buckets to expire.
@@ -273,6 +266,9 @@ pub trait Browse: Send + Sync {
 
     /// Returns one message whole, or `None` if it does not exist.
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
+
+    /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
 
     /// Returns every lane that has a message, in the order of their ids. Needs no key.
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError>;

@@ -115,6 +115,16 @@ impl Hold {
     }
 }
 
+/// Why messages of a lane need not wait any longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitEnd {
+    /// A message of the lane was delivered. These are due as well.
+    Delivery(Vec<MessageId>),
+    /// A server that gave no answer is there again. The hold ends as well, if it is still the lane's. Messages stay
+    /// deferred to which the server itself answered last ([`LastAnswer::is_unanswered`]).
+    Outage(Option<Hold>),
+}
+
 /// A lane with messages to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneWork {

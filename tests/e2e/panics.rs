@@ -21,7 +21,7 @@ use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay,
-    ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, Whose,
+    ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -154,9 +154,9 @@ impl Replay for Panicking {
         Ok(taken)
     }
 
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
-        self.store.make_due(lease, lane, messages)
+        self.store.make_due(lease, lanes, now_ms)
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
@@ -173,8 +173,6 @@ impl Replay for Panicking {
         fn release(&self, lease: &Lease) -> ();
         fn return_in_flight(&self, lease: &Lease) -> u64;
         fn interrupted(&self, lane: LaneId) -> usize;
-        fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
-        fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> ();
         fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
         fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Vec<(LaneId, MessageId)>;
         fn release_held(&self, lease: &Lease, lane: LaneId) -> u64;
@@ -190,6 +188,7 @@ impl Browse for Panicking {
         fn backlog(&self, filter: &Filter) -> Backlog;
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
+        fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
         fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;
         fn stranded(&self) -> Vec<Stranded>;
         fn newest(&self) -> MessageId;

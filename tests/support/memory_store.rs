@@ -19,7 +19,7 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
     Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, Whose, now_ms,
+    StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose, now_ms,
 };
 
 const MINUTE_MS: i64 = 60 * 1000;
@@ -694,57 +694,26 @@ impl Replay for MemoryStore {
         Ok(left.last().map_or(0, |(number, _)| number + 1))
     }
 
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let contents = self.open()?;
-        let mut work = Vec::new();
-        for (id, shelf) in contents.numbered() {
-            let verdicts = contents.walk(shelf, filter, now_ms, false);
-            let Some(((_, first), _)) = verdicts.first() else { continue };
-            let due_at_ms = verdicts.iter().map(|(_, verdict)| match verdict {
-                Verdict::Ready(..) => now_ms,
-                Verdict::NotBefore(due_at_ms) => *due_at_ms,
-                Verdict::Blocked { .. } => i64::MAX,
-            });
-            let hold = shelf.hold(now_ms);
-            let due_at_ms = due_at_ms.min().unwrap_or(i64::MAX).max(hold.as_ref().map_or(i64::MIN, |it| it.until_ms));
-            let is_any_sent = shelf.items.values().any(|item| item.status == MessageStatus::Registered);
-            let are_all_blocked = verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Blocked { .. }));
-            let create = verdicts.iter().find_map(|(_, verdict)| match verdict {
-                Verdict::Blocked { by_create } => *by_create,
-                Verdict::Ready(..) | Verdict::NotBefore(_) => None,
-            });
-            let waits_for = create.filter(|_| are_all_blocked && !is_any_sent).map(MessageId);
-            let (failed, limits) = (verdicts.len() as u64, shelf.limits(now_ms));
-            let body_bytes = verdicts.iter().map(|(place, _)| shelf.items[place].bytes()).sum();
-            let lane = shelf.lane.clone();
-            work.push((*first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
-        }
-        work.sort_by_key(|(first, _)| *first);
-        Ok(work.into_iter().map(|(_, work)| work).collect())
-    }
-
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         let mut contents = self.leased(lease)?;
-        let unattempted = contents.at(lane).items.iter().filter(|(_, item)| item.attempts == 0);
-        let unattempted: HashSet<i64> = unattempted.map(|((_, id), _)| *id).collect();
-        for (id, item) in contents.items_mut().filter(|(_, item)| item.status == MessageStatus::Failed) {
-            if unattempted.contains(&id) || messages.contains(&MessageId(id)) {
-                item.next_attempt_at_ms = 0;
-            }
-        }
-        Ok(())
-    }
-
-    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError> {
-        let mut contents = self.leased(lease)?;
-        for (lane, held) in lanes {
+        for (lane, end) in lanes {
             let shelf = contents.at(*lane);
-            if let Some(hold) = shelf.hold(now_ms).filter(|hold| held.as_ref() == Some(hold)) {
-                shelf.set_hold(&Hold { until_ms: now_ms, ..hold }, false);
+            if let WaitEnd::Outage(Some(held)) = end
+                && shelf.hold(now_ms).as_ref() == Some(held)
+            {
+                shelf.set_hold(&Hold { until_ms: now_ms, ..held.clone() }, false);
             }
-            let waiting = shelf.items.values_mut().filter(|item| item.status == MessageStatus::Failed);
-            for item in waiting.filter(|item| item.attempts == 0) {
-                if item.answer.as_ref().is_none_or(LastAnswer::is_unanswered) {
+            let is_due = |item: &Item| match end {
+                WaitEnd::Delivery(_) => true,
+                WaitEnd::Outage(_) => item.answer.as_ref().is_none_or(LastAnswer::is_unanswered),
+            };
+            let deferred = shelf.items.iter().filter(|(_, item)| item.attempts == 0 && is_due(item));
+            let mut due: HashSet<i64> = deferred.map(|((_, id), _)| *id).collect();
+            if let WaitEnd::Delivery(messages) = end {
+                due.extend(messages.iter().map(|message| message.0));
+            }
+            for (id, item) in contents.items_mut().filter(|(_, item)| item.status == MessageStatus::Failed) {
+                if due.contains(&id) {
                     item.next_attempt_at_ms = 0;
                 }
             }
@@ -930,6 +899,35 @@ impl Browse for MemoryStore {
             request: item.message.request.clone(),
             touches: item.message.touches.clone(),
         }))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let contents = self.open()?;
+        let mut work = Vec::new();
+        for (id, shelf) in contents.numbered() {
+            let verdicts = contents.walk(shelf, filter, now_ms, false);
+            let Some(((_, first), _)) = verdicts.first() else { continue };
+            let due_at_ms = verdicts.iter().map(|(_, verdict)| match verdict {
+                Verdict::Ready(..) => now_ms,
+                Verdict::NotBefore(due_at_ms) => *due_at_ms,
+                Verdict::Blocked { .. } => i64::MAX,
+            });
+            let hold = shelf.hold(now_ms);
+            let due_at_ms = due_at_ms.min().unwrap_or(i64::MAX).max(hold.as_ref().map_or(i64::MIN, |it| it.until_ms));
+            let is_any_sent = shelf.items.values().any(|item| item.status == MessageStatus::Registered);
+            let are_all_blocked = verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Blocked { .. }));
+            let create = verdicts.iter().find_map(|(_, verdict)| match verdict {
+                Verdict::Blocked { by_create } => *by_create,
+                Verdict::Ready(..) | Verdict::NotBefore(_) => None,
+            });
+            let waits_for = create.filter(|_| are_all_blocked && !is_any_sent).map(MessageId);
+            let (failed, limits) = (verdicts.len() as u64, shelf.limits(now_ms));
+            let body_bytes = verdicts.iter().map(|(place, _)| shelf.items[place].bytes()).sum();
+            let lane = shelf.lane.clone();
+            work.push((*first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
+        }
+        work.sort_by_key(|(first, _)| *first);
+        Ok(work.into_iter().map(|(_, work)| work).collect())
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {

@@ -16,7 +16,7 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
     Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, Whose,
+    StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -643,63 +643,23 @@ impl Replay for ModelStore {
         Ok(waiting.iter().rposition(|record| record.epoch > 0).map_or(0, |last| last + 1))
     }
 
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let state = self.state()?;
-        let mut work = Vec::new();
-        for (place, (lane, _)) in state.lanes.iter().enumerate() {
-            let id = LaneId(place as i64 + 1);
-            let queue = state.queue(id, filter, now_ms, false);
-            let Some((first, _)) = queue.first() else { continue };
-            let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
-                now_ms
-            } else {
-                queue
-                    .iter()
-                    .filter_map(|(_, verdict)| verdict.as_ref().err().copied().flatten())
-                    .min()
-                    .unwrap_or(i64::MAX)
-            };
-            let hold = state.hold_of(id, now_ms);
-            let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
-            let is_any_sent =
-                state.messages.iter().any(|record| record.lane == id && record.status == MessageStatus::Registered);
-            let is_late = queue.iter().all(|(_, verdict)| *verdict == Err(None)) && !is_any_sent;
-            let stranded = |(record, _): &(Record, _)| {
-                state.stranding_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
-            };
-            let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
-            let limits = state.limits_of(id, now_ms);
-            let (failed, lane) = (queue.len() as u64, lane.clone());
-            let body_bytes = queue.iter().map(|(record, _)| record.bytes()).sum();
-            let first = first.id;
-            work.push((first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
-        }
-        work.sort_by_key(|(first, _)| *first);
-        Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
-    }
-
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         let mut state = self.state()?;
         state.verify(lease)?;
-        for record in state.messages.iter_mut().filter(|record| record.is_waiting()) {
-            if messages.contains(&MessageId(record.id)) || record.lane == lane && record.attempts == 0 {
-                record.next_attempt_at_ms = 0;
-            }
-        }
-        Ok(())
-    }
-
-    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError> {
-        let mut state = self.state()?;
-        state.verify(lease)?;
-        for (lane, held) in lanes {
-            if let Some(hold) = state.hold_of(*lane, now_ms).filter(|hold| held.as_ref() == Some(hold)) {
-                let ended = Hold { until_ms: now_ms, ..hold };
+        for (lane, end) in lanes {
+            if let WaitEnd::Outage(Some(held)) = end
+                && state.hold_of(*lane, now_ms).as_ref() == Some(held)
+            {
+                let ended = Hold { until_ms: now_ms, ..held.clone() };
                 state.lanes[lane.0 as usize - 1].1 = Some((ended, false, opik_offline::store::now_ms()));
             }
-            let of_lane = |record: &&mut Record| record.lane == *lane && record.is_waiting() && record.attempts == 0;
-            for record in state.messages.iter_mut().filter(of_lane) {
-                if record.answer.as_ref().is_none_or(LastAnswer::is_unanswered) {
+            for record in state.messages.iter_mut().filter(|record| record.is_waiting()) {
+                let is_deferred = record.lane == *lane && record.attempts == 0;
+                let is_due = match end {
+                    WaitEnd::Delivery(messages) => is_deferred || messages.contains(&MessageId(record.id)),
+                    WaitEnd::Outage(_) => is_deferred && record.answer.as_ref().is_none_or(LastAnswer::is_unanswered),
+                };
+                if is_due {
                     record.next_attempt_at_ms = 0;
                 }
             }
@@ -971,6 +931,41 @@ impl Browse for ModelStore {
             request: record.message.request.clone(),
             touches: record.message.touches.clone(),
         }))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let state = self.state()?;
+        let mut work = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let queue = state.queue(id, filter, now_ms, false);
+            let Some((first, _)) = queue.first() else { continue };
+            let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
+                now_ms
+            } else {
+                queue
+                    .iter()
+                    .filter_map(|(_, verdict)| verdict.as_ref().err().copied().flatten())
+                    .min()
+                    .unwrap_or(i64::MAX)
+            };
+            let hold = state.hold_of(id, now_ms);
+            let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
+            let is_any_sent =
+                state.messages.iter().any(|record| record.lane == id && record.status == MessageStatus::Registered);
+            let is_late = queue.iter().all(|(_, verdict)| *verdict == Err(None)) && !is_any_sent;
+            let stranded = |(record, _): &(Record, _)| {
+                state.stranding_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
+            };
+            let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
+            let limits = state.limits_of(id, now_ms);
+            let (failed, lane) = (queue.len() as u64, lane.clone());
+            let body_bytes = queue.iter().map(|(record, _)| record.bytes()).sum();
+            let first = first.id;
+            work.push((first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
+        }
+        work.sort_by_key(|(first, _)| *first);
+        Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {

@@ -31,7 +31,7 @@ use crate::store::view::{
     StoredMessage, Stranded, Whose,
 };
 use crate::store::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow, WaitEnd,
 };
 
 /// How long truncating the log waits for readers.
@@ -206,24 +206,15 @@ impl Replay for SqliteStore {
         self.read(&self.reader, |connection, _| settle::interrupted(connection, lane))
     }
 
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let known = (&self.recent, &self.memo);
-        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
-    }
-
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx, _| settle::make_due(tx, lane, messages))
-    }
-
-    fn end_waits(&self, lease: &Lease, lanes: &[(LaneId, Option<Hold>)], now_ms: i64) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         self.write_as(lease, |tx, _| {
-            for (lane, held) in lanes {
-                if let Some(held) = held {
-                    hold::end(tx, *lane, held, now_ms)?;
+            lanes.iter().try_for_each(|(lane, end)| match end {
+                WaitEnd::Delivery(messages) => settle::make_due(tx, *lane, messages),
+                WaitEnd::Outage(held) => {
+                    held.iter().try_for_each(|held| hold::end(tx, *lane, held, now_ms))?;
+                    settle::make_unanswered_due(tx, *lane)
                 }
-                settle::make_unanswered_due(tx, *lane)?;
-            }
-            Ok(())
+            })
         })
     }
 
@@ -360,6 +351,11 @@ impl Browse for SqliteStore {
 
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         self.read(&self.reader, |connection, sealer| browse::get(connection, sealer, id))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let known = (&self.recent, &self.memo);
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
