@@ -349,6 +349,7 @@ impl LaneHealth {
         let may = beside.circuit == Circuit::Closed
             && !beside.is_extra
             && self.sole.is_none()
+            && self.may_send(beside)
             && self.recovery_window.is_none()
             && self.turns < self.concurrency.batches();
         may.then(|| {
@@ -398,7 +399,7 @@ impl LaneHealth {
 
     /// Notes how long a batch took that met no backpressure, before it is [settled](Event::BatchSettled).
     pub(crate) fn timed(&mut self, turn: &LaneTurn, batch: BatchTime) {
-        if !turn.is_extra && self.sole.is_none() && self.raises_limits(turn) {
+        if !turn.is_extra && self.sole.is_none() && self.may_send(turn) && self.raises_limits(turn) {
             self.concurrency = self.concurrency.after(batch);
         }
     }

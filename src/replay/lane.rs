@@ -21,7 +21,7 @@ use crate::delivery::concurrency::BatchTime;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
-use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, now_ms};
+use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, WaitEnd, now_ms};
 
 /// A worker returns after this time even if messages are left, so that more lanes than workers all get their turn.
 pub(super) const TURN: Duration = Duration::from_secs(1);
@@ -137,7 +137,8 @@ impl<'a> LaneWorker<'a> {
                 self.sender.hold(None)?;
             }
             if let Some(deferred) = releases {
-                replay.store.make_due(&self.sender.keeper.lease, self.sender.work.id, &deferred)?;
+                let due = [(self.sender.work.id, WaitEnd::Delivery(deferred))];
+                replay.store.make_due(&self.sender.keeper.lease, &due, now_ms())?;
             }
         }
         if halted {
@@ -157,13 +158,16 @@ impl<'a> LaneWorker<'a> {
         };
         let share = (self.claim_bytes_max / turns.max(1) as u64).max(CLAIM_BYTES_MIN);
         let bytes_max = if interrupted > 0 { CLAIMS_BYTES_MAX } else { share };
-        let wanted = self.quota.take(most.max(interrupted));
+        let wanted = self.quota.take(most.max(interrupted), interrupted);
         if wanted == 0 {
             return Ok((Vec::new(), None));
         }
         let limits = ClaimLimits { messages_max: wanted, bytes_max, behind_creates: turns > 1 };
         let (claimed, memory) = self.claim(limits, interrupted > 0)?;
-        replay.state.claimed(lane);
+        // Without memory nothing was claimed: the interrupted messages wait, and are still claimed together.
+        if memory.is_some() {
+            replay.state.claimed(lane);
+        }
         self.quota.give_back(wanted - claimed.len());
         Ok((claimed, memory))
     }
@@ -245,13 +249,7 @@ pub(super) fn hold_after_panic(
 ) -> Result<(), StoreError> {
     error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");
     let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
-    let hold = Hold {
-        until_ms: now_ms().saturating_add(retry_interval),
-        reason: "internal error of opik-offline while replaying it, see its log".to_owned(),
-        probe: true,
-        status: None,
-        bucket: None,
-    };
+    let hold = Hold::after_panic(now_ms().saturating_add(retry_interval));
     replay.store.hold(&keeper.lease, lane, Some(&hold))
 }
 

@@ -47,7 +47,6 @@ impl Replayer<'_> {
                 info!(target: "replay_manager", "returned {returned} in-flight messages to the queue");
             }
             self.retry_held(&keeper)?;
-            self.end_outage_waits(&keeper)?;
             self.replay_lanes(&keeper)
         });
         let after = self.delivered_and_rejected();
@@ -202,7 +201,8 @@ impl<'r> Round<'r> {
         if !self.workers.is_empty() && (any_left || self.list_at > started) {
             return;
         }
-        match self.replay.lanes() {
+        // Also in the middle of a round: a worker that waits for an answer may keep it going through an outage.
+        match self.replay.end_outage_waits(self.keeper).and_then(|()| self.replay.lanes()) {
             Err(error) => self.failed = Some(error),
             Ok(found) => self.lanes = found,
         }

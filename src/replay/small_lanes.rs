@@ -36,7 +36,7 @@ use crate::delivery::pacing::{BATCH_DEFAULT, Pace};
 use crate::memory::{Grant, Use};
 use crate::message::{Claimed, MessageId};
 use crate::monitor::Availability;
-use crate::store::{ClaimLimits, LaneId, LaneWork, Outcome, StoreError, now_ms};
+use crate::store::{ClaimLimits, LaneId, LaneWork, Outcome, StoreError, WaitEnd, now_ms};
 
 /// The most lanes of one claim: a commit of their messages takes some ten milliseconds.
 const CLAIMED_MAX: usize = 128;
@@ -408,7 +408,7 @@ impl<'r> SmallLanes<'r> {
                 }
                 // Nothing else of the lane waited.
                 if let Some(deferred) = releases.filter(|deferred| has_more || !deferred.is_empty()) {
-                    store.make_due(lease, sender.work.id, &deferred)?;
+                    store.make_due(lease, &[(sender.work.id, WaitEnd::Delivery(deferred))], now_ms())?;
                 }
             }
             state.end_only_turn(sender.work.id, &turn);

@@ -104,6 +104,6 @@ pub use self::view::{
 };
 pub use self::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Part,
-    SalvagedRow,
+    SalvagedRow, WaitEnd,
 };
 pub use crate::message::Claimed;

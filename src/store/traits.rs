@@ -15,7 +15,7 @@ use super::view::{
     StoredMessage, Stranded, Whose,
 };
 use super::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow, WaitEnd,
 };
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -184,11 +184,12 @@ pub trait Replay: Send + Sync {
     /// one request again. One by one, the first of them would be an older write over a newer one.
     fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError>;
 
-    /// Makes messages due at once that wait for their next attempt: the cause of the wait is over.
+    /// Makes messages of these lanes due at once that wait for their next attempt: the cause of the wait is over.
     ///
-    /// Besides `messages`, these are, of the lane's first ones (some thousand), those that no failure counts against:
-    /// they were deferred so that others could be tried in their place, maybe by a process that has ended.
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError>;
+    /// These are, of a lane's first ones (some thousand), those that no failure counts against: they were deferred so
+    /// that others could be tried in their place, maybe by a process that has ended. [`WaitEnd`] says which others, and
+    /// which not.
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError>;
 
     /// Holds the lane, or one bucket of it, until then, and records why; `None` ends the hold of the lane and leaves
     /// limits of buckets to expire.

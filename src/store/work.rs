@@ -94,16 +94,35 @@ pub struct Hold {
 }
 
 impl Hold {
+    /// Why a lane is held whose replay panicked.
+    const AFTER_PANIC: &'static str = "internal error of opik-offline while replaying it, see its log";
+
+    /// Returns the hold of a lane whose replay panicked.
+    pub(crate) fn after_panic(until_ms: i64) -> Self {
+        Self { until_ms, reason: Self::AFTER_PANIC.to_owned(), probe: true, status: None, bucket: None }
+    }
+
     /// Returns whether the server refused the lane's credential: another one may be accepted.
     pub fn is_credential_refused(&self) -> bool {
         matches!(self.status, Some(401 | 403))
     }
 
-    /// Returns whether the lane is held because no server answered: no answer came, or a gateway gave its own. A 503 is
-    /// not such an answer: it may name a wait, which is kept.
+    /// Returns whether the lane is held because no server answered ([`LastAnswer::is_unanswered`]).
+    ///
+    /// Such a hold asks for a probe. One without status that asks for none is an earlier version's rate limit.
     pub fn is_unanswered(&self) -> bool {
-        self.bucket.is_none() && matches!(self.status, None | Some(502 | 504 | 520..))
+        self.bucket.is_none() && self.probe && self.reason != Self::AFTER_PANIC && is_unanswered(self.status)
     }
+}
+
+/// Why messages of a lane need not wait any longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitEnd {
+    /// A message of the lane was delivered. These are due as well.
+    Delivery(Vec<MessageId>),
+    /// A server that gave no answer is there again. The hold ends as well, if it is still the lane's. Messages stay
+    /// deferred to which the server itself answered last ([`LastAnswer::is_unanswered`]).
+    Outage(Option<Hold>),
 }
 
 /// A lane with messages to replay.
@@ -268,6 +287,12 @@ pub struct LastAnswer {
 }
 
 impl LastAnswer {
+    /// Returns whether no server answered: no answer came, or a gateway gave its own. A 503 is not such an answer: it
+    /// may name a wait, which is kept.
+    pub fn is_unanswered(&self) -> bool {
+        is_unanswered(self.status)
+    }
+
     /// How much of an answer is kept, in bytes.
     pub const TEXT_BYTES_MAX: usize = 4096;
 
@@ -279,4 +304,8 @@ impl LastAnswer {
         }
         &self.text[..end]
     }
+}
+
+fn is_unanswered(status: Option<u16>) -> bool {
+    matches!(status, None | Some(502 | 504 | 520..))
 }

@@ -21,7 +21,7 @@ use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay,
-    ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, Whose,
+    ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -154,9 +154,9 @@ impl Replay for Panicking {
         Ok(taken)
     }
 
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
-        self.store.make_due(lease, lane, messages)
+        self.store.make_due(lease, lanes, now_ms)
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {

@@ -12,7 +12,9 @@ use opik_offline::monitor::{MonitorSettings, STEADY_AFTER};
 use opik_offline::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use opik_offline::shutdown::Shutdown;
 use opik_offline::store::slot::StoreSlot;
-use opik_offline::store::{Browse as _, Claim, ClaimLimits, Filter, Hold, Intake as _, Outcome, Owner, Store, now_ms};
+use opik_offline::store::{
+    Browse as _, Claim, ClaimLimits, Filter, Hold, Intake as _, LastAnswer, Outcome, Owner, Store, now_ms,
+};
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Met, Upstream, UpstreamSettings};
 
@@ -133,8 +135,8 @@ fn message(server: &FakeOpik, workspace: &str) -> Message {
     }
 }
 
-/// Defers the message of each lane, and holds the lane for an answer with this status.
-fn hold_lanes(store: &dyn Store, lanes: &[(&str, Option<u16>)]) {
+/// Defers the message of each lane for an answer with the first status, and holds the lane for one with the second.
+fn hold_lanes(store: &dyn Store, lanes: &[(&str, Option<u16>, Option<u16>)]) {
     let lease = store.acquire(&Owner::this_process("agent"), LEASE_TIME_TO_LIVE).unwrap();
     let later = now_ms() + 3_600_000;
     for work in store.lanes(&Filter::default(), now_ms()).unwrap() {
@@ -142,10 +144,12 @@ fn hold_lanes(store: &dyn Store, lanes: &[(&str, Option<u16>)]) {
         let Claim::Taken(claimed) = store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).unwrap() else {
             panic!("a small message")
         };
-        let deferred = Outcome::Failed { next_attempt_at_ms: later, counts: false, answer: None };
-        store.settle(&lease, &[(claimed[0].id, deferred)]).unwrap();
         let workspace = work.lane.workspace.as_deref();
-        let (_, status) = lanes.iter().find(|(name, _)| Some(*name) == workspace).expect("a lane of this test");
+        let (_, answered, status) =
+            lanes.iter().find(|(name, ..)| Some(*name) == workspace).expect("a lane of this test");
+        let answer = Some(LastAnswer { status: *answered, text: "test".to_owned(), at_ms: now_ms() });
+        let deferred = Outcome::Failed { next_attempt_at_ms: later, counts: false, answer };
+        store.settle(&lease, &[(claimed[0].id, deferred)]).unwrap();
         let hold = Hold { until_ms: later, reason: "test".to_owned(), probe: true, status: *status, bucket: None };
         store.hold(&lease, work.id, Some(&hold)).unwrap();
     }
@@ -154,10 +158,16 @@ fn hold_lanes(store: &dyn Store, lanes: &[(&str, Option<u16>)]) {
 
 #[test]
 fn the_end_of_an_outage_ends_the_waits_that_it_caused_and_no_others() {
-    let lanes = [("silent", None), ("gateway", Some(502)), ("key", Some(401)), ("error", Some(500))];
+    let lanes = [
+        ("silent", None, None),
+        ("gateway", Some(502), Some(502)),
+        ("key", None, Some(401)),
+        ("error", None, Some(500)),
+        ("poison", Some(500), None),
+    ];
     let server = FakeOpik::start_new();
     let store = Arc::new(ModelStore::default());
-    for (workspace, _) in lanes {
+    for (workspace, ..) in lanes {
         store.register(&[message(&server, workspace)]).unwrap();
     }
     hold_lanes(store.as_ref(), &lanes);
@@ -194,13 +204,13 @@ fn the_end_of_an_outage_ends_the_waits_that_it_caused_and_no_others() {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| manager.run());
         wait_until("what waited for an absent server is delivered", PATIENCE, || {
-            store.backlog(&Filter::default()).unwrap().waiting() == 2
+            store.backlog(&Filter::default()).unwrap().waiting() == 3
         });
         shutdown.request();
         connection.wake();
         running.join().expect("no panic");
     });
-    for (workspace, expected) in [("silent", 1), ("gateway", 1), ("key", 0), ("error", 0)] {
+    for (workspace, expected) in [("silent", 1), ("gateway", 1), ("key", 0), ("error", 0), ("poison", 0)] {
         assert_eq!(server.count(workspace, Kind::Trace), expected, "{workspace}");
     }
 }

@@ -17,7 +17,7 @@ use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     Claim, ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store,
-    StoreError, Whose,
+    StoreError, WaitEnd, Whose,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -62,6 +62,11 @@ enum Step {
     MakeDue {
         lane: usize,
         places: Vec<usize>,
+    },
+    /// `is_held`: with the hold that the lane has then.
+    EndOutage {
+        lane: usize,
+        is_held: bool,
     },
     ChangeReplayer,
     ReturnInFlight,
@@ -164,7 +169,8 @@ fn any_filter() -> impl Strategy<Value = Filter> {
 }
 
 fn any_outcome() -> impl Strategy<Value = Outcome> {
-    let answer = (prop::option::of(400..404_u16), "[a-z ö]{0,9}", 0..9_i64);
+    let status = prop::sample::select(vec![400, 401, 402, 403, 500, 502, 503, 504, 519, 520]);
+    let answer = (prop::option::of(status), "[a-z ö]{0,9}", 0..9_i64);
     let answer = answer.prop_map(|(status, text, at_ms)| LastAnswer { status, text, at_ms });
     let next = prop::sample::select(vec![0, NOW_MS + 500, NOW_MS + 5000, NOW_MS + 2 * HOUR_MS]);
     let failed = (next, any::<bool>(), prop::option::of(answer.clone()));
@@ -211,6 +217,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => vec((0..8_usize, any_outcome()), 1..6).prop_map(Step::Settle),
         2 => (0..3_usize, prop::option::of(hold)).prop_map(|(lane, hold)| Step::Hold { lane, hold }),
         1 => (0..3_usize, vec(0..8_usize, 1..4)).prop_map(|(lane, places)| Step::MakeDue { lane, places }),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(lane, is_held)| Step::EndOutage { lane, is_held }),
         1 => Just(Step::ChangeReplayer),
         2 => Just(Step::ReturnInFlight),
         1 => Just(Step::Adopt),
@@ -286,7 +293,19 @@ impl Side {
             Step::MakeDue { lane, places } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
                 let ids: Vec<_> = places.iter().map(|place| MessageId(*place as i64)).collect();
-                store.make_due(lease, lane, &ids).expect("we have the lease");
+                store.make_due(lease, &[(lane, WaitEnd::Delivery(ids))], NOW_MS).expect("we have the lease");
+                String::new()
+            }
+            Step::EndOutage { lane, is_held } => {
+                let work = store.lanes(&Filter::default(), NOW_MS).expect("lanes can be read");
+                let Some(work) = work.into_iter().find(|work| work.lane == lanes()[*lane]) else {
+                    return "nothing waits".into();
+                };
+                let hold = match is_held {
+                    true => work.hold,
+                    false => work.hold.map(|hold| Hold { probe: !hold.probe, ..hold }),
+                };
+                store.make_due(lease, &[(work.id, WaitEnd::Outage(hold))], NOW_MS).expect("we have the lease");
                 String::new()
             }
             Step::Hold { lane, hold } => {

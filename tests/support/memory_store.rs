@@ -19,7 +19,7 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
     Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, Whose, now_ms,
+    StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose, now_ms,
 };
 
 const MINUTE_MS: i64 = 60 * 1000;
@@ -694,13 +694,28 @@ impl Replay for MemoryStore {
         Ok(left.last().map_or(0, |(number, _)| number + 1))
     }
 
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         let mut contents = self.leased(lease)?;
-        let unattempted = contents.at(lane).items.iter().filter(|(_, item)| item.attempts == 0);
-        let unattempted: HashSet<i64> = unattempted.map(|((_, id), _)| *id).collect();
-        for (id, item) in contents.items_mut().filter(|(_, item)| item.status == MessageStatus::Failed) {
-            if unattempted.contains(&id) || messages.contains(&MessageId(id)) {
-                item.next_attempt_at_ms = 0;
+        for (lane, end) in lanes {
+            let shelf = contents.at(*lane);
+            if let WaitEnd::Outage(Some(held)) = end
+                && shelf.hold(now_ms).as_ref() == Some(held)
+            {
+                shelf.set_hold(&Hold { until_ms: now_ms, ..held.clone() }, false);
+            }
+            let is_due = |item: &Item| match end {
+                WaitEnd::Delivery(_) => true,
+                WaitEnd::Outage(_) => item.answer.as_ref().is_none_or(LastAnswer::is_unanswered),
+            };
+            let deferred = shelf.items.iter().filter(|(_, item)| item.attempts == 0 && is_due(item));
+            let mut due: HashSet<i64> = deferred.map(|((_, id), _)| *id).collect();
+            if let WaitEnd::Delivery(messages) = end {
+                due.extend(messages.iter().map(|message| message.0));
+            }
+            for (id, item) in contents.items_mut().filter(|(_, item)| item.status == MessageStatus::Failed) {
+                if due.contains(&id) {
+                    item.next_attempt_at_ms = 0;
+                }
             }
         }
         Ok(())

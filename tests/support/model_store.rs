@@ -16,7 +16,7 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
     Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, Whose,
+    StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -643,12 +643,25 @@ impl Replay for ModelStore {
         Ok(waiting.iter().rposition(|record| record.epoch > 0).map_or(0, |last| last + 1))
     }
 
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
         let mut state = self.state()?;
         state.verify(lease)?;
-        for record in state.messages.iter_mut().filter(|record| record.is_waiting()) {
-            if messages.contains(&MessageId(record.id)) || record.lane == lane && record.attempts == 0 {
-                record.next_attempt_at_ms = 0;
+        for (lane, end) in lanes {
+            if let WaitEnd::Outage(Some(held)) = end
+                && state.hold_of(*lane, now_ms).as_ref() == Some(held)
+            {
+                let ended = Hold { until_ms: now_ms, ..held.clone() };
+                state.lanes[lane.0 as usize - 1].1 = Some((ended, false, opik_offline::store::now_ms()));
+            }
+            for record in state.messages.iter_mut().filter(|record| record.is_waiting()) {
+                let is_deferred = record.lane == *lane && record.attempts == 0;
+                let is_due = match end {
+                    WaitEnd::Delivery(messages) => is_deferred || messages.contains(&MessageId(record.id)),
+                    WaitEnd::Outage(_) => is_deferred && record.answer.as_ref().is_none_or(LastAnswer::is_unanswered),
+                };
+                if is_due {
+                    record.next_attempt_at_ms = 0;
+                }
             }
         }
         Ok(())

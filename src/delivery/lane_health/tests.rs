@@ -109,6 +109,7 @@ fn a_half_open_lane_sends_one_message_and_a_recovering_one_doubles_up_to_its_pac
     let mut first = turn(&mut health, None);
     assert_eq!(health.batch_max(&first), 50);
     (0..TRANSIENT_FAILURES_MAX).for_each(|_| drop(health.on(&mut first, FAILED, 0.0)));
+    health.end_turn(&first);
     let mut probing = turn(&mut health, Some(true));
     let mut batches = Vec::new();
     while batches.len() < 20 && health.batch_max(&probing) < probing.pace().batch() {
@@ -201,6 +202,29 @@ fn backpressure_leaves_the_worker_that_met_it_first() {
             deliver(&mut health, &mut next);
         }
         assert!(health.join(&next).is_some(), "it recovers: {backpressure:?}");
+    }
+}
+
+#[test]
+fn nobody_joins_a_worker_whose_turn_began_before_backpressure_that_ended_another() {
+    for backpressure in [FAILED, Event::LaneRefused { asked: None }, Event::RateLimited { asked: None }] {
+        let mut health = LaneHealth::default();
+        let mut first = turn(&mut health, None);
+        deliver(&mut health, &mut first);
+        let mut second = health.join(&first).expect("the lane delivers");
+        for turn in [&mut first, &mut second] {
+            turn.begin_batch(health.batch_max(turn));
+        }
+        health.on(&mut first, backpressure, 0.0);
+        health.on(&mut first, Event::BatchSettled { delivered: false, halted: true, limited: false }, 0.0);
+        health.end_turn(&first);
+        // No worker deals with it any more: the lane is held, and this answer was on its way.
+        finish(&mut health, &mut second);
+        assert_eq!(health.concurrency, Concurrency::default(), "{backpressure:?}");
+        for _ in 0..10 {
+            finish(&mut health, &mut second);
+        }
+        assert!(!health.may_send(&second) && health.join(&second).is_none(), "{backpressure:?}");
     }
 }
 

@@ -40,6 +40,14 @@ pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> R
     Ok(())
 }
 
+/// Ends a lane's hold, if it is this one. The next message is a probe.
+pub(super) fn end(tx: &Transaction<'_>, lane: LaneId, held: &Hold, now_ms: i64) -> Result<(), Fault> {
+    match hold_of(tx, lane.0, now_ms)? {
+        Some(found) if found == *held => hold(tx, lane, Some(&Hold { until_ms: now_ms, ..found })),
+        _ => Ok(()),
+    }
+}
+
 /// Returns whether the clock was set back since the hold was made. How much of the hold has passed is unknown then, and
 /// it counts as over: the lane asks the server, which can repeat its limit, instead of waiting for hours that nobody
 /// asked for.

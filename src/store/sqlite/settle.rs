@@ -337,3 +337,10 @@ pub(super) fn make_due(tx: &Transaction<'_>, lane: LaneId, messages: &[MessageId
     }
     Ok(())
 }
+
+/// Makes deferred messages of a lane due to which no server answered: of its first ones, those that no failure counts
+/// against.
+pub(super) fn make_unanswered_due(tx: &Transaction<'_>, lane: LaneId) -> Result<(), Fault> {
+    tx.prepare_cached(queries::MAKE_UNANSWERED_DUE)?.execute(params![lane.0, DEFERRED_SCAN_MAX])?;
+    Ok(())
+}

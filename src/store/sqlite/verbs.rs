@@ -31,7 +31,7 @@ use crate::store::view::{
     StoredMessage, Stranded, Whose,
 };
 use crate::store::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow, WaitEnd,
 };
 
 /// How long truncating the log waits for readers.
@@ -206,8 +206,16 @@ impl Replay for SqliteStore {
         self.read(&self.reader, |connection, _| settle::interrupted(connection, lane))
     }
 
-    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx, _| settle::make_due(tx, lane, messages))
+    fn make_due(&self, lease: &Lease, lanes: &[(LaneId, WaitEnd)], now_ms: i64) -> Result<(), StoreError> {
+        self.write_as(lease, |tx, _| {
+            lanes.iter().try_for_each(|(lane, end)| match end {
+                WaitEnd::Delivery(messages) => settle::make_due(tx, *lane, messages),
+                WaitEnd::Outage(held) => {
+                    held.iter().try_for_each(|held| hold::end(tx, *lane, held, now_ms))?;
+                    settle::make_unanswered_due(tx, *lane)
+                }
+            })
+        })
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {

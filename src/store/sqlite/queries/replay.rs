@@ -82,6 +82,12 @@ pub(crate) const MAKE_DEFERRED_DUE: &str = "
     UPDATE messages SET next_attempt_at_ms = 0
     WHERE attempts = 0 AND next_attempt_at_ms > 0 AND message_id IN (
         SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
+/// The same without those to which the server itself answered: see `LastAnswer::is_unanswered`.
+pub(crate) const MAKE_UNANSWERED_DUE: &str = "
+    UPDATE messages SET next_attempt_at_ms = 0
+    WHERE attempts = 0 AND next_attempt_at_ms > 0
+        AND (answer_status IS NULL OR answer_status IN (502, 504) OR answer_status >= 520) AND message_id IN (
+        SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
 /// Makes the lane's first messages due that wait for their next attempt.
 pub(crate) const MAKE_FIRST_DUE: &str = "
     UPDATE messages SET next_attempt_at_ms = 0
