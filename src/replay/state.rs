@@ -323,12 +323,16 @@ mod tests {
             waits_for: None,
         };
         let start = Pace::start(crate::delivery::pacing::PaceSettings::default());
+        let seen = || {
+            let senders = state.lock().senders;
+            (senders, state.is_carefree(LANE))
+        };
         let turn = state.begin_turn(&work, start, settings, false);
-        assert_eq!((state.lock().senders, state.is_carefree(LANE)), (1, false));
+        assert_eq!(seen(), (1, false));
         state.answered();
-        assert_eq!((state.lock().senders, state.is_carefree(LANE)), (0, false), "its turn lasts until it is settled");
+        assert_eq!(seen(), (0, false), "its turn lasts until it is settled");
         state.end_only_turn(LANE, &turn);
-        assert_eq!((state.lock().senders, state.is_carefree(LANE)), (0, true));
+        assert_eq!(seen(), (0, true));
     }
 
     #[test]
