@@ -125,12 +125,14 @@ impl Replayer<'_> {
                     round.start_workers(scope);
                 }
                 if round.workers.is_empty() {
+                    if let Err(error) = small.finish() {
+                        round.fail(error);
+                    }
                     return round.end();
                 }
                 let mut ended = finished.recv_timeout(LANES_INTERVAL).ok();
-                if ended.is_none()
-                    && let Err(error) = small.settle_leftovers()
-                {
+                // Whether or not a worker ended: others may come and go all the time while these lanes wait.
+                if let Err(error) = small.settle_leftovers(Instant::now()) {
                     round.fail(error);
                 }
                 while let Some((number, result)) = ended {
@@ -217,6 +219,13 @@ impl<'r> Round<'r> {
     {
         self.note_sending();
         self.start_shared_workers(scope, WORKERS);
+        let are_shared_stuck = self.workers.are_shared_stuck(Instant::now());
+        if are_shared_stuck {
+            match self.small.give_back() {
+                Err(error) => self.fail(error),
+                Ok(lanes) => self.lanes.extend(lanes),
+            }
+        }
         let now = now_ms();
         while let Some(work) = self.lanes.pop_front().filter(|_| self.failed.is_none()) {
             if work.due_at_ms > now {
@@ -226,7 +235,7 @@ impl<'r> Round<'r> {
             let is_extra = self.workers.has(work.id);
             let work = match is_extra {
                 true => work,
-                false => match self.small.take(work) {
+                false => match self.small.take(work, !are_shared_stuck) {
                     None => continue,
                     Some(work) => work,
                 },

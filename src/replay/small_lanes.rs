@@ -13,10 +13,15 @@
 //!    lanes. Until then its messages are in flight, and the store gives out nothing that conflicts with them.
 //! 2. *No lane waits for another's slow server*: a worker that waits for an answer holds its own lane only. The others
 //!    are claimed, sent and settled by the other workers, and one more is added for each that waits
-//!    ([`Stock::workers_wanted`]).
-//! 3. *What is claimed is settled before the last worker ends*, unless the store fails.
+//!    ([`Stock::workers_wanted`]). Once there are as many as may be, and all of them wait, the others are replayed alone
+//!    ([`SmallLanes::give_back`]).
+//! 3. *What is claimed is settled or given back unsent before the round ends*, unless the store fails. Then the server's
+//!    decisions are remembered ([`ReplayState::keep_unsettled`](super::state::ReplayState::keep_unsettled)).
 //! 4. *A lane in trouble is replayed alone*, by a [`LaneWorker`](super::lane::LaneWorker): one that is held, limited or
 //!    failed before, one that panicked, and one whose messages do not fit.
+//! 5. *A lane is claimed once at a time*: until it is sent it is `unsent`, from then until it is settled it has a turn,
+//!    and in between it gets no other worker. A message that arrives meanwhile does not pass a create that the server
+//!    may refuse.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -52,6 +57,10 @@ const SETTLED: usize = 128;
 pub(super) const WORKERS: usize = 4;
 /// A worker that has waited for an answer for this long gets another one beside it.
 const WAITS_AFTER: Duration = Duration::from_millis(10);
+/// The workers claim less while others have waited for an answer for this long.
+const HANGS_AFTER: Duration = TURN;
+/// How long an answered lane waits for others to be settled with.
+const SETTLES_AFTER: Duration = Duration::from_millis(100);
 /// How often a worker that waits for the claim of another one looks whether to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -92,24 +101,42 @@ struct Stock {
     answered: usize,
     is_claiming: bool,
     is_settling: bool,
+    /// Workers, and how many of them have waited for an answer for [`HANGS_AFTER`].
+    workers: usize,
+    hanging: usize,
+    /// How long the first answered lane has waited to be settled.
+    answered_for: Duration,
 }
 
 impl Stock {
-    /// Returns what a worker does next; `may_claim`: its turn is not over, and nothing asks it to stop.
-    fn next(&self, may_claim: bool) -> SharedStep {
+    /// Returns what a worker does next; `may_send`: its turn is not over, and nothing asks it to stop. What is claimed
+    /// then is left to others, or given back.
+    fn next(&self, may_send: bool) -> SharedStep {
         if self.answered >= SETTLED && !self.is_settling {
             SharedStep::Settle
-        } else if may_claim && !self.is_claiming && self.waiting > 0 && self.claimed < AHEAD {
+        } else if may_send && !self.is_claiming && self.waiting > 0 && self.claimed < self.share_of(AHEAD) {
             SharedStep::Claim
-        } else if self.claimed > 0 {
+        } else if may_send && self.claimed > 0 {
             SharedStep::Send
         } else if self.answered > 0 && !self.is_settling {
             SharedStep::Settle
-        } else if may_claim && self.is_claiming {
+        } else if may_send && self.is_claiming {
             SharedStep::Wait
         } else {
             SharedStep::End
         }
+    }
+
+    /// Returns this number, or as much less as the share of the workers that hang: claimed lanes are in flight, and only
+    /// the others send them.
+    fn share_of(&self, most: usize) -> usize {
+        let workers = self.workers.max(1);
+        (most * workers.saturating_sub(self.hanging) / workers).max(1)
+    }
+
+    /// Returns whether the coordinator settles what no worker has settled so far.
+    fn is_left_over(&self) -> bool {
+        self.answered > 0 && !self.is_settling && self.answered_for >= SETTLES_AFTER
     }
 
     /// Returns how many workers there should be, if this many wait for an answer.
@@ -128,21 +155,35 @@ struct LanesByStep<'r> {
     answered: Vec<AnsweredLane<'r>>,
     is_claiming: bool,
     is_settling: bool,
+    /// When the first of the answered lanes was.
+    answered_since: Option<Instant>,
+    workers: usize,
     /// The lane that each worker sends, and since when.
     sending: HashMap<u64, (LaneId, Instant)>,
+    /// Lanes that wait, are being claimed, or are claimed: their turn has not begun.
+    unsent: HashSet<LaneId>,
     /// Lanes that have to be replayed alone in this round.
     alone: HashSet<LaneId>,
 }
 
-impl LanesByStep<'_> {
-    fn stock(&self) -> Stock {
+impl<'r> LanesByStep<'r> {
+    fn stock(&self, now: Instant) -> Stock {
+        let hangs = |since: Instant| now.saturating_duration_since(since) >= HANGS_AFTER;
         Stock {
             waiting: self.waiting.len(),
             claimed: self.claimed.len(),
             answered: self.answered.len(),
             is_claiming: self.is_claiming,
             is_settling: self.is_settling,
+            workers: self.workers,
+            hanging: self.sending.values().filter(|(_, since)| hangs(*since)).count(),
+            answered_for: self.answered_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
         }
+    }
+
+    fn take_answered(&mut self) -> Vec<AnsweredLane<'r>> {
+        self.answered_since = None;
+        std::mem::take(&mut self.answered)
     }
 }
 
@@ -161,20 +202,25 @@ impl<'r> SmallLanes<'r> {
         Self { replay, keeper, shared: Mutex::default(), claimed: Condvar::new() }
     }
 
-    /// Takes a due lane, if it has a few messages and no trouble; returns it otherwise.
+    /// Takes a due lane, if it has a few messages and no trouble; returns it otherwise. One that is here already is not
+    /// taken again, and not returned. `may_take`: whether it gets a worker here soon.
     ///
     /// A limit on the number of messages, and a pace that the user set, apply to each lane as it is claimed.
-    pub(super) fn take(&self, work: LaneWork) -> Option<LaneWork> {
+    pub(super) fn take(&self, work: LaneWork, may_take: bool) -> Option<LaneWork> {
         let settings = self.replay.settings;
         let is_small = work.failed < BATCH_DEFAULT as u64 && work.body_bytes <= BYTES_MAX / 8;
         let is_free = settings.limit.is_none() && settings.pace.batch.is_none() && settings.pace.delay.is_none();
-        let is_well = work.holds().next().is_none()
-            && !self.replay.connection.lanes().is_failing(&work.lane)
-            && self.replay.state.is_carefree(work.id);
+        let is_well = work.holds().next().is_none() && !self.replay.connection.lanes().is_failing(&work.lane);
         let mut shared = lock(&self.shared);
-        if !(is_small && is_free && is_well) || shared.alone.contains(&work.id) {
+        if shared.unsent.contains(&work.id) {
+            return None;
+        }
+        // A turn begins under the lock.
+        let is_carefree = self.replay.state.is_carefree(work.id) && !shared.alone.contains(&work.id);
+        if !(may_take && is_small && is_free && is_well && is_carefree) {
             return Some(work);
         }
+        shared.unsent.insert(work.id);
         shared.waiting.push_back(work);
         None
     }
@@ -194,15 +240,22 @@ impl<'r> SmallLanes<'r> {
         let shared = lock(&self.shared);
         let waits = |since: Instant| now.saturating_duration_since(since) >= WAITS_AFTER;
         let waiting = shared.sending.values().filter(|(_, since)| waits(*since)).count();
-        shared.stock().workers_wanted(waiting)
+        shared.stock(now).workers_wanted(waiting)
     }
 
-    /// Works until nothing is left to do, or for a turn; then others claim.
+    /// Works until nothing is left to do, or for a turn; then others claim and send.
     ///
     /// # Errors
     ///
     /// What keeps the store from being used.
     pub(super) fn work(&self, number: u64) -> Result<(), StoreError> {
+        lock(&self.shared).workers += 1;
+        let result = self.work_for_a_turn(number);
+        lock(&self.shared).workers -= 1;
+        result
+    }
+
+    fn work_for_a_turn(&self, number: u64) -> Result<(), StoreError> {
         let started = Instant::now();
         loop {
             self.replay.shutdown.beat();
@@ -220,20 +273,58 @@ impl<'r> SmallLanes<'r> {
     /// # Errors
     ///
     /// What keeps the store from being used.
-    pub(super) fn settle_leftovers(&self) -> Result<(), StoreError> {
-        match lock(&self.shared).stock() {
-            Stock { answered: 0, .. } | Stock { is_settling: true, .. } => return Ok(()),
-            _ => {}
+    pub(super) fn settle_leftovers(&self, now: Instant) -> Result<(), StoreError> {
+        let is_left_over = lock(&self.shared).stock(now).is_left_over();
+        if is_left_over { self.settle() } else { Ok(()) }
+    }
+
+    /// Gives back unsent what is claimed, and returns the lanes that were to be sent.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from being used: then the messages are in flight until the next round begins.
+    pub(super) fn give_back(&self) -> Result<Vec<LaneWork>, StoreError> {
+        let (claimed, waiting) = {
+            let mut shared = lock(&self.shared);
+            (std::mem::take(&mut shared.claimed), std::mem::take(&mut shared.waiting))
+        };
+        let unsent = || Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: None };
+        let messages = claimed.iter().flat_map(|lane| &lane.claimed);
+        let outcomes: Vec<_> = messages.map(|message| (message.id, unsent())).collect();
+        claimed.iter().for_each(|lane| self.replay.state.gave_back(lane.work.id));
+        let given = match outcomes.is_empty() {
+            true => Some(Ok(())),
+            false => caught(|| self.replay.store.settle(&self.keeper.lease, &outcomes)),
+        };
+        let lanes: Vec<LaneWork> = claimed.into_iter().map(|lane| lane.work).chain(waiting).collect();
+        let mut shared = lock(&self.shared);
+        for work in &lanes {
+            shared.unsent.remove(&work.id);
         }
-        self.settle()
+        given.unwrap_or_else(|| {
+            error!(target: "replay_manager", "internal error; claimed messages wait for the next replay");
+            Ok(())
+        })?;
+        Ok(lanes)
+    }
+
+    /// Settles what is answered and gives back what is claimed, once no worker is left. If the store fails, the
+    /// server's decisions are remembered.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from being used.
+    pub(super) fn finish(&self) -> Result<(), StoreError> {
+        let settled = self.settle();
+        settled.and(self.give_back().map(drop))
     }
 
     /// Returns what to do next, and waits while another worker claims.
     fn next(&self, started: Instant) -> SharedStep {
         let mut shared = lock(&self.shared);
         loop {
-            let may_claim = started.elapsed() < TURN && !self.stops();
-            match shared.stock().next(may_claim) {
+            let may_send = started.elapsed() < TURN && !self.stops();
+            match shared.stock(Instant::now()).next(may_send) {
                 SharedStep::Wait => {
                     let waited = self.claimed.wait_timeout(shared, STOP_CHECK_INTERVAL);
                     shared = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -255,14 +346,16 @@ impl<'r> SmallLanes<'r> {
     /// Claims the next lanes. If that panics, they are replayed alone: then one lane is to blame.
     fn claim(&self, started: Instant) -> Result<(), StoreError> {
         let (bytes_max, bytes_in_memory) = bounds::of_small_claim(BYTES_MAX, self.replay.memory.bytes());
-        let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max, behind_creates: false };
+        // A message may have arrived after an earlier one of its lane was sent.
+        let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max, behind_creates: true };
         let lanes = {
             let mut shared = lock(&self.shared);
             if shared.is_claiming {
                 return Ok(());
             }
             shared.is_claiming = true;
-            first_within(&mut shared.waiting, limits)
+            let most = shared.stock(Instant::now()).share_of(CLAIMED_MAX);
+            first_within(&mut shared.waiting, limits, most)
         };
         let stops = || started.elapsed() >= TURN || self.stops();
         let memory = self.replay.memory.take(Use::Replay, bytes_in_memory).unless(stops);
@@ -312,7 +405,9 @@ impl<'r> SmallLanes<'r> {
             match claimed.next() {
                 Some((id, claimed)) => {
                     self.replay.state.claimed(id);
-                    if !claimed.is_empty() {
+                    if claimed.is_empty() {
+                        shared.unsent.remove(&id);
+                    } else {
                         shared.claimed.push_back(ClaimedLane { work, claimed, _memory: memory.clone() });
                     }
                 }
@@ -320,39 +415,49 @@ impl<'r> SmallLanes<'r> {
             }
         }
         left.retain(|work| !shared.alone.contains(&work.id));
+        let LanesByStep { unsent, alone, .. } = shared;
+        unsent.retain(|lane| !alone.contains(lane));
         left.into_iter().rev().for_each(|work| shared.waiting.push_front(work));
     }
 
     /// Sends the next claimed lane.
     fn send(&self, number: u64) -> Result<(), StoreError> {
-        let lane = {
+        let (state, settings) = (self.replay.state, self.replay.settings);
+        let (lane, turn) = {
             let mut shared = lock(&self.shared);
             let Some(lane) = shared.claimed.pop_front() else { return Ok(()) };
+            let turn = state.begin_turn(&lane.work, Pace::start(settings.pace), settings.breaker(), false);
+            shared.unsent.remove(&lane.work.id);
             shared.sending.insert(number, (lane.work.id, Instant::now()));
-            lane
+            (lane, turn)
         };
         let id = lane.work.id;
-        let answered = caught(|| self.send_lane(lane));
+        let answered = caught(|| self.send_lane(lane, turn.clone()));
+        state.answered();
         let mut shared = lock(&self.shared);
         shared.sending.remove(&number);
         match answered {
-            Some(answered) => {
-                shared.answered.push(answered?);
+            Some(Ok(answered)) => {
+                shared.answered_since.get_or_insert_with(Instant::now);
+                shared.answered.push(answered);
                 Ok(())
+            }
+            Some(Err(error)) => {
+                state.end_only_turn(id, &turn);
+                Err(error)
             }
             None => {
                 shared.alone.insert(id);
                 drop(shared);
+                state.end_only_turn(id, &turn);
                 hold_after_panic(self.replay, self.keeper, id)
             }
         }
     }
 
-    fn send_lane(&self, lane: ClaimedLane) -> Result<AnsweredLane<'r>, StoreError> {
+    fn send_lane(&self, lane: ClaimedLane, mut turn: LaneTurn) -> Result<AnsweredLane<'r>, StoreError> {
         let ClaimedLane { work, claimed, _memory } = lane;
         let (replay, keeper) = (self.replay, self.keeper);
-        let settings = replay.settings;
-        let mut turn = replay.state.begin_turn(&work, Pace::start(settings.pace), settings.breaker(), false);
         let has_more = (claimed.len() as u64) < work.failed;
         let sender = Sender { replay, keeper, work };
         turn.begin_batch(claimed.len());
@@ -360,8 +465,10 @@ impl<'r> SmallLanes<'r> {
         if self.is_unavailable() {
             batch.halt = Some(Halt::Unavailable);
         }
-        batch.send_all(claimed)?;
-        batch.conclude_failures()?;
+        if let Err(error) = batch.send_all(claimed).and_then(|()| batch.conclude_failures()) {
+            replay.state.keep_unsettled(&batch.outcomes);
+            return Err(error);
+        }
         let Batch { outcomes, delivered, halt, limited, .. } = batch;
         let (halted, limited) = (halt.is_some(), !limited.is_empty());
         let settled = Event::BatchSettled { delivered: delivered > 0, halted, limited };
@@ -372,11 +479,11 @@ impl<'r> SmallLanes<'r> {
     fn settle(&self) -> Result<(), StoreError> {
         let answered = {
             let mut shared = lock(&self.shared);
-            if shared.is_settling {
+            if shared.is_settling || shared.answered.is_empty() {
                 return Ok(());
             }
             shared.is_settling = true;
-            std::mem::take(&mut shared.answered)
+            shared.take_answered()
         };
         let settled = caught(|| self.settle_lanes(answered));
         lock(&self.shared).is_settling = false;
@@ -386,6 +493,9 @@ impl<'r> SmallLanes<'r> {
         })
     }
 
+    /// Settles these lanes in one commit, or one by one if that panics: then one of them is to blame, and is held.
+    ///
+    /// What a lane needs after the commit is done for all of them, whatever fails for one; the first error is returned.
     fn settle_lanes(&self, answered: Vec<AnsweredLane<'r>>) -> Result<(), StoreError> {
         let (store, lease, state) = (self.replay.store, &self.keeper.lease, self.replay.state);
         let mut outcomes = Vec::new();
@@ -395,37 +505,68 @@ impl<'r> SmallLanes<'r> {
             outcomes.append(&mut lane.outcomes);
             lanes.push((lane, begin..outcomes.len()));
         }
-        if let Err(error) = store.settle(lease, &outcomes) {
+        let together = caught(|| store.settle(lease, &outcomes));
+        if let Some(Err(error)) = together {
             state.keep_unsettled(&outcomes);
+            lanes.iter().for_each(|(lane, _)| state.end_only_turn(lane.sender.work.id, &lane.turn));
             return Err(error);
         }
-        for (lane, its) in lanes {
-            let AnsweredLane { sender, mut turn, settled, has_more, .. } = lane;
-            sender.settled(&outcomes[its])?;
-            if let Decision::Recover { closes, releases } = sender.on(&mut turn, settled) {
-                if closes {
-                    sender.hold(None)?;
-                }
-                // Nothing else of the lane waited.
-                if let Some(deferred) = releases.filter(|deferred| has_more || !deferred.is_empty()) {
-                    store.make_due(lease, &[(sender.work.id, WaitEnd::Delivery(deferred))], now_ms())?;
-                }
-            }
-            state.end_only_turn(sender.work.id, &turn);
+        let is_settled = together.is_some();
+        let mut result = Ok(());
+        for (mut lane, its) in lanes {
+            let (id, its) = (lane.sender.work.id, &outcomes[its]);
+            let concluded = caught(|| conclude(&mut lane, its, is_settled)).unwrap_or_else(|| {
+                // What the server has decided is not sent again.
+                state.keep_unsettled(its);
+                lock(&self.shared).alone.insert(id);
+                hold_after_panic(self.replay, self.keeper, id)
+            });
+            state.end_only_turn(id, &lane.turn);
+            result = result.and(concluded);
         }
-        Ok(())
+        result
+    }
+}
+
+/// Settles a lane, unless that is done, counts its outcomes, and takes their consequences for the lane.
+fn conclude(
+    lane: &mut AnsweredLane<'_>,
+    outcomes: &[(MessageId, Outcome)],
+    is_settled: bool,
+) -> Result<(), StoreError> {
+    let AnsweredLane { sender, turn, settled, has_more, .. } = lane;
+    let counted = match is_settled {
+        true => sender.settled(outcomes),
+        false => sender.settle(outcomes),
+    };
+    counted.and(recover(sender, turn, *settled, *has_more))
+}
+
+/// Ends the hold of a lane that delivers again, and makes due what was deferred.
+fn recover(sender: &Sender<'_>, turn: &mut LaneTurn, settled: Event, has_more: bool) -> Result<(), StoreError> {
+    let Decision::Recover { closes, releases } = sender.on(turn, settled) else { return Ok(()) };
+    if closes {
+        sender.hold(None)?;
+    }
+    // Nothing else of the lane waited.
+    match releases.filter(|deferred| has_more || !deferred.is_empty()) {
+        Some(deferred) => {
+            let ends = [(sender.work.id, WaitEnd::Delivery(deferred))];
+            sender.replay.store.make_due(&sender.keeper.lease, &ends, now_ms())
+        }
+        None => Ok(()),
     }
 }
 
 /// Takes the first of these lanes, as many as fit: the messages that they had when they were listed.
-fn first_within(waiting: &mut VecDeque<LaneWork>, limits: ClaimLimits) -> Vec<LaneWork> {
+fn first_within(waiting: &mut VecDeque<LaneWork>, limits: ClaimLimits, most: usize) -> Vec<LaneWork> {
     let (mut messages, mut bytes) = (0, 0);
     let fits = |work: &&LaneWork| {
         messages += work.failed;
         bytes += work.body_bytes;
         messages < limits.messages_max as u64 && bytes <= limits.bytes_max
     };
-    let count = waiting.iter().take(CLAIMED_MAX).take_while(fits).count();
+    let count = waiting.iter().take(most).take_while(fits).count();
     waiting.drain(..count.max(1).min(waiting.len())).collect()
 }
 
@@ -460,13 +601,14 @@ mod tests {
         ] {
             let mut waiting: VecDeque<LaneWork> = (1_i64..).zip(lanes).map(|(id, (n, b))| work(id, n, b)).collect();
             let all = waiting.len();
-            let taken = first_within(&mut waiting, limits);
+            let taken = first_within(&mut waiting, limits, CLAIMED_MAX);
             assert_eq!((taken.len(), waiting.len()), (expected, all - expected), "{what}");
             assert!(taken.iter().zip(1..).all(|(work, id)| work.id == LaneId(id)), "{what}");
         }
         let mut many: VecDeque<LaneWork> = (0..1000).map(|id| work(id, 1, 1)).collect();
         let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max: BYTES_MAX, behind_creates: false };
-        assert_eq!(first_within(&mut many, limits).len(), CLAIMED_MAX);
+        assert_eq!(first_within(&mut many, limits, CLAIMED_MAX).len(), CLAIMED_MAX);
+        assert_eq!(first_within(&mut many, limits, 3).len(), 3);
     }
 
     #[test]
@@ -475,6 +617,31 @@ mod tests {
         assert_eq!((stock.workers_wanted(0), stock.workers_wanted(4)), (WORKERS, WORKERS + 4));
         assert_eq!(Stock { claimed: 2, ..Stock::default() }.workers_wanted(0), 2, "no more than lanes");
         assert_eq!(Stock { answered: 9, ..Stock::default() }.workers_wanted(5), 0, "nothing is left to send");
+    }
+
+    #[test]
+    fn workers_claim_less_the_more_of_them_hang_and_nothing_when_their_turn_is_over() {
+        let stock = |claimed, hanging| Stock { waiting: 9, claimed, workers: 8, hanging, ..Stock::default() };
+        for (claimed, hanging, expected) in [
+            (AHEAD - 1, 0, SharedStep::Claim),
+            (AHEAD, 0, SharedStep::Send),
+            (AHEAD / 2 - 1, 4, SharedStep::Claim),
+            (AHEAD / 2, 4, SharedStep::Send),
+            (0, 8, SharedStep::Claim),
+            (1, 8, SharedStep::Send),
+        ] {
+            assert_eq!(stock(claimed, hanging).next(true), expected, "{claimed} claimed, {hanging} hang");
+            assert_eq!(stock(claimed, hanging).next(false), SharedStep::End, "{claimed} claimed, {hanging} hang");
+        }
+    }
+
+    #[test]
+    fn an_answered_lane_is_settled_soon_even_if_others_hang() {
+        let stock = Stock { answered: 1, answered_for: SETTLES_AFTER, ..Stock::default() };
+        assert!(stock.is_left_over());
+        assert!(!Stock { is_settling: true, ..stock }.is_left_over());
+        assert!(!Stock { answered: 0, ..stock }.is_left_over());
+        assert!(!Stock { answered_for: SETTLES_AFTER / 2, ..stock }.is_left_over(), "a worker settles it with others");
     }
 
     /// A worker in the middle of a step, with the lanes that it has.
@@ -534,8 +701,9 @@ mod tests {
                 };
             }
             prop_assert!(at.iter().all(|worker| *worker == At::Ended), "a worker waits for ever");
-            prop_assert_eq!((stock.claimed, stock.answered), (0, 0), "claimed lanes are left in flight");
-            prop_assert_eq!(settled + stock.waiting, lanes);
+            prop_assert_eq!(stock.answered, 0, "answered lanes are left in flight");
+            // The coordinator gives back what is claimed.
+            prop_assert_eq!(settled + stock.waiting + stock.claimed, lanes);
             prop_assert!(commits <= 2 + 2 * lanes.div_ceil(CLAIMED_MAX) * (workers + 1), "{} commits", commits);
         }
     }

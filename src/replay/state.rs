@@ -94,6 +94,11 @@ impl ReplayState {
         self.lock().resumed.insert(lane);
     }
 
+    /// Notes that claimed messages of a lane were given back unsent: what is said of the next claim counts.
+    pub(super) fn gave_back(&self, lane: LaneId) {
+        self.lock().resumed.remove(&lane);
+    }
+
     /// Starts a worker's turn with a lane; `is_extra`: another worker of the lane waits for an answer.
     pub(super) fn begin_turn(
         &self,
@@ -132,11 +137,17 @@ impl ReplayState {
         self.lock().lanes.get(&lane).is_none_or(LaneHealth::is_carefree)
     }
 
-    /// Ends the only turn that a lane with a few messages has: without trouble, nothing is remembered of it, so that
-    /// any number of such lanes takes no memory.
-    pub(super) fn end_only_turn(&self, lane: LaneId, turn: &LaneTurn) {
-        self.end_turn(lane, turn);
+    /// Notes that a worker sends nothing more in a turn that is still to be settled: the worker is free for others.
+    pub(super) fn answered(&self) {
         let mut remembered = self.lock();
+        remembered.senders = remembered.senders.saturating_sub(1);
+    }
+
+    /// Ends the only turn that a lane with a few messages has, after [`ReplayState::answered`]: without trouble, nothing
+    /// is remembered of it, so that any number of such lanes takes no memory.
+    pub(super) fn end_only_turn(&self, lane: LaneId, turn: &LaneTurn) {
+        let mut remembered = self.lock();
+        remembered.lanes.entry(lane).or_default().end_turn(turn);
         if remembered.lanes.get(&lane).is_some_and(LaneHealth::is_carefree) {
             remembered.lanes.remove(&lane);
         }
@@ -295,6 +306,33 @@ mod tests {
         state.begin(StoreIdentity::of(b"another"), 4);
         assert_eq!(state.unsettled(MESSAGE), None, "a message of another store is deleted unsent");
         assert_eq!(timeouts(&state), 0);
+    }
+
+    #[test]
+    fn a_lane_that_is_answered_and_not_settled_occupies_no_worker() {
+        let state = ReplayState::default();
+        let settings = BreakerSettings { retry_interval: Duration::from_secs(1), attempts_max: 1 };
+        let work = LaneWork {
+            id: LANE,
+            lane: crate::message::Lane::default(),
+            failed: 1,
+            body_bytes: 1,
+            due_at_ms: 0,
+            hold: None,
+            limits: Vec::new(),
+            waits_for: None,
+        };
+        let start = Pace::start(crate::delivery::pacing::PaceSettings::default());
+        let seen = || {
+            let senders = state.lock().senders;
+            (senders, state.is_carefree(LANE))
+        };
+        let turn = state.begin_turn(&work, start, settings, false);
+        assert_eq!(seen(), (1, false));
+        state.answered();
+        assert_eq!(seen(), (0, false), "its turn lasts until it is settled");
+        state.end_only_turn(LANE, &turn);
+        assert_eq!(seen(), (0, true));
     }
 
     #[test]

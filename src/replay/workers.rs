@@ -38,6 +38,8 @@ struct BusyWorker {
     since: Instant,
     is_failing: bool,
     is_extra: bool,
+    /// Whether it goes from one lane with a few messages to the next.
+    is_shared: bool,
 }
 
 impl LaneWorkers {
@@ -67,14 +69,32 @@ impl LaneWorkers {
         } else {
             self.may_have_lane(now) && !(is_failing && count(&|worker| worker.is_failing) >= FAILING_LANES_MAX)
         };
-        may.then(|| self.add(Some(work.id), now, is_failing, is_extra))
+        let lane = Some(work.id);
+        may.then(|| self.add(BusyWorker { number: 0, lane, since: now, is_failing, is_extra, is_shared: false }))
     }
 
     /// Admits a worker that goes from one lane with a few messages to the next, if one more is allowed, and returns its
-    /// number.
+    /// number. At most half of the places are for these, so that lanes that hang leave the other half to others.
     pub(super) fn admit_shared(&mut self, now: Instant) -> Option<u64> {
-        let may = self.busy.len() < self.most && self.may_have_lane(now);
-        may.then(|| self.add(None, now, false, false))
+        let may = self.busy.len() < self.most && self.may_have_lane(now) && self.shared().count() < self.shared_max();
+        let worker =
+            BusyWorker { number: 0, lane: None, since: now, is_failing: false, is_extra: false, is_shared: true };
+        may.then(|| self.add(worker))
+    }
+
+    /// Returns whether there are as many such workers as may be, and all of them wait for an answer that does not come.
+    pub(super) fn are_shared_stuck(&self, now: Instant) -> bool {
+        let waits =
+            |worker: &BusyWorker| worker.lane.is_some() && now.saturating_duration_since(worker.since) >= SLOW_AFTER;
+        self.shared().count() >= self.shared_max() && self.shared().all(waits)
+    }
+
+    fn shared(&self) -> impl Iterator<Item = &BusyWorker> {
+        self.busy.iter().filter(|worker| worker.is_shared)
+    }
+
+    fn shared_max(&self) -> usize {
+        (self.most.min(LANES_MAX_WITH_SLOW) / 2).max(1)
     }
 
     /// Notes the lane that such a worker is with, and since when; `None`: with none.
@@ -93,9 +113,9 @@ impl LaneWorkers {
             && count(&|worker| !worker.is_extra) < LANES_MAX_WITH_SLOW
     }
 
-    fn add(&mut self, lane: Option<LaneId>, since: Instant, is_failing: bool, is_extra: bool) -> u64 {
+    fn add(&mut self, worker: BusyWorker) -> u64 {
         self.next_number += 1;
-        self.busy.push(BusyWorker { number: self.next_number, lane, since, is_failing, is_extra });
+        self.busy.push(BusyWorker { number: self.next_number, ..worker });
         self.next_number
     }
 
@@ -153,6 +173,25 @@ mod tests {
         assert_eq!(admitted(&mut workers, 100..200, true, later), FAILING_LANES_MAX - LANES_MAX);
         assert_eq!(admitted(&mut workers, 200..300, false, later), LANES_MAX_WITH_SLOW - FAILING_LANES_MAX);
         assert_eq!(admitted(&mut LaneWorkers::new(3, Duration::ZERO), 0..100, false, start), 3, "fewer if configured");
+    }
+
+    #[test]
+    fn shared_workers_that_hang_leave_half_of_the_places_to_other_lanes() {
+        let start = Instant::now();
+        for (most, shared, others) in [(100, LANES_MAX_WITH_SLOW / 2, LANES_MAX_WITH_SLOW / 2), (5, 2, 3), (1, 1, 0)] {
+            let mut workers = LaneWorkers::new(most, Duration::from_secs(95));
+            let numbers: Vec<u64> = (0..100).filter_map(|_| workers.admit_shared(start)).collect();
+            assert_eq!(numbers.len(), shared, "of {most}");
+            let later = start + SLOW_AFTER;
+            let lane_of = |number: u64| LaneId(1000 + i64::try_from(number).expect("a small number"));
+            numbers[1..].iter().for_each(|number| workers.moved(*number, Some((lane_of(*number), start)), later));
+            workers.moved(numbers[0], None, later);
+            assert!(!workers.are_shared_stuck(later), "one is with no lane");
+            workers.moved(numbers[0], Some((lane_of(numbers[0]), start)), later);
+            assert!(workers.are_shared_stuck(later));
+            assert_eq!(workers.admit_shared(later), None);
+            assert_eq!(admitted(&mut workers, 0..100, false, later), others, "of {most}");
+        }
     }
 
     #[test]
