@@ -86,9 +86,8 @@ pub(crate) struct Locked {
 enum FlightState {
     /// At the gate.
     Waiting,
-    /// On its way to the server, or about to be. `again`: a write that it follows was stored meanwhile, so it has to be
-    /// stored behind that one even if the server takes it.
-    Sent { again: bool },
+    /// On its way to the server, or about to be.
+    Sent,
     /// The server has it.
     Delivered,
     /// It has to be stored.
@@ -104,6 +103,9 @@ struct WindowEntry<T> {
     bars: bool,
     is_final: bool,
     state: FlightState,
+    /// Earlier writes that were stored meanwhile, or are about to be: this one has to be stored behind them even if the
+    /// server takes it.
+    behind: Vec<u64>,
     /// What it takes to read it, or to store it again.
     kept: Option<(T, usize)>,
 }
@@ -200,7 +202,8 @@ impl<T: Clone> LaneWindow<T> {
             is_locked: false,
             bars: false,
             is_final: false,
-            state: FlightState::Sent { again: false },
+            state: FlightState::Sent,
+            behind: Vec::new(),
             kept: Some(kept()),
         });
         self.open.insert(number);
@@ -211,7 +214,8 @@ impl<T: Clone> LaneWindow<T> {
     pub(crate) fn arrive(&mut self, now: Duration, Locked { concerns, bars, is_final }: Locked) -> u64 {
         let bars = bars || is_final;
         let state = FlightState::Waiting;
-        self.add(WindowEntry { began: now, concerns, is_locked: true, bars, is_final, state, kept: None })
+        let behind = Vec::new();
+        self.add(WindowEntry { began: now, concerns, is_locked: true, bars, is_final, state, behind, kept: None })
     }
 
     /// Returns whether a write that has arrived may go on; if so, it counts as sent.
@@ -220,7 +224,7 @@ impl<T: Clone> LaneWindow<T> {
         if gate == Gate::Open
             && let Some(flight) = self.flights.get_mut(&number)
         {
-            flight.state = FlightState::Sent { again: false };
+            flight.state = FlightState::Sent;
         }
         gate
     }
@@ -242,7 +246,7 @@ impl<T: Clone> LaneWindow<T> {
             let may_be_stored = match flight.state {
                 FlightState::Storing => true,
                 FlightState::Delivered => is_final || storing.iter().any(|before| before.conflicts(&flight.concerns)),
-                FlightState::Sent { .. } => !flight.is_locked,
+                FlightState::Sent => !flight.is_locked,
                 FlightState::Waiting => false,
             };
             if !may_be_stored {
@@ -266,7 +270,8 @@ impl<T: Clone> LaneWindow<T> {
     }
 
     /// Records the server's answer: whether it has the write now. Returns whether the write has to be stored all the
-    /// same, before its client gets the answer. `kept` is what it takes to store it again later.
+    /// same, before its client gets the answer. `kept` is what it takes to store it again later. Asked again when it
+    /// could not be stored: it need not be if what it had to follow was not stored either.
     pub(crate) fn answered(&mut self, number: u64, is_applied: bool, kept: impl FnOnce() -> (T, usize)) -> bool {
         let Some(flight) = self.flights.get_mut(&number) else { return false };
         if !is_applied {
@@ -274,14 +279,11 @@ impl<T: Clone> LaneWindow<T> {
             return false;
         }
         self.barring -= usize::from(std::mem::take(&mut flight.bars));
-        match flight.state {
-            FlightState::Sent { again: true } => {
-                self.keep(number);
-                return true;
-            }
-            FlightState::Storing => self.storing -= 1,
-            FlightState::Waiting | FlightState::Sent { .. } | FlightState::Delivered => {}
+        if !flight.behind.is_empty() {
+            self.keep(number);
+            return true;
         }
+        self.storing -= usize::from(flight.state == FlightState::Storing);
         flight.state = FlightState::Delivered;
         self.open.remove(&number);
         if self.unlocked == 0 || flight.is_final {
@@ -344,13 +346,18 @@ impl<T: Clone> LaneWindow<T> {
                     group.push(flight.concerns.clone());
                     repeated.extend(flight.kept.as_ref().map(|(kept, _)| kept.clone()));
                 }
-                FlightState::Sent { again: false } if follows(flight) => {
-                    flight.state = FlightState::Sent { again: true };
-                }
+                FlightState::Sent if !flight.is_final && follows(flight) => flight.behind.push(number),
                 _ => {}
             }
         }
         StoreTurn::Store(repeated)
+    }
+
+    /// Records that a write certainly was not stored: nothing has to follow it any more.
+    pub(crate) fn not_stored(&mut self, number: u64) {
+        for (_, flight) in self.flights.range_mut(number..) {
+            flight.behind.retain(|before| *before != number);
+        }
     }
 
     /// Returns the unread creates, in their order.
@@ -361,18 +368,27 @@ impl<T: Clone> LaneWindow<T> {
 
     /// Records what an unread create is about, and what it takes to store it again; `None` if nobody can read it.
     pub(crate) fn read(&mut self, number: u64, concerns: Arc<[Touch]>, kept: Option<(T, usize)>) {
-        let Some(flight) = self.flights.get_mut(&number) else { return };
-        if !flight.concerns.is_unread() {
-            return;
+        if let Some(flight) = self.learn(number, Concerns::Entities(concerns)) {
+            let (before, after) = (bytes_of(&flight.kept), bytes_of(&kept));
+            flight.kept = kept;
+            self.bytes = self.bytes - before + after;
         }
-        flight.concerns = Concerns::Entities(concerns);
-        self.unread -= 1;
-        let (before, after) = (bytes_of(&flight.kept), bytes_of(&kept));
-        self.bytes = self.bytes - before + after;
-        flight.kept = kept;
         if self.unread == 0 {
             self.compact();
         }
+    }
+
+    /// Records that an unread create can't be read for now: it may be about anything.
+    pub(crate) fn not_readable_now(&mut self, number: u64) {
+        self.learn(number, Concerns::Lane);
+    }
+
+    /// Records what an unread create is about, and returns it.
+    fn learn(&mut self, number: u64, concerns: Concerns) -> Option<&mut WindowEntry<T>> {
+        let flight = self.flights.get_mut(&number).filter(|flight| flight.concerns.is_unread())?;
+        flight.concerns = concerns;
+        self.unread -= 1;
+        Some(flight)
     }
 
     /// Removes a write that was stored or refused, or is not forwarded after all.

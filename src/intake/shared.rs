@@ -183,6 +183,8 @@ impl Shared {
     /// The answer to a client that has timed out.
     pub(super) async fn wait_for_memory(&self, by: Use, bytes: u64) -> Result<Grant, Reply> {
         tokio::select! {
+            // Memory that is free is taken whatever else is due, so that shutdown refuses nothing at random.
+            biased;
             memory = self.memory.take(by, bytes) => Ok(memory),
             () = tokio::time::sleep(MEMORY_WAIT_MAX) => Err(self.refuse_busy()),
             () = self.listener.hurry.requested() => Err(self.refuse_busy()),
