@@ -41,9 +41,10 @@ use crate::message::{Touch, conflict};
 /// a write waits for it. Several times the latency of a busy server nearby, so that reading stays the exception there,
 /// and short beside the time that clients take to react to an answer that they don't get.
 pub(crate) const AGE_MAX: Duration = Duration::from_millis(25);
-/// Entries of a window, and bytes of the bodies that it holds, past which creates are read.
-const ENTRIES_MAX: usize = 1024;
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Entries of a window, and bytes of the bodies that it holds, past which creates are read, and writes wait for those
+/// before them. So what has to be stored again with a write fits into one commit.
+pub(crate) const ENTRIES_MAX: usize = 256;
+const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Entries at which those are searched for that can be dropped out of order.
 const COMPACT_MIN: usize = 128;
 
@@ -138,12 +139,12 @@ pub(crate) enum StoreTurn<T> {
     Read,
 }
 
-/// Who has to ask again after a change.
+/// Who has to ask again after a change of a write: of those with a larger number, which alone may wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wakes {
     /// Everyone who waits.
     All,
-    /// Those with a smaller number.
+    /// Those below this number.
     Below(u64),
 }
 
@@ -161,6 +162,8 @@ pub(crate) struct LaneWindow<T> {
     barring: usize,
     bytes: usize,
     compact_at: usize,
+    /// Whether a write was delivered, read or removed since those were searched for that can be dropped.
+    is_uncompacted: bool,
 }
 
 impl<T> Default for LaneWindow<T> {
@@ -175,6 +178,7 @@ impl<T> Default for LaneWindow<T> {
             barring: 0,
             bytes: 0,
             compact_at: COMPACT_MIN,
+            is_uncompacted: false,
         }
     }
 }
@@ -190,8 +194,7 @@ impl<T: Clone> LaneWindow<T> {
         let is_late = |flight: &WindowEntry<T>| now.saturating_sub(flight.began) > AGE_MAX;
         if self.storing > 0
             || self.barring > 0
-            || self.flights.len() >= ENTRIES_MAX
-            || self.bytes >= BYTES_MAX
+            || self.is_full()
             || self.flights.first_key_value().is_some_and(|(_, oldest)| is_late(oldest))
         {
             return None;
@@ -229,21 +232,36 @@ impl<T: Clone> LaneWindow<T> {
         gate
     }
 
+    /// Returns whether writes wait for others only because there are too many.
+    fn is_full(&self) -> bool {
+        self.flights.len() >= ENTRIES_MAX || self.bytes >= BYTES_MAX
+    }
+
+    /// Returns whether too many are before a write. Later ones don't count, because they may wait for it.
+    fn is_full_before(&self, number: u64) -> bool {
+        let before = self.flights.range(..number).map(|(_, flight)| bytes_of(&flight.kept));
+        self.is_full() && (before.clone().nth(ENTRIES_MAX - 1).is_some() || before.sum::<usize>() >= BYTES_MAX)
+    }
+
     fn look_at_gate(&mut self, number: u64, now: Duration) -> Gate {
         let Some(is_final) = self.flights.get(&number).map(|flight| flight.is_final) else { return Gate::Open };
         let is_first = self.open.first().is_none_or(|open| *open > number);
-        if self.unlocked == 0 || is_first && self.storing == 0 && !is_final {
+        let mut is_full = self.unlocked > 0 && self.is_full_before(number);
+        if self.unlocked == 0 || is_first && self.storing == 0 && !is_final && !is_full {
             return Gate::Open;
         }
-        if is_final {
+        if is_final || is_full {
             self.compact();
+            is_full = self.unlocked > 0 && self.is_full_before(number);
         }
         let Some(own) = self.flights.get(&number) else { return Gate::Open };
-        let (mut waits, mut until) = (false, None::<Duration>);
+        let (mut waits, mut until) = (is_full, None::<Duration>);
         // What may be stored again, by writes that are being stored before this one.
         let mut storing: Vec<&Concerns> = Vec::new();
         for flight in self.flights.range(..number).map(|(_, flight)| flight) {
             let may_be_stored = match flight.state {
+                // Once they are known, what follows nothing is dropped.
+                _ if is_full && flight.concerns.is_unread() => true,
                 FlightState::Storing => true,
                 FlightState::Delivered => is_final || storing.iter().any(|before| before.conflicts(&flight.concerns)),
                 FlightState::Sent => !flight.is_locked,
@@ -291,6 +309,10 @@ impl<T: Clone> LaneWindow<T> {
             return false;
         }
         let is_first = self.flights.first_key_value().is_some_and(|(first, _)| *first == number);
+        if self.unread == 0 && !is_first && self.follows_nothing(number) {
+            self.remove(number);
+            return false;
+        }
         if !is_first
             && let Some(flight) = self.flights.get_mut(&number)
             && flight.kept.is_none()
@@ -299,8 +321,15 @@ impl<T: Clone> LaneWindow<T> {
             self.bytes += kept.1;
             flight.kept = Some(kept);
         }
+        self.is_uncompacted = true;
         self.settle();
         false
+    }
+
+    /// Returns whether no earlier write has anything in common with this one.
+    fn follows_nothing(&self, number: u64) -> bool {
+        let Some(own) = self.flights.get(&number) else { return true };
+        !self.flights.range(..number).any(|(_, before)| before.concerns.conflicts(&own.concerns))
     }
 
     /// Records that a write has to be stored.
@@ -388,6 +417,7 @@ impl<T: Clone> LaneWindow<T> {
         let flight = self.flights.get_mut(&number).filter(|flight| flight.concerns.is_unread())?;
         flight.concerns = concerns;
         self.unread -= 1;
+        self.is_uncompacted = true;
         Some(flight)
     }
 
@@ -405,6 +435,23 @@ impl<T: Clone> LaneWindow<T> {
         self.storing -= usize::from(flight.state == FlightState::Storing);
         self.barring -= usize::from(flight.bars);
         self.bytes -= bytes_of(&flight.kept);
+        self.is_uncompacted = true;
+    }
+
+    /// Returns whether later writes wait for a write only because there are too many; `None` if they may wait for what
+    /// becomes of it. They don't for one that has its locks and is on its way while nothing is stored.
+    pub(crate) fn waits_for_room(&self, number: u64) -> Option<bool> {
+        let is_plain = |flight: &WindowEntry<T>| flight.is_locked && flight.state == FlightState::Sent;
+        let is_plain = self.flights.get(&number).is_some_and(is_plain) && self.storing == 0 && self.barring == 0;
+        is_plain.then(|| self.is_full())
+    }
+
+    /// Returns the writes that are no longer too many.
+    pub(crate) fn with_room(&self) -> Wakes {
+        match self.flights.keys().nth(ENTRIES_MAX) {
+            Some(number) if self.bytes < BYTES_MAX => Wakes::Below(*number),
+            _ => Wakes::All,
+        }
     }
 
     /// Returns who has to ask again now.
@@ -442,6 +489,9 @@ impl<T: Clone> LaneWindow<T> {
 
     /// Drops what was delivered and follows nothing that may have to be stored.
     fn compact(&mut self) {
+        if !self.is_uncompacted {
+            return;
+        }
         let mut before: Vec<Concerns> = Vec::new();
         let mut settled = Vec::new();
         for (number, flight) in &self.flights {
@@ -451,6 +501,7 @@ impl<T: Clone> LaneWindow<T> {
             }
         }
         settled.into_iter().for_each(|number| self.take(number));
+        self.is_uncompacted = false;
     }
 }
 

@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::delivery::unread::{Gate, LaneWindow, Locked, StoreTurn, Wakes};
+use crate::delivery::unread::{ENTRIES_MAX, Gate, LaneWindow, Locked, StoreTurn, Wakes};
 use crate::message::{Lane, Message};
+use crate::store::committer::COMMIT_MESSAGES_MAX;
+
+// A write and all that is stored again behind it.
+const _: () = assert!(ENTRIES_MAX <= COMMIT_MESSAGES_MAX);
 
 /// Lanes past which those with nothing in flight are forgotten.
 const LANES_MIN: usize = 64;
@@ -180,29 +184,32 @@ impl LaneFlights {
                     let bytes = message.request.body.bytes.len();
                     let touches = message.touches.as_slice().into();
                     let kept = Some((Kept::Read(message, memory), bytes));
-                    self.change(|window| window.read(number, touches, kept));
+                    self.change(number, |window| window.read(number, touches, kept));
                 }
-                Err(ReadFailure::Unreadable) => self.change(|window| window.read(number, Arc::default(), None)),
-                Err(ReadFailure::NotNow) => self.change(|window| window.not_readable_now(number)),
+                Err(ReadFailure::Unreadable) => self.change(number, |window| window.read(number, Arc::default(), None)),
+                Err(ReadFailure::NotNow) => self.change(number, |window| window.not_readable_now(number)),
             }
             // Each takes a tenth of a millisecond, and others of this thread wait.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Changes the window, and wakes those who wait for that.
-    fn change<T>(&self, change: impl FnOnce(&mut LaneWindow<Kept>) -> T) -> T {
+    /// Changes a write in the window, and wakes those who may wait for that.
+    fn change<T>(&self, number: u64, change: impl FnOnce(&mut LaneWindow<Kept>) -> T) -> T {
         let mut state = self.state();
-        let was_storing = state.window.wakes() == Wakes::All;
+        let (waits_for_room, before) = (state.window.waits_for_room(number), state.window.wakes());
         let result = change(&mut state.window);
-        if !state.waiting.is_empty() {
-            let woken = match state.window.wakes() {
-                Wakes::Below(number) if !was_storing => {
-                    let others = state.waiting.split_off(&number);
-                    std::mem::replace(&mut state.waiting, others)
-                }
-                _ => std::mem::take(&mut state.waiting),
+        if waits_for_room != Some(false) && !state.waiting.is_empty() {
+            let wakes = match (waits_for_room, before) {
+                (Some(_), _) => state.window.with_room(),
+                (None, Wakes::All) => Wakes::All,
+                (None, Wakes::Below(_)) => state.window.wakes(),
             };
+            let mut woken = state.waiting.split_off(&number);
+            if let Wakes::Below(end) = wakes {
+                let mut others = woken.split_off(&end.max(number));
+                state.waiting.append(&mut others);
+            }
             drop(state);
             for wake in woken.into_values() {
                 // It has gone if it is read meanwhile.
@@ -252,14 +259,14 @@ impl InFlight {
     /// Records the server's answer: whether it has the write now. Returns whether the write has to be stored all the
     /// same before its client gets the answer, because an earlier one was stored meanwhile that would overwrite it.
     pub(super) fn answered(&mut self, is_applied: bool, kept: impl FnOnce() -> (Kept, usize)) -> bool {
-        let must_be_stored = self.flights.change(|window| window.answered(self.number, is_applied, kept));
+        let must_be_stored = self.flights.change(self.number, |window| window.answered(self.number, is_applied, kept));
         self.is_over = !must_be_stored;
         must_be_stored
     }
 
     /// Records that the write has to be stored.
     pub(super) fn keep(&self) {
-        self.flights.change(|window| window.keep(self.number));
+        self.flights.change(self.number, |window| window.keep(self.number));
     }
 
     /// Waits until the write may be stored, and returns the messages that are stored behind it in the same commit.
@@ -288,13 +295,13 @@ impl InFlight {
 
     /// Records that the write certainly was not stored.
     pub(super) fn not_stored(&self) {
-        self.flights.change(|window| window.not_stored(self.number));
+        self.flights.change(self.number, |window| window.not_stored(self.number));
     }
 
     /// Records that the write was stored or refused, or is not forwarded after all.
     pub(super) fn end(&mut self) {
         if !std::mem::replace(&mut self.is_over, true) {
-            self.flights.change(|window| window.remove(self.number));
+            self.flights.change(self.number, |window| window.remove(self.number));
         }
     }
 }

@@ -373,6 +373,28 @@ fn a_write_that_the_server_took_need_not_follow_one_that_was_not_stored() {
     assert!(window.is_empty() && window.storing == 0);
 }
 
+#[test]
+fn a_write_waits_for_room_behind_too_many_and_is_woken_when_there_is_some() {
+    let mut window = LaneWindow::default();
+    let first = window.begin_unread(Duration::ZERO, || (0, 1)).expect("it may go");
+    window.read(first, [touch(0, Effect::Create)].into(), Some((0, 1)));
+    let locked = |id: u8| Locked {
+        concerns: Concerns::Entities([touch(id, Effect::Refer)].into()),
+        bars: false,
+        is_final: false,
+    };
+    let numbers: Vec<u64> = (0..300).map(|_| window.arrive(Duration::ZERO, locked(1))).collect();
+    let passed: Vec<u64> =
+        numbers.iter().copied().filter(|number| window.gate(*number, Duration::ZERO) == Gate::Open).collect();
+    assert_eq!(passed, numbers[..ENTRIES_MAX - 1]);
+    assert_eq!(window.waits_for_room(passed[7]), Some(true));
+    assert!(!window.answered(passed[7], true, || (1, 1)));
+    let next = numbers[ENTRIES_MAX - 1];
+    assert_eq!(window.with_room(), Wakes::Below(next + 1));
+    assert_eq!(window.gate(next, Duration::ZERO), Gate::Open);
+    assert_eq!(window.gate(next + 1, Duration::ZERO), Gate::Wait(None));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
