@@ -17,6 +17,8 @@
 //!   decided ([`LaneWindow::turn`]). Everything that was delivered after it, and that it would overtake, is stored again
 //!   behind it, in one commit with it. A later write that is still in flight is stored once it is delivered, before
 //!   its client gets the answer.
+//! - A create that can't be read for now may be about anything.
+//! - A write waits at the gate while [`ENTRIES_MAX`] writes or [`BYTES_MAX`] bytes are before it.
 //!
 //! Waiting is always for smaller numbers, so it can't end in a deadlock.
 //!
