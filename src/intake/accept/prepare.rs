@@ -21,7 +21,7 @@ use crate::protocol::otlp;
 use crate::protocol::routes::Protected;
 
 /// Bodies up to this size are inspected on the connection's thread; larger ones on a thread that may take its time.
-const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
+pub(super) const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
 /// The same for their decoded size.
 const PREPARE_INLINE_CONTENT_BYTES_MAX: u64 = 256 * 1024;
 /// Bytes that an id takes that is added to a body, with its key.
@@ -69,7 +69,7 @@ pub(super) async fn accept_whole(
 
 /// Decodes the body, finds out what it is about, and gives an id to creates that have none.
 ///
-/// Without `memory` for the body, none is waited for to decode it: it has to be small.
+/// Without `memory` for the body, none is waited for to decode it: the caller has that, or the body is small.
 ///
 /// # Errors
 ///

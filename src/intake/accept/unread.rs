@@ -22,14 +22,14 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::held::{Held, unshared};
-use super::prepare::{ReceivedWrite, WriteRequest, prepare};
+use super::prepare::{PREPARE_INLINE_BYTES_MAX, ReceivedWrite, WriteRequest, prepare};
 use super::write::{Forwarded, WaitFor, Write};
 use crate::delivery::admission::Reachability;
 use crate::intake::evidence::CreateEvidence;
 use crate::intake::exchange::{encoding_of, lane_of};
 use crate::intake::forward::{self, ClientAnswer};
 use crate::intake::unread::{Kept, MessageRead, ReadCreate, ReadFailure, Unread};
-use crate::memory::Grant;
+use crate::memory::{Grant, Use};
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use crate::protocol::answers::Reply;
 
@@ -139,6 +139,22 @@ impl UnreadCreate {
     }
 }
 
+impl UnreadCreate {
+    /// Waits for the memory that it takes to read the body, as for any other write.
+    ///
+    /// # Errors
+    ///
+    /// The answer to a client that has timed out.
+    async fn memory_to_read(&self) -> Result<Option<Grant>, Reply> {
+        let Write { shared, message, .. } = &self.write;
+        let body = &message.request.body;
+        match body.is_encoded() && body.bytes.len() > PREPARE_INLINE_BYTES_MAX {
+            true => shared.wait_for_memory(Use::Inspection, body.content_bytes_max()).await.map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
 impl Unread for UnreadCreate {
     fn read(self: Arc<Self>) -> MessageRead {
         Box::pin(async move {
@@ -180,7 +196,11 @@ pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
 
 /// Delivers a create as any other write.
 async fn deliver_read(create: &UnreadCreate) -> ClientAnswer {
-    match create.read_once().await {
+    let read = match create.memory_to_read().await {
+        Ok(_memory) => create.read_once().await,
+        Err(reply) => Err(reply),
+    };
+    match read {
         Ok(write) => write.deliver(create.memory.clone()).await,
         Err(reply) => forward::own_answer(reply),
     }
@@ -195,7 +215,11 @@ async fn store(
 ) -> ClientAnswer {
     // Nothing begins from now on that it would overtake.
     held.flight.keep();
-    let failure = match create.read_once().await {
+    // Without memory, at shutdown and after a while, it is read all the same: others were delivered behind it.
+    let memory = create.memory_to_read().await.ok();
+    let read = create.read_once().await;
+    drop(memory);
+    let failure = match read {
         Ok(write) => match write.register(held).await {
             Ok(answer) => return answered.unwrap_or(answer),
             Err(not_stored) => Ok(not_stored),
