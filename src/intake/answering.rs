@@ -47,17 +47,9 @@ impl RequestTracker {
         framing.is_between_requests() && framing.requests() > self.answered.load(Ordering::Relaxed)
     }
 
-    /// Returns whether all answers but that to the last request that has begun are written.
-    pub(super) fn is_answering_none(&self) -> bool {
-        let is_flushed = !self.is_unflushed.load(Ordering::Relaxed);
-        is_flushed && self.framing().requests() == self.answered.load(Ordering::Relaxed) + 1
-    }
-
-    /// Validates the framing of bytes that the client sent; returns how many headers of its last request have arrived.
-    pub(super) fn received(&self, bytes: &[u8]) -> usize {
-        let mut framing = self.framing();
-        framing.feed(bytes);
-        framing.headers()
+    /// Validates the framing of bytes that the client sent.
+    pub(super) fn received(&self, bytes: &[u8]) {
+        self.framing().feed(bytes);
     }
 
     /// Notes that hyper's buffer has been written to the socket.

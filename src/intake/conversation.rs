@@ -104,24 +104,15 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, str
         })
     };
     let mut builder = http1::Builder::new();
-    // The socket's timeout takes the place of hyper's.
-    builder.header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
-    let mut socket = ClientSocket::http1(stream, begun, tracker.clone(), shared.limits.client_timeout);
-    if socket.is_past_headers_max() {
-        builder.max_headers(HEADERS_MAX);
-        socket = socket.resumed(&[]);
-    }
-    let served = loop {
-        let mut connection = builder.serve_connection(TokioIo::new(socket), &service);
-        let served = serve_until_asked(&mut connection, seat, shutdown).await;
-        let parts = connection.into_parts();
-        socket = parts.io.into_inner();
-        if served.is_ok() || !socket.is_past_headers_max() {
-            break served;
-        }
-        builder.max_headers(HEADERS_MAX);
-        socket = socket.resumed(&parts.read_buf);
-    };
+    builder
+        // The socket's timeout takes the place of hyper's.
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX);
+    let socket = ClientSocket::http1(stream, begun, tracker.clone(), shared.limits.client_timeout);
+    let mut connection = builder.serve_connection(TokioIo::new(socket), service);
+    let served = serve_until_asked(&mut connection, seat, shutdown).await;
     let Err(error) = served else { return };
     if error.is_parse_too_large() {
         shared.count_over_limit("bytes of a head");

@@ -43,7 +43,6 @@ enum FramingState {
 
 #[derive(Debug, Default)]
 struct FramingHeaders {
-    count: usize,
     length: Option<u64>,
     is_chunked: bool,
 }
@@ -85,11 +84,6 @@ impl Framing {
             FramingState::RequestLine | FramingState::Header => Some(self.requests),
             _ => None,
         }
-    }
-
-    /// Returns how many headers of the last request have arrived.
-    pub(super) fn headers(&self) -> usize {
-        self.headers.count
     }
 
     /// Validates bytes that have arrived.
@@ -182,7 +176,6 @@ impl Framing {
     }
 
     fn read_header(&mut self, line: &[u8]) -> Result<(), &'static str> {
-        self.headers.count += 1;
         if matches!(line.first(), Some(b' ' | b'\t')) {
             return Err("a header is folded over two lines");
         }

@@ -21,9 +21,6 @@ use tokio::time::{Instant, Sleep};
 use super::answering::RequestTracker;
 use super::deadline::Deadline;
 
-/// Headers of a request that hyper's parser has room for without initialising memory. For more, it writes 48 bytes a
-/// header and request, used or not; a request with more is parsed by another one.
-const HEADERS_USUAL_MAX: usize = 100;
 /// How often the socket of a client that closed its sending side, and waits for an answer, is checked for errors.
 const GONE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -36,10 +33,6 @@ pub(super) struct ClientSocket {
     tracker: Option<Arc<RequestTracker>>,
     /// The timeout of a client that sends no head, or takes nothing of an answer.
     timeout: Duration,
-    /// Headers of a request that hyper's parser has room for.
-    headers_max: usize,
-    /// Whether one with more begins here.
-    is_past_headers_max: bool,
     /// The head that is read next, by its number, and the end of the time for it.
     head: (u64, Instant),
     head_deadline: Deadline,
@@ -51,39 +44,8 @@ pub(super) struct ClientSocket {
 impl ClientSocket {
     /// Returns an HTTP/1 connection of which something was read already.
     pub(super) fn http1(stream: TcpStream, begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
-        let is_past_headers_max = tracker.received(&begun) > HEADERS_USUAL_MAX;
-        Self {
-            tracker: Some(tracker),
-            headers_max: HEADERS_USUAL_MAX,
-            is_past_headers_max,
-            ..Self::http2(stream, begun, timeout)
-        }
-    }
-
-    /// Returns whether the request that is read next has more headers than hyper's parser has room for. Then it has
-    /// stopped with an error, and needs another parser.
-    pub(super) fn is_past_headers_max(&self) -> bool {
-        self.is_past_headers_max
-    }
-
-    /// Begins again with what hyper has read and not parsed, and a parser that has room for all headers.
-    pub(super) fn resumed(self, unparsed: &[u8]) -> Self {
-        let begun = [unparsed, &self.begun].concat().into();
-        Self { begun, headers_max: usize::MAX, is_past_headers_max: false, ..self }
-    }
-
-    /// Stops hyper at a request that has too many headers for its parser. It has answered all earlier ones.
-    fn check_headers(&mut self, headers: usize, read: &mut ReadBuf<'_>, before: usize) {
-        let Some(tracker) = self.tracker.as_ref().filter(|_| headers > self.headers_max) else { return };
-        if !tracker.is_answering_none() {
-            return;
-        }
-        self.is_past_headers_max = true;
-        // hyper reports an error only within a request: it gets the first byte.
-        let bytes = &read.filled()[before..];
-        let first = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count() + 1;
-        self.begun = Bytes::copy_from_slice(bytes.get(first..).unwrap_or_default());
-        read.set_filled(before + first.min(bytes.len()));
+        tracker.received(&begun);
+        Self { tracker: Some(tracker), ..Self::http2(stream, begun, timeout) }
     }
 
     /// Returns an HTTP/2 connection, whose framing is not validated.
@@ -93,8 +55,6 @@ impl ClientSocket {
             begun,
             tracker: None,
             timeout,
-            headers_max: usize::MAX,
-            is_past_headers_max: false,
             head: (0, Instant::now()),
             head_deadline: Deadline::default(),
             stalled: None,
@@ -147,9 +107,6 @@ impl ClientSocket {
 
 impl AsyncRead for ClientSocket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.is_past_headers_max {
-            return Poll::Ready(Err(io::Error::other("more headers than the parser has room for")));
-        }
         if !self.begun.is_empty() {
             let taken = self.begun.len().min(buffer.remaining());
             buffer.put_slice(&self.begun.split_to(taken));
@@ -163,8 +120,8 @@ impl AsyncRead for ClientSocket {
         if read.is_empty() && buffer.remaining() > 0 {
             return self.poll_end(cx);
         }
-        if let Some(headers) = self.tracker.as_ref().map(|tracker| tracker.received(read)) {
-            self.check_headers(headers, buffer, before);
+        if let Some(tracker) = &self.tracker {
+            tracker.received(read);
         }
         Poll::Ready(Ok(()))
     }
@@ -195,6 +152,8 @@ impl AsyncWrite for ClientSocket {
         if let Some(tracker) = &self.tracker {
             tracker.flushed();
         }
+        // hyper doesn't read again before bytes arrive, so the time for the next head begins here.
+        let _ = self.poll_head_timeout(cx);
         Poll::Ready(Ok(()))
     }
 

@@ -75,7 +75,7 @@ struct AnsweredLane<'r> {
 
 /// What a worker does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum SharedStep {
     Claim,
     Send,
     Settle,
@@ -96,19 +96,19 @@ struct Stock {
 
 impl Stock {
     /// Returns what a worker does next; `may_claim`: its turn is not over, and nothing asks it to stop.
-    fn next(&self, may_claim: bool) -> Step {
+    fn next(&self, may_claim: bool) -> SharedStep {
         if self.answered >= SETTLED && !self.is_settling {
-            Step::Settle
+            SharedStep::Settle
         } else if may_claim && !self.is_claiming && self.waiting > 0 && self.claimed < AHEAD {
-            Step::Claim
+            SharedStep::Claim
         } else if self.claimed > 0 {
-            Step::Send
+            SharedStep::Send
         } else if self.answered > 0 && !self.is_settling {
-            Step::Settle
+            SharedStep::Settle
         } else if may_claim && self.is_claiming {
-            Step::Wait
+            SharedStep::Wait
         } else {
-            Step::End
+            SharedStep::End
         }
     }
 
@@ -122,7 +122,7 @@ impl Stock {
 }
 
 #[derive(Default)]
-struct Shared<'r> {
+struct LanesByStep<'r> {
     waiting: VecDeque<LaneWork>,
     claimed: VecDeque<ClaimedLane>,
     answered: Vec<AnsweredLane<'r>>,
@@ -134,7 +134,7 @@ struct Shared<'r> {
     alone: HashSet<LaneId>,
 }
 
-impl Shared<'_> {
+impl LanesByStep<'_> {
     fn stock(&self) -> Stock {
         Stock {
             waiting: self.waiting.len(),
@@ -150,7 +150,7 @@ impl Shared<'_> {
 pub(super) struct SmallLanes<'r> {
     replay: &'r Replayer<'r>,
     keeper: &'r LeaseKeeper<'r>,
-    shared: Mutex<Shared<'r>>,
+    shared: Mutex<LanesByStep<'r>>,
     /// Notified when a claim ends.
     claimed: Condvar,
 }
@@ -207,10 +207,10 @@ impl<'r> SmallLanes<'r> {
         loop {
             self.replay.shutdown.beat();
             match self.next(started) {
-                Step::Claim => self.claim(started)?,
-                Step::Send => self.send(number)?,
-                Step::Settle => self.settle()?,
-                Step::Wait | Step::End => return Ok(()),
+                SharedStep::Claim => self.claim(started)?,
+                SharedStep::Send => self.send(number)?,
+                SharedStep::Settle => self.settle()?,
+                SharedStep::Wait | SharedStep::End => return Ok(()),
             }
         }
     }
@@ -229,12 +229,12 @@ impl<'r> SmallLanes<'r> {
     }
 
     /// Returns what to do next, and waits while another worker claims.
-    fn next(&self, started: Instant) -> Step {
+    fn next(&self, started: Instant) -> SharedStep {
         let mut shared = lock(&self.shared);
         loop {
             let may_claim = started.elapsed() < TURN && !self.stops();
             match shared.stock().next(may_claim) {
-                Step::Wait => {
+                SharedStep::Wait => {
                     let waited = self.claimed.wait_timeout(shared, STOP_CHECK_INTERVAL);
                     shared = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -294,7 +294,7 @@ impl<'r> SmallLanes<'r> {
     /// Gives claimed lanes to the workers; those that were not come to wait again.
     fn distribute(
         &self,
-        shared: &mut Shared<'r>,
+        shared: &mut LanesByStep<'r>,
         lanes: Vec<LaneWork>,
         claimed: Vec<(LaneId, Vec<Claimed>)>,
         memory: Option<Grant>,
@@ -481,7 +481,7 @@ mod tests {
     #[derive(Clone, Copy, PartialEq)]
     enum At {
         Idle,
-        In(Step, usize),
+        In(SharedStep, usize),
         Ended,
     }
 
@@ -504,30 +504,30 @@ mod tests {
                 let worker = &mut at[pick % workers];
                 *worker = match *worker {
                     At::Idle => match stock.next(luck > 0) {
-                        Step::Claim => {
+                        SharedStep::Claim => {
                             let count = stock.waiting.min(CLAIMED_MAX);
                             (stock.waiting, stock.is_claiming) = (stock.waiting - count, true);
-                            At::In(Step::Claim, count)
+                            At::In(SharedStep::Claim, count)
                         }
-                        Step::Send => {
+                        SharedStep::Send => {
                             stock.claimed -= 1;
-                            At::In(Step::Send, 1)
+                            At::In(SharedStep::Send, 1)
                         }
-                        Step::Settle => {
+                        SharedStep::Settle => {
                             prop_assert!(!stock.is_settling, "two workers settle the same");
                             stock.is_settling = true;
-                            At::In(Step::Settle, std::mem::take(&mut stock.answered))
+                            At::In(SharedStep::Settle, std::mem::take(&mut stock.answered))
                         }
-                        Step::Wait => At::Idle,
-                        Step::End => At::Ended,
+                        SharedStep::Wait => At::Idle,
+                        SharedStep::End => At::Ended,
                     },
                     At::In(step, count) => {
                         match step {
-                            Step::Claim => (stock.claimed, stock.is_claiming) = (stock.claimed + count, false),
-                            Step::Send => stock.answered += count,
+                            SharedStep::Claim => (stock.claimed, stock.is_claiming) = (stock.claimed + count, false),
+                            SharedStep::Send => stock.answered += count,
                             _ => (settled, stock.is_settling) = (settled + count, false),
                         }
-                        commits += usize::from(step != Step::Send);
+                        commits += usize::from(step != SharedStep::Send);
                         At::Idle
                     }
                     At::Ended => At::Ended,

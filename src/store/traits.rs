@@ -184,9 +184,6 @@ pub trait Replay: Send + Sync {
     /// one request again. One by one, the first of them would be an older write over a newer one.
     fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError>;
 
-    /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
-
     /// Makes messages due at once that wait for their next attempt: the cause of the wait is over.
     ///
     /// Besides `messages`, these are, of the lane's first ones (some thousand), those that no failure counts against:
@@ -268,6 +265,9 @@ pub trait Browse: Send + Sync {
 
     /// Returns one message whole, or `None` if it does not exist.
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
+
+    /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
 
     /// Returns every lane that has a message, in the order of their ids. Needs no key.
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError>;

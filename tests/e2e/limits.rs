@@ -142,6 +142,10 @@ fn slow_and_idle_clients_are_disconnected() {
     assert_eq!(over_limit(&agent), 1);
     let mut idle = connect(&agent);
     assert_eq!(rest(&mut idle), "", "an idle connection is kept for ever");
+    let mut idle = connect(&agent);
+    idle.write_all(b"GET /api/is-alive/ping HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+    let answer = rest(&mut idle);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}: it is kept for ever, or closed without an answer");
     assert_eq!(over_limit(&agent), 1, "an idle client did nothing wrong");
     assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
 }

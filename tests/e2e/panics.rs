@@ -173,7 +173,6 @@ impl Replay for Panicking {
         fn release(&self, lease: &Lease) -> ();
         fn return_in_flight(&self, lease: &Lease) -> u64;
         fn interrupted(&self, lane: LaneId) -> usize;
-        fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
         fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
         fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Vec<(LaneId, MessageId)>;
         fn release_held(&self, lease: &Lease, lane: LaneId) -> u64;
@@ -189,6 +188,7 @@ impl Browse for Panicking {
         fn backlog(&self, filter: &Filter) -> Backlog;
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
+        fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
         fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;
         fn stranded(&self) -> Vec<Stranded>;
         fn newest(&self) -> MessageId;

@@ -88,7 +88,7 @@ fn child() {
             println!("> ready");
             while let Some(work) = store.lanes(&Filter::default(), NOW_MS).expect("it can be read").first() {
                 let limits =
-                    ClaimLimits { messages_max: 7, bytes_max: 1 << 20, behind_creates: false, behind_creates: false };
+                    ClaimLimits { messages_max: 7, bytes_max: 1 << 20, behind_creates: false };
                 let claimed = store
                     .claim(&lease, work.id, &Filter::default(), limits, NOW_MS)
                     .expect("we have the lease")

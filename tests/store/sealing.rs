@@ -11,7 +11,7 @@ use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     Browse, ClaimLimits, Filter, Hold, Intake, KeyState, Keys, LastAnswer, Maintain, OpenMode, Outcome, Owner, Page,
-    Replay, Resealed, SalvagedRow, Store, StoreError, reseal,
+    Resealed, SalvagedRow, Store, StoreError, reseal,
 };
 use rusqlite::Connection;
 

@@ -694,35 +694,6 @@ impl Replay for MemoryStore {
         Ok(left.last().map_or(0, |(number, _)| number + 1))
     }
 
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let contents = self.open()?;
-        let mut work = Vec::new();
-        for (id, shelf) in contents.numbered() {
-            let verdicts = contents.walk(shelf, filter, now_ms, false);
-            let Some(((_, first), _)) = verdicts.first() else { continue };
-            let due_at_ms = verdicts.iter().map(|(_, verdict)| match verdict {
-                Verdict::Ready(..) => now_ms,
-                Verdict::NotBefore(due_at_ms) => *due_at_ms,
-                Verdict::Blocked { .. } => i64::MAX,
-            });
-            let hold = shelf.hold(now_ms);
-            let due_at_ms = due_at_ms.min().unwrap_or(i64::MAX).max(hold.as_ref().map_or(i64::MIN, |it| it.until_ms));
-            let is_any_sent = shelf.items.values().any(|item| item.status == MessageStatus::Registered);
-            let are_all_blocked = verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Blocked { .. }));
-            let create = verdicts.iter().find_map(|(_, verdict)| match verdict {
-                Verdict::Blocked { by_create } => *by_create,
-                Verdict::Ready(..) | Verdict::NotBefore(_) => None,
-            });
-            let waits_for = create.filter(|_| are_all_blocked && !is_any_sent).map(MessageId);
-            let (failed, limits) = (verdicts.len() as u64, shelf.limits(now_ms));
-            let body_bytes = verdicts.iter().map(|(place, _)| shelf.items[place].bytes()).sum();
-            let lane = shelf.lane.clone();
-            work.push((*first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
-        }
-        work.sort_by_key(|(first, _)| *first);
-        Ok(work.into_iter().map(|(_, work)| work).collect())
-    }
-
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
         let mut contents = self.leased(lease)?;
         let unattempted = contents.at(lane).items.iter().filter(|(_, item)| item.attempts == 0);
@@ -913,6 +884,35 @@ impl Browse for MemoryStore {
             request: item.message.request.clone(),
             touches: item.message.touches.clone(),
         }))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let contents = self.open()?;
+        let mut work = Vec::new();
+        for (id, shelf) in contents.numbered() {
+            let verdicts = contents.walk(shelf, filter, now_ms, false);
+            let Some(((_, first), _)) = verdicts.first() else { continue };
+            let due_at_ms = verdicts.iter().map(|(_, verdict)| match verdict {
+                Verdict::Ready(..) => now_ms,
+                Verdict::NotBefore(due_at_ms) => *due_at_ms,
+                Verdict::Blocked { .. } => i64::MAX,
+            });
+            let hold = shelf.hold(now_ms);
+            let due_at_ms = due_at_ms.min().unwrap_or(i64::MAX).max(hold.as_ref().map_or(i64::MIN, |it| it.until_ms));
+            let is_any_sent = shelf.items.values().any(|item| item.status == MessageStatus::Registered);
+            let are_all_blocked = verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Blocked { .. }));
+            let create = verdicts.iter().find_map(|(_, verdict)| match verdict {
+                Verdict::Blocked { by_create } => *by_create,
+                Verdict::Ready(..) | Verdict::NotBefore(_) => None,
+            });
+            let waits_for = create.filter(|_| are_all_blocked && !is_any_sent).map(MessageId);
+            let (failed, limits) = (verdicts.len() as u64, shelf.limits(now_ms));
+            let body_bytes = verdicts.iter().map(|(place, _)| shelf.items[place].bytes()).sum();
+            let lane = shelf.lane.clone();
+            work.push((*first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
+        }
+        work.sort_by_key(|(first, _)| *first);
+        Ok(work.into_iter().map(|(_, work)| work).collect())
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {

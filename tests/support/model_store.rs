@@ -643,41 +643,6 @@ impl Replay for ModelStore {
         Ok(waiting.iter().rposition(|record| record.epoch > 0).map_or(0, |last| last + 1))
     }
 
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let state = self.state()?;
-        let mut work = Vec::new();
-        for (place, (lane, _)) in state.lanes.iter().enumerate() {
-            let id = LaneId(place as i64 + 1);
-            let queue = state.queue(id, filter, now_ms, false);
-            let Some((first, _)) = queue.first() else { continue };
-            let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
-                now_ms
-            } else {
-                queue
-                    .iter()
-                    .filter_map(|(_, verdict)| verdict.as_ref().err().copied().flatten())
-                    .min()
-                    .unwrap_or(i64::MAX)
-            };
-            let hold = state.hold_of(id, now_ms);
-            let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
-            let is_any_sent =
-                state.messages.iter().any(|record| record.lane == id && record.status == MessageStatus::Registered);
-            let is_late = queue.iter().all(|(_, verdict)| *verdict == Err(None)) && !is_any_sent;
-            let stranded = |(record, _): &(Record, _)| {
-                state.stranding_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
-            };
-            let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
-            let limits = state.limits_of(id, now_ms);
-            let (failed, lane) = (queue.len() as u64, lane.clone());
-            let body_bytes = queue.iter().map(|(record, _)| record.bytes()).sum();
-            let first = first.id;
-            work.push((first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
-        }
-        work.sort_by_key(|(first, _)| *first);
-        Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
-    }
-
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
         let mut state = self.state()?;
         state.verify(lease)?;
@@ -953,6 +918,41 @@ impl Browse for ModelStore {
             request: record.message.request.clone(),
             touches: record.message.touches.clone(),
         }))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let state = self.state()?;
+        let mut work = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let queue = state.queue(id, filter, now_ms, false);
+            let Some((first, _)) = queue.first() else { continue };
+            let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
+                now_ms
+            } else {
+                queue
+                    .iter()
+                    .filter_map(|(_, verdict)| verdict.as_ref().err().copied().flatten())
+                    .min()
+                    .unwrap_or(i64::MAX)
+            };
+            let hold = state.hold_of(id, now_ms);
+            let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
+            let is_any_sent =
+                state.messages.iter().any(|record| record.lane == id && record.status == MessageStatus::Registered);
+            let is_late = queue.iter().all(|(_, verdict)| *verdict == Err(None)) && !is_any_sent;
+            let stranded = |(record, _): &(Record, _)| {
+                state.stranding_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
+            };
+            let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
+            let limits = state.limits_of(id, now_ms);
+            let (failed, lane) = (queue.len() as u64, lane.clone());
+            let body_bytes = queue.iter().map(|(record, _)| record.bytes()).sum();
+            let first = first.id;
+            work.push((first, LaneWork { id, lane, failed, body_bytes, due_at_ms, hold, limits, waits_for }));
+        }
+        work.sort_by_key(|(first, _)| *first);
+        Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {

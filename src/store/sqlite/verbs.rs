@@ -206,11 +206,6 @@ impl Replay for SqliteStore {
         self.read(&self.reader, |connection, _| settle::interrupted(connection, lane))
     }
 
-    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let known = (&self.recent, &self.memo);
-        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
-    }
-
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
         self.write_as(lease, |tx, _| settle::make_due(tx, lane, messages))
     }
@@ -348,6 +343,11 @@ impl Browse for SqliteStore {
 
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         self.read(&self.reader, |connection, sealer| browse::get(connection, sealer, id))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let known = (&self.recent, &self.memo);
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::Either;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 use tokio::runtime::Handle;
@@ -63,6 +64,7 @@ impl ServerConnection {
         pool: &Arc<Pool>,
     ) -> Result<Response<ServerBody>, NotSent> {
         let is_reused = self.is_reused;
+        let is_streamed = matches!(request.body(), Either::Right(body) if !body.is_end_stream());
         // Only the driver makes an answer ready, and is polled right before it: so the answer needs no waker. Without
         // the limit of tokio's budget, which would count on one.
         let mut answer = pin!(unconstrained(self.requests.try_send_request(request)));
@@ -83,7 +85,7 @@ impl ServerConnection {
             }
         };
         match answered {
-            Ok(answer) => Ok(answer.map(|incoming| ServerBody::new(incoming, connection, pool))),
+            Ok(answer) => Ok(answer.map(|incoming| ServerBody::new(incoming, connection, is_streamed, pool))),
             Err(mut error) => Err(match error.take_message().filter(|_| is_reused) {
                 Some(request) => NotSent::Unused(Box::new(request)),
                 None => NotSent::Failed(error.into_error()),
@@ -125,7 +127,10 @@ impl Pool {
     /// Waits for the next connection that another request no longer needs.
     pub(super) fn wait(&self) -> oneshot::Receiver<ServerConnection> {
         let (offer, offered) = oneshot::channel();
-        self.state().waiting.push_back(offer);
+        let mut state = self.state();
+        // Those whose own connection was opened, or failed, no longer wait.
+        state.waiting.retain(|waiting| !waiting.is_closed());
+        state.waiting.push_back(offer);
         offered
     }
 
@@ -134,10 +139,15 @@ impl Pool {
         if !connection.is_open() {
             return;
         }
-        if connection.requests.is_ready() {
-            return self.keep(connection);
+        match connection.requests.is_ready() {
+            true => self.keep(connection),
+            // The server answered early: the rest of the request is still sent, so that its client gets to read the answer.
+            false => self.drive(connection),
         }
-        // The server answered early: the rest of the request is still sent, so that its client gets to read the answer.
+    }
+
+    /// Drives a connection in a task of its own until it is ready for another request.
+    fn drive(self: &Arc<Self>, mut connection: ServerConnection) {
         let pool = self.clone();
         spawn(async move {
             let is_done = poll_fn(|cx| match connection.driver.as_mut().poll(cx) {
@@ -162,8 +172,12 @@ impl Pool {
                 Err(unwanted) => connection = unwanted,
             }
         }
-        if state.idle.len() >= self.idle_max {
+        if self.idle_max == 0 {
             return;
+        }
+        if state.idle.len() >= self.idle_max {
+            // The one that was used longest ago: the server is likeliest to close that one.
+            state.idle.remove(0);
         }
         state.idle.push(connection);
         if !std::mem::replace(&mut state.is_swept, true) {
@@ -210,10 +224,15 @@ pub(crate) struct ServerBody {
 }
 
 impl ServerBody {
-    fn new(incoming: Incoming, connection: Option<ServerConnection>, pool: &Arc<Pool>) -> Self {
+    /// `is_streamed`: the body of the request came from its client piece by piece, and may not have been sent whole.
+    fn new(incoming: Incoming, connection: Option<ServerConnection>, is_streamed: bool, pool: &Arc<Pool>) -> Self {
         let mut body = Self { incoming, connection, pool: pool.clone() };
         if body.incoming.is_end_stream() {
             body.finish();
+        } else if is_streamed && let Some(connection) = body.connection.take() {
+            // A client that sends all of its body before it reads an answer waits for the upload, and this body is not
+            // polled meanwhile.
+            pool.drive(connection);
         }
         body
     }
@@ -234,7 +253,10 @@ impl Body for ServerBody {
         let this = self.get_mut();
         // As for the head: only the driver makes a frame ready.
         let mut unwoken = Context::from_waker(Waker::noop());
-        let mut frame = Pin::new(&mut this.incoming).poll_frame(&mut unwoken);
+        let mut frame = match this.connection {
+            Some(_) => Pin::new(&mut this.incoming).poll_frame(&mut unwoken),
+            None => Pin::new(&mut this.incoming).poll_frame(cx),
+        };
         if let (Poll::Pending, Some(connection)) = (&frame, &mut this.connection) {
             if connection.driver.as_mut().poll(cx).is_ready() {
                 this.connection = None;
