@@ -17,6 +17,8 @@
 //!   decided ([`LaneWindow::turn`]). Everything that was delivered after it, and that it would overtake, is stored again
 //!   behind it, in one commit with it. A later write that is still in flight is stored once it is delivered, before
 //!   its client gets the answer.
+//! - A create that can't be read for now may be about anything.
+//! - A write waits at the gate while [`ENTRIES_MAX`] writes or [`BYTES_MAX`] bytes are before it.
 //!
 //! Waiting is always for smaller numbers, so it can't end in a deadlock.
 //!
@@ -41,9 +43,10 @@ use crate::message::{Touch, conflict};
 /// a write waits for it. Several times the latency of a busy server nearby, so that reading stays the exception there,
 /// and short beside the time that clients take to react to an answer that they don't get.
 pub(crate) const AGE_MAX: Duration = Duration::from_millis(25);
-/// Entries of a window, and bytes of the bodies that it holds, past which creates are read.
-const ENTRIES_MAX: usize = 1024;
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Entries of a window, and bytes of the bodies that it holds, past which creates are read, and writes wait for those
+/// before them. So what has to be stored again with a write fits into one commit.
+pub(crate) const ENTRIES_MAX: usize = 256;
+const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Entries at which those are searched for that can be dropped out of order.
 const COMPACT_MIN: usize = 128;
 
@@ -86,9 +89,8 @@ pub(crate) struct Locked {
 enum FlightState {
     /// At the gate.
     Waiting,
-    /// On its way to the server, or about to be. `again`: a write that it follows was stored meanwhile, so it has to be
-    /// stored behind that one even if the server takes it.
-    Sent { again: bool },
+    /// On its way to the server, or about to be.
+    Sent,
     /// The server has it.
     Delivered,
     /// It has to be stored.
@@ -104,6 +106,9 @@ struct WindowEntry<T> {
     bars: bool,
     is_final: bool,
     state: FlightState,
+    /// Earlier writes that were stored meanwhile, or are about to be: this one has to be stored behind them even if the
+    /// server takes it.
+    behind: Vec<u64>,
     /// What it takes to read it, or to store it again.
     kept: Option<(T, usize)>,
 }
@@ -136,12 +141,12 @@ pub(crate) enum StoreTurn<T> {
     Read,
 }
 
-/// Who has to ask again after a change.
+/// Who has to ask again after a change of a write: of those with a larger number, which alone may wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wakes {
     /// Everyone who waits.
     All,
-    /// Those with a smaller number.
+    /// Those below this number.
     Below(u64),
 }
 
@@ -159,6 +164,8 @@ pub(crate) struct LaneWindow<T> {
     barring: usize,
     bytes: usize,
     compact_at: usize,
+    /// Whether a write was delivered, read or removed since those were searched for that can be dropped.
+    is_uncompacted: bool,
 }
 
 impl<T> Default for LaneWindow<T> {
@@ -173,6 +180,7 @@ impl<T> Default for LaneWindow<T> {
             barring: 0,
             bytes: 0,
             compact_at: COMPACT_MIN,
+            is_uncompacted: false,
         }
     }
 }
@@ -188,8 +196,7 @@ impl<T: Clone> LaneWindow<T> {
         let is_late = |flight: &WindowEntry<T>| now.saturating_sub(flight.began) > AGE_MAX;
         if self.storing > 0
             || self.barring > 0
-            || self.flights.len() >= ENTRIES_MAX
-            || self.bytes >= BYTES_MAX
+            || self.is_full()
             || self.flights.first_key_value().is_some_and(|(_, oldest)| is_late(oldest))
         {
             return None;
@@ -200,7 +207,8 @@ impl<T: Clone> LaneWindow<T> {
             is_locked: false,
             bars: false,
             is_final: false,
-            state: FlightState::Sent { again: false },
+            state: FlightState::Sent,
+            behind: Vec::new(),
             kept: Some(kept()),
         });
         self.open.insert(number);
@@ -211,7 +219,8 @@ impl<T: Clone> LaneWindow<T> {
     pub(crate) fn arrive(&mut self, now: Duration, Locked { concerns, bars, is_final }: Locked) -> u64 {
         let bars = bars || is_final;
         let state = FlightState::Waiting;
-        self.add(WindowEntry { began: now, concerns, is_locked: true, bars, is_final, state, kept: None })
+        let behind = Vec::new();
+        self.add(WindowEntry { began: now, concerns, is_locked: true, bars, is_final, state, behind, kept: None })
     }
 
     /// Returns whether a write that has arrived may go on; if so, it counts as sent.
@@ -220,29 +229,44 @@ impl<T: Clone> LaneWindow<T> {
         if gate == Gate::Open
             && let Some(flight) = self.flights.get_mut(&number)
         {
-            flight.state = FlightState::Sent { again: false };
+            flight.state = FlightState::Sent;
         }
         gate
+    }
+
+    /// Returns whether writes wait for others only because there are too many.
+    fn is_full(&self) -> bool {
+        self.flights.len() >= ENTRIES_MAX || self.bytes >= BYTES_MAX
+    }
+
+    /// Returns whether too many are before a write. Later ones don't count, because they may wait for it.
+    fn is_full_before(&self, number: u64) -> bool {
+        let before = self.flights.range(..number).map(|(_, flight)| bytes_of(&flight.kept));
+        self.is_full() && (before.clone().nth(ENTRIES_MAX - 1).is_some() || before.sum::<usize>() >= BYTES_MAX)
     }
 
     fn look_at_gate(&mut self, number: u64, now: Duration) -> Gate {
         let Some(is_final) = self.flights.get(&number).map(|flight| flight.is_final) else { return Gate::Open };
         let is_first = self.open.first().is_none_or(|open| *open > number);
-        if self.unlocked == 0 || is_first && self.storing == 0 && !is_final {
+        let mut is_full = self.unlocked > 0 && self.is_full_before(number);
+        if self.unlocked == 0 || is_first && self.storing == 0 && !is_final && !is_full {
             return Gate::Open;
         }
-        if is_final {
+        if is_final || is_full {
             self.compact();
+            is_full = self.unlocked > 0 && self.is_full_before(number);
         }
         let Some(own) = self.flights.get(&number) else { return Gate::Open };
-        let (mut waits, mut until) = (false, None::<Duration>);
+        let (mut waits, mut until) = (is_full, None::<Duration>);
         // What may be stored again, by writes that are being stored before this one.
         let mut storing: Vec<&Concerns> = Vec::new();
         for flight in self.flights.range(..number).map(|(_, flight)| flight) {
             let may_be_stored = match flight.state {
+                // Once they are known, what follows nothing is dropped.
+                _ if is_full && flight.concerns.is_unread() => true,
                 FlightState::Storing => true,
                 FlightState::Delivered => is_final || storing.iter().any(|before| before.conflicts(&flight.concerns)),
-                FlightState::Sent { .. } => !flight.is_locked,
+                FlightState::Sent => !flight.is_locked,
                 FlightState::Waiting => false,
             };
             if !may_be_stored {
@@ -266,7 +290,8 @@ impl<T: Clone> LaneWindow<T> {
     }
 
     /// Records the server's answer: whether it has the write now. Returns whether the write has to be stored all the
-    /// same, before its client gets the answer. `kept` is what it takes to store it again later.
+    /// same, before its client gets the answer. `kept` is what it takes to store it again later. Asked again when it
+    /// could not be stored: it need not be if what it had to follow was not stored either.
     pub(crate) fn answered(&mut self, number: u64, is_applied: bool, kept: impl FnOnce() -> (T, usize)) -> bool {
         let Some(flight) = self.flights.get_mut(&number) else { return false };
         if !is_applied {
@@ -274,14 +299,11 @@ impl<T: Clone> LaneWindow<T> {
             return false;
         }
         self.barring -= usize::from(std::mem::take(&mut flight.bars));
-        match flight.state {
-            FlightState::Sent { again: true } => {
-                self.keep(number);
-                return true;
-            }
-            FlightState::Storing => self.storing -= 1,
-            FlightState::Waiting | FlightState::Sent { .. } | FlightState::Delivered => {}
+        if !flight.behind.is_empty() {
+            self.keep(number);
+            return true;
         }
+        self.storing -= usize::from(flight.state == FlightState::Storing);
         flight.state = FlightState::Delivered;
         self.open.remove(&number);
         if self.unlocked == 0 || flight.is_final {
@@ -289,6 +311,10 @@ impl<T: Clone> LaneWindow<T> {
             return false;
         }
         let is_first = self.flights.first_key_value().is_some_and(|(first, _)| *first == number);
+        if self.unread == 0 && !is_first && self.follows_nothing(number) {
+            self.remove(number);
+            return false;
+        }
         if !is_first
             && let Some(flight) = self.flights.get_mut(&number)
             && flight.kept.is_none()
@@ -297,8 +323,15 @@ impl<T: Clone> LaneWindow<T> {
             self.bytes += kept.1;
             flight.kept = Some(kept);
         }
+        self.is_uncompacted = true;
         self.settle();
         false
+    }
+
+    /// Returns whether no earlier write has anything in common with this one.
+    fn follows_nothing(&self, number: u64) -> bool {
+        let Some(own) = self.flights.get(&number) else { return true };
+        !self.flights.range(..number).any(|(_, before)| before.concerns.conflicts(&own.concerns))
     }
 
     /// Records that a write has to be stored.
@@ -344,13 +377,18 @@ impl<T: Clone> LaneWindow<T> {
                     group.push(flight.concerns.clone());
                     repeated.extend(flight.kept.as_ref().map(|(kept, _)| kept.clone()));
                 }
-                FlightState::Sent { again: false } if follows(flight) => {
-                    flight.state = FlightState::Sent { again: true };
-                }
+                FlightState::Sent if !flight.is_final && follows(flight) => flight.behind.push(number),
                 _ => {}
             }
         }
         StoreTurn::Store(repeated)
+    }
+
+    /// Records that a write certainly was not stored: nothing has to follow it any more.
+    pub(crate) fn not_stored(&mut self, number: u64) {
+        for (_, flight) in self.flights.range_mut(number..) {
+            flight.behind.retain(|before| *before != number);
+        }
     }
 
     /// Returns the unread creates, in their order.
@@ -361,18 +399,28 @@ impl<T: Clone> LaneWindow<T> {
 
     /// Records what an unread create is about, and what it takes to store it again; `None` if nobody can read it.
     pub(crate) fn read(&mut self, number: u64, concerns: Arc<[Touch]>, kept: Option<(T, usize)>) {
-        let Some(flight) = self.flights.get_mut(&number) else { return };
-        if !flight.concerns.is_unread() {
-            return;
+        if let Some(flight) = self.learn(number, Concerns::Entities(concerns)) {
+            let (before, after) = (bytes_of(&flight.kept), bytes_of(&kept));
+            flight.kept = kept;
+            self.bytes = self.bytes - before + after;
         }
-        flight.concerns = Concerns::Entities(concerns);
-        self.unread -= 1;
-        let (before, after) = (bytes_of(&flight.kept), bytes_of(&kept));
-        self.bytes = self.bytes - before + after;
-        flight.kept = kept;
         if self.unread == 0 {
             self.compact();
         }
+    }
+
+    /// Records that an unread create can't be read for now: it may be about anything.
+    pub(crate) fn not_readable_now(&mut self, number: u64) {
+        self.learn(number, Concerns::Lane);
+    }
+
+    /// Records what an unread create is about, and returns it.
+    fn learn(&mut self, number: u64, concerns: Concerns) -> Option<&mut WindowEntry<T>> {
+        let flight = self.flights.get_mut(&number).filter(|flight| flight.concerns.is_unread())?;
+        flight.concerns = concerns;
+        self.unread -= 1;
+        self.is_uncompacted = true;
+        Some(flight)
     }
 
     /// Removes a write that was stored or refused, or is not forwarded after all.
@@ -389,6 +437,23 @@ impl<T: Clone> LaneWindow<T> {
         self.storing -= usize::from(flight.state == FlightState::Storing);
         self.barring -= usize::from(flight.bars);
         self.bytes -= bytes_of(&flight.kept);
+        self.is_uncompacted = true;
+    }
+
+    /// Returns whether later writes wait for a write only because there are too many; `None` if they may wait for what
+    /// becomes of it. They don't for one that has its locks and is on its way while nothing is stored.
+    pub(crate) fn waits_for_room(&self, number: u64) -> Option<bool> {
+        let is_plain = |flight: &WindowEntry<T>| flight.is_locked && flight.state == FlightState::Sent;
+        let is_plain = self.flights.get(&number).is_some_and(is_plain) && self.storing == 0 && self.barring == 0;
+        is_plain.then(|| self.is_full())
+    }
+
+    /// Returns the writes that are no longer too many.
+    pub(crate) fn with_room(&self) -> Wakes {
+        match self.flights.keys().nth(ENTRIES_MAX) {
+            Some(number) if self.bytes < BYTES_MAX => Wakes::Below(*number),
+            _ => Wakes::All,
+        }
     }
 
     /// Returns who has to ask again now.
@@ -426,6 +491,9 @@ impl<T: Clone> LaneWindow<T> {
 
     /// Drops what was delivered and follows nothing that may have to be stored.
     fn compact(&mut self) {
+        if !self.is_uncompacted {
+            return;
+        }
         let mut before: Vec<Concerns> = Vec::new();
         let mut settled = Vec::new();
         for (number, flight) in &self.flights {
@@ -435,6 +503,7 @@ impl<T: Clone> LaneWindow<T> {
             }
         }
         settled.into_iter().for_each(|number| self.take(number));
+        self.is_uncompacted = false;
     }
 }
 

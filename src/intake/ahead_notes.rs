@@ -15,11 +15,12 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tracing::{debug, warn};
 
 use crate::message::{Effect, EntityKey, Lane, Message, Touch};
+use crate::store::Store;
 use crate::store::now_ms;
 use crate::store::slot::StoreSlot;
 
@@ -34,21 +35,58 @@ const HORIZON_MARGIN_MS: i64 = 1000;
 pub(super) struct AheadNotes {
     slot: Arc<StoreSlot>,
     pending: Mutex<VecDeque<(Lane, EntityKey)>>,
-    /// The horizon that has to be written, and the one that this process wrote last.
-    horizon_wanted: AtomicI64,
-    horizon_written: AtomicI64,
+    horizon: Arc<Horizon>,
     writing: tokio::sync::Mutex<()>,
     /// By place, what was created while there was no store.
     created: Mutex<HashSet<(i64, EntityKey)>>,
 }
 
+/// The horizon of all workers. It has to be in each store in which this agent stores something.
+#[derive(Default)]
+pub(super) struct Horizon {
+    wanted: AtomicI64,
+    written: Mutex<WrittenHorizon>,
+}
+
+/// The horizon that this process wrote last, and in which store; `None` for one that can't be opened.
+#[derive(Default)]
+struct WrittenHorizon {
+    store: Option<Weak<dyn Store>>,
+    at: i64,
+}
+
+impl Horizon {
+    /// Returns the horizon that is in this store.
+    fn written(&self, store: Option<&Arc<dyn Store>>) -> i64 {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_there = match (&written.store, store) {
+            (Some(of), Some(store)) => std::ptr::addr_eq(of.as_ptr(), Arc::as_ptr(store)),
+            (None, None) => true,
+            _ => false,
+        };
+        if is_there { written.at } else { 0 }
+    }
+
+    /// Returns the horizon if it has to be written to this store, else 0.
+    fn to_write(&self, store: Option<&Arc<dyn Store>>) -> i64 {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        if wanted > self.written(store) { wanted } else { 0 }
+    }
+
+    /// Records that a horizon was written to this store.
+    fn wrote(&self, store: Option<&Arc<dyn Store>>, at: i64) {
+        let at = at.max(self.written(store));
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        *written = WrittenHorizon { store: store.map(Arc::downgrade), at };
+    }
+}
+
 impl AheadNotes {
-    pub(super) fn new(slot: Arc<StoreSlot>) -> Self {
+    pub(super) fn new(slot: Arc<StoreSlot>, horizon: Arc<Horizon>) -> Self {
         Self {
             slot,
             pending: Mutex::default(),
-            horizon_wanted: AtomicI64::new(0),
-            horizon_written: AtomicI64::new(0),
+            horizon,
             writing: tokio::sync::Mutex::default(),
             created: Mutex::default(),
         }
@@ -70,9 +108,9 @@ impl AheadNotes {
             Err(_) => self.unseen(lane, touches),
         };
         let (horizon, noted) = if has_unread { below_horizon(unseen, now_ms()) } else { (None, unseen) };
-        let is_past = horizon.is_some_and(|at| at >= self.horizon_written.load(Ordering::Acquire));
+        let is_past = horizon.is_some_and(|at| at >= self.horizon.written(self.slot.try_get().ok().as_ref()));
         if let Some(at) = horizon.filter(|_| is_past) {
-            self.horizon_wanted.fetch_max(at + HORIZON_MARGIN_MS, Ordering::AcqRel);
+            self.horizon.wanted.fetch_max(at + HORIZON_MARGIN_MS, Ordering::AcqRel);
         }
         if noted.is_empty() && !is_past {
             return None;
@@ -83,7 +121,7 @@ impl AheadNotes {
 
     /// Writes the notes that waited for a store. Call it before a message is stored that they may be about.
     pub(super) async fn write_pending(self: &Arc<Self>) {
-        if !self.pending().is_empty() || self.horizon_to_write() > 0 {
+        if !self.pending().is_empty() || self.horizon.to_write(self.slot.try_get().ok().as_ref()) > 0 {
             self.clone().write().await;
         }
     }
@@ -113,7 +151,8 @@ impl AheadNotes {
             }
             std::mem::take(&mut *pending)
         };
-        let horizon = self.horizon_to_write();
+        let store = self.slot.try_get().ok();
+        let horizon = self.horizon.to_write(store.as_ref());
         if notes.is_empty() && horizon == 0 {
             return;
         }
@@ -124,9 +163,15 @@ impl AheadNotes {
             (notes, result)
         });
         let written = written.await;
-        if matches!(written, Ok((_, Ok(())))) {
-            self.horizon_written.fetch_max(horizon, Ordering::AcqRel);
+        let is_same = || match (&store, &self.slot.try_get().ok()) {
+            (Some(store), Some(now)) => Arc::ptr_eq(store, now),
+            (None, None) => true,
+            _ => false,
+        };
+        if horizon > 0 && matches!(written, Ok((_, Ok(())))) && is_same() {
+            self.horizon.wrote(store.as_ref(), horizon);
         }
+        drop(store);
         if let Ok((notes, Err(error))) = written {
             warn!(target: "db_manager", "cannot note {} updates that were forwarded before their create: {error}", notes.len());
             let mut pending = self.pending();
@@ -160,12 +205,6 @@ impl AheadNotes {
                 Effect::Update | Effect::Annotate | Effect::Refer => {}
             }
         }
-    }
-
-    /// Returns the horizon if it has to be written, else 0.
-    fn horizon_to_write(&self) -> i64 {
-        let wanted = self.horizon_wanted.load(Ordering::Acquire);
-        if wanted > self.horizon_written.load(Ordering::Acquire) { wanted } else { 0 }
     }
 
     fn pending(&self) -> MutexGuard<'_, VecDeque<(Lane, EntityKey)>> {

@@ -78,6 +78,7 @@ impl IntakeService {
         }
         // Closed before the wait: a client that connects now is refused at once and knows it.
         drop(listener);
+        state.windows.close();
         info!(target: "intake", connections = gate.connections.open(), "no new requests are accepted");
         drain(graceful, &state, grace).await;
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use http::header::HeaderValue;
 use tracing::{debug, warn};
 
-use super::ahead_notes::AheadNotes;
+use super::ahead_notes::{AheadNotes, Horizon};
 use super::commit_answers::CommitAnswers;
 use super::entity_locks::EntityLocks;
 use super::flush_slots::FlushSlots;
@@ -129,12 +129,12 @@ impl Shared {
     /// Returns the shared state of each worker, in the order of `intake.forwarders`, which are moved there.
     pub(super) fn per_worker(mut intake: IntakeService, listener: &Arc<Listener>) -> Vec<Arc<Self>> {
         let forwarders = std::mem::take(&mut intake.forwarders);
-        let (intake, started) = (Arc::new(intake), Instant::now());
+        let (intake, started, horizon) = (Arc::new(intake), Instant::now(), Arc::<Horizon>::default());
         let shared = forwarders.into_iter().map(|forwarder| {
             Arc::new(Self {
                 server: Server::new(forwarder.base_url()),
                 address: ServerAddress::new(forwarder.base_url()),
-                ahead_notes: Arc::new(AheadNotes::new(intake.slot.clone())),
+                ahead_notes: Arc::new(AheadNotes::new(intake.slot.clone(), horizon.clone())),
                 commit_answers: Arc::default(),
                 intake: intake.clone(),
                 listener: listener.clone(),
@@ -183,6 +183,8 @@ impl Shared {
     /// The answer to a client that has timed out.
     pub(super) async fn wait_for_memory(&self, by: Use, bytes: u64) -> Result<Grant, Reply> {
         tokio::select! {
+            // Memory that is free is taken whatever else is due, so that shutdown refuses nothing at random.
+            biased;
             memory = self.memory.take(by, bytes) => Ok(memory),
             () = tokio::time::sleep(MEMORY_WAIT_MAX) => Err(self.refuse_busy()),
             () = self.listener.hurry.requested() => Err(self.refuse_busy()),

@@ -13,20 +13,44 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::delivery::unread::{Gate, LaneWindow, Locked, StoreTurn, Wakes};
+use crate::delivery::unread::{ENTRIES_MAX, Gate, LaneWindow, Locked, StoreTurn, Wakes};
 use crate::message::{Lane, Message};
+use crate::store::committer::COMMIT_MESSAGES_MAX;
+
+// A write and all that is stored again behind it.
+const _: () = assert!(ENTRIES_MAX <= COMMIT_MESSAGES_MAX);
 
 /// Lanes past which those with nothing in flight are forgotten.
 const LANES_MIN: usize = 64;
 
 /// A create that is in flight unread.
 pub(super) trait Unread: Send + Sync {
-    /// Reads it; `None` if no server could.
+    /// Reads it.
     fn read(self: Arc<Self>) -> MessageRead;
 }
 
 /// Reads an unread create.
-pub(super) type MessageRead = Pin<Box<dyn Future<Output = Option<Arc<Message>>> + Send>>;
+pub(super) type MessageRead = Pin<Box<dyn Future<Output = Result<ReadCreate, ReadFailure>> + Send>>;
+
+/// A create that was forwarded unread, once it was read.
+pub(super) struct ReadCreate {
+    pub(super) message: Arc<Message>,
+    /// Holds the memory for it.
+    pub(super) memory: Arc<dyn Any + Send + Sync>,
+}
+
+/// Why a create can't be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadFailure {
+    /// No server could read it either.
+    Unreadable,
+    /// The agent can't now.
+    NotNow,
+}
+
+/// A delivered write that has to be stored behind another one can't be read now, so neither is stored.
+#[derive(Debug)]
+pub(super) struct RepeatUnreadable;
 
 /// What it takes to store a write that is in flight.
 #[derive(Clone)]
@@ -43,6 +67,8 @@ pub(super) struct Windows {
     lanes: Mutex<LaneTable>,
     /// Whether any create was forwarded unread.
     has_unread: AtomicBool,
+    /// Whether every create is read from now on.
+    is_closed: AtomicBool,
 }
 
 struct LaneTable {
@@ -69,7 +95,12 @@ struct FlightsState {
 impl Default for Windows {
     fn default() -> Self {
         let lanes = LaneTable { flights: HashMap::new(), purge_at: LANES_MIN };
-        Self { started: Instant::now(), lanes: Mutex::new(lanes), has_unread: AtomicBool::new(false) }
+        Self {
+            started: Instant::now(),
+            lanes: Mutex::new(lanes),
+            has_unread: AtomicBool::default(),
+            is_closed: AtomicBool::default(),
+        }
     }
 }
 
@@ -85,6 +116,17 @@ impl Windows {
         if !self.has_unread() {
             self.has_unread.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Has every create read from now on. Once the agent stops, another one on its store may deliver writes that a
+    /// repair here would overwrite.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether creates may be forwarded unread.
+    pub(super) fn are_open(&self) -> bool {
+        !self.is_closed.load(Ordering::Relaxed)
     }
 
     /// Returns the window of a lane.
@@ -131,41 +173,43 @@ impl LaneFlights {
         flight
     }
 
-    /// Reads all unread creates of the lane.
+    /// Reads all unread creates of the lane. What can't be read now may be about anything.
     async fn read_unread(&self) {
         let _guard = self.reading.lock().await;
         let unread = self.state().window.unread();
         for (number, kept) in unread {
             let Kept::Unread(create) = kept else { continue };
-            let message = create.clone().read().await;
-            let (touches, kept) = match message {
-                Some(message) => {
+            match create.read().await {
+                Ok(ReadCreate { message, memory }) => {
                     let bytes = message.request.body.bytes.len();
                     let touches = message.touches.as_slice().into();
-                    let holder: Arc<dyn Any + Send + Sync> = Arc::new(create);
-                    (touches, Some((Kept::Read(message, holder), bytes)))
+                    let kept = Some((Kept::Read(message, memory), bytes));
+                    self.change(number, |window| window.read(number, touches, kept));
                 }
-                None => (Arc::default(), None),
-            };
-            self.change(|window| window.read(number, touches, kept));
+                Err(ReadFailure::Unreadable) => self.change(number, |window| window.read(number, Arc::default(), None)),
+                Err(ReadFailure::NotNow) => self.change(number, |window| window.not_readable_now(number)),
+            }
             // Each takes a tenth of a millisecond, and others of this thread wait.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Changes the window, and wakes those who wait for that.
-    fn change<T>(&self, change: impl FnOnce(&mut LaneWindow<Kept>) -> T) -> T {
+    /// Changes a write in the window, and wakes those who may wait for that.
+    fn change<T>(&self, number: u64, change: impl FnOnce(&mut LaneWindow<Kept>) -> T) -> T {
         let mut state = self.state();
-        let was_storing = state.window.wakes() == Wakes::All;
+        let (waits_for_room, before) = (state.window.waits_for_room(number), state.window.wakes());
         let result = change(&mut state.window);
-        if !state.waiting.is_empty() {
-            let woken = match state.window.wakes() {
-                Wakes::Below(number) if !was_storing => {
-                    let others = state.waiting.split_off(&number);
-                    std::mem::replace(&mut state.waiting, others)
-                }
-                _ => std::mem::take(&mut state.waiting),
+        if waits_for_room != Some(false) && !state.waiting.is_empty() {
+            let wakes = match (waits_for_room, before) {
+                (Some(_), _) => state.window.with_room(),
+                (None, Wakes::All) => Wakes::All,
+                (None, Wakes::Below(_)) => state.window.wakes(),
             };
+            let mut woken = state.waiting.split_off(&number);
+            if let Wakes::Below(end) = wakes {
+                let mut others = woken.split_off(&end.max(number));
+                state.waiting.append(&mut others);
+            }
             drop(state);
             for wake in woken.into_values() {
                 // It has gone if it is read meanwhile.
@@ -215,39 +259,49 @@ impl InFlight {
     /// Records the server's answer: whether it has the write now. Returns whether the write has to be stored all the
     /// same before its client gets the answer, because an earlier one was stored meanwhile that would overwrite it.
     pub(super) fn answered(&mut self, is_applied: bool, kept: impl FnOnce() -> (Kept, usize)) -> bool {
-        let must_be_stored = self.flights.change(|window| window.answered(self.number, is_applied, kept));
+        let must_be_stored = self.flights.change(self.number, |window| window.answered(self.number, is_applied, kept));
         self.is_over = !must_be_stored;
         must_be_stored
     }
 
     /// Records that the write has to be stored.
     pub(super) fn keep(&self) {
-        self.flights.change(|window| window.keep(self.number));
+        self.flights.change(self.number, |window| window.keep(self.number));
     }
 
     /// Waits until the write may be stored, and returns the messages that are stored behind it in the same commit.
-    pub(super) async fn store_turn(&self) -> Vec<Arc<Message>> {
+    ///
+    /// # Errors
+    ///
+    /// It must not be stored: it would overwrite one that can't be stored behind it.
+    pub(super) async fn store_turn(&self) -> Result<Vec<Arc<Message>>, RepeatUnreadable> {
         self.keep();
         loop {
             let woken = {
                 let mut state = self.flights.state();
                 match state.window.turn(self.number) {
-                    StoreTurn::Store(behind) => return behind.into_iter().filter_map(Kept::into_message).collect(),
+                    StoreTurn::Store(behind) => Some(Err(behind)),
                     StoreTurn::Read => None,
-                    StoreTurn::Wait => Some(state.wait(self.number)),
+                    StoreTurn::Wait => Some(Ok(state.wait(self.number))),
                 }
             };
             match woken {
                 None => self.flights.read_unread().await,
-                Some(woken) => drop(woken.await),
+                Some(Ok(woken)) => drop(woken.await),
+                Some(Err(behind)) => return messages_of(behind).await,
             }
         }
+    }
+
+    /// Records that the write certainly was not stored.
+    pub(super) fn not_stored(&self) {
+        self.flights.change(self.number, |window| window.not_stored(self.number));
     }
 
     /// Records that the write was stored or refused, or is not forwarded after all.
     pub(super) fn end(&mut self) {
         if !std::mem::replace(&mut self.is_over, true) {
-            self.flights.change(|window| window.remove(self.number));
+            self.flights.change(self.number, |window| window.remove(self.number));
         }
     }
 }
@@ -266,11 +320,19 @@ impl FlightsState {
     }
 }
 
-impl Kept {
-    fn into_message(self) -> Option<Arc<Message>> {
-        match self {
-            Self::Read(message, _) => Some(message),
-            Self::Unread(_) => None,
+/// Returns the messages to store again, without those that no server could read.
+async fn messages_of(repeated: Vec<Kept>) -> Result<Vec<Arc<Message>>, RepeatUnreadable> {
+    let mut messages = Vec::new();
+    for kept in repeated {
+        match kept {
+            Kept::Read(message, _) => messages.push(message),
+            // It could not be read before.
+            Kept::Unread(create) => match create.read().await {
+                Ok(ReadCreate { message, .. }) => messages.push(message),
+                Err(ReadFailure::Unreadable) => {}
+                Err(ReadFailure::NotNow) => return Err(RepeatUnreadable),
+            },
         }
     }
+    Ok(messages)
 }

@@ -20,6 +20,8 @@ struct Told {
     told: Option<usize>,
     was_stored: bool,
     is_applied: bool,
+    /// The agent knows that the server took it.
+    is_answered: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,7 @@ impl World {
             told: None,
             was_stored: false,
             is_applied: false,
+            is_answered: false,
         });
         if is_create
             && self.store.is_empty()
@@ -79,8 +82,13 @@ impl World {
         }
     }
 
-    fn read_all(&mut self) {
+    /// Reads the unread creates, as far as luck lets the agent.
+    fn read_all(&mut self, luck: u8) {
         for (number, write) in self.window.unread() {
+            if luck % 7 == 3 {
+                self.window.not_readable_now(number);
+                continue;
+            }
             let touches = self.writes[write].touches.clone();
             self.window.read(number, touches, Some((write, 1)));
         }
@@ -139,12 +147,13 @@ impl World {
                         self.writes[write].stage = Stage::Storing;
                     }
                 }
-                Gate::Read => self.read_all(),
+                Gate::Read => self.read_all(luck),
                 Gate::Wait(_) => {}
             },
             (Stage::Sent, _) if luck < 96 && !is_applied => self.apply(write),
             (Stage::Sent, Some(number)) if luck < 160 => {
                 if self.window.answered(number, is_applied, || (write, 1)) {
+                    self.writes[write].is_answered = true;
                     self.writes[write].stage = Stage::Storing;
                 } else if is_applied {
                     self.succeed(write);
@@ -172,10 +181,15 @@ impl World {
                     self.succeed(write);
                 }
                 StoreTurn::Store(_) => {
-                    self.window.remove(number);
-                    self.writes[write].stage = Stage::Over;
+                    self.window.not_stored(number);
+                    if self.writes[write].is_answered && !self.window.answered(number, true, || (write, 1)) {
+                        self.succeed(write);
+                    } else {
+                        self.window.remove(number);
+                        self.writes[write].stage = Stage::Over;
+                    }
                 }
-                StoreTurn::Read => self.read_all(),
+                StoreTurn::Read => self.read_all(luck),
                 StoreTurn::Wait => {}
             },
             _ => {}
@@ -325,6 +339,60 @@ fn creates_are_read_beside_a_write_that_takes_long() {
     assert_eq!(world.writes[2].stage, Stage::Gate, "it goes on behind creates that nobody has read");
     world.step(2, 0);
     assert_eq!(world.writes[2].stage, Stage::Sent);
+}
+
+#[test]
+fn a_create_that_cannot_be_read_now_counts_as_one_about_everything() {
+    let mut window = LaneWindow::default();
+    let concerns = |id| -> Arc<[Touch]> { [touch(id, Effect::Create)].into() };
+    let numbers = [0, 1, 2].map(|write| window.begin_unread(Duration::ZERO, || (write, 1)).expect("it may go"));
+    assert!(!window.answered(numbers[1], true, || (1, 1)) && !window.answered(numbers[2], true, || (2, 1)));
+    window.keep(numbers[0]);
+    assert_eq!(window.turn(numbers[0]), StoreTurn::Read);
+    window.read(numbers[0], concerns(0), Some((0, 1)));
+    window.not_readable_now(numbers[1]);
+    window.read(numbers[2], concerns(2), Some((2, 1)));
+    assert_eq!(window.turn(numbers[0]), StoreTurn::Store(vec![1, 2]), "an older write is stored over it");
+    window.remove(numbers[0]);
+    assert!(window.is_empty() && window.bytes == 0);
+}
+
+#[test]
+fn a_write_that_the_server_took_need_not_follow_one_that_was_not_stored() {
+    let mut window = LaneWindow::default();
+    let [earlier, later] = [0, 1].map(|write| window.begin_unread(Duration::ZERO, || (write, 1)).expect("it may go"));
+    for number in [earlier, later] {
+        window.read(number, [touch(0, Effect::Create)].into(), Some((0, 1)));
+    }
+    window.keep(earlier);
+    assert_eq!(window.turn(earlier), StoreTurn::Store(Vec::new()));
+    assert!(window.answered(later, true, || (1, 1)), "it has to be stored behind the earlier one");
+    window.not_stored(earlier);
+    assert!(!window.answered(later, true, || (1, 1)), "it is refused although nothing overwrites it");
+    window.remove(earlier);
+    assert!(window.is_empty() && window.storing == 0);
+}
+
+#[test]
+fn a_write_waits_for_room_behind_too_many_and_is_woken_when_there_is_some() {
+    let mut window = LaneWindow::default();
+    let first = window.begin_unread(Duration::ZERO, || (0, 1)).expect("it may go");
+    window.read(first, [touch(0, Effect::Create)].into(), Some((0, 1)));
+    let locked = |id: u8| Locked {
+        concerns: Concerns::Entities([touch(id, Effect::Refer)].into()),
+        bars: false,
+        is_final: false,
+    };
+    let numbers: Vec<u64> = (0..300).map(|_| window.arrive(Duration::ZERO, locked(1))).collect();
+    let passed: Vec<u64> =
+        numbers.iter().copied().filter(|number| window.gate(*number, Duration::ZERO) == Gate::Open).collect();
+    assert_eq!(passed, numbers[..ENTRIES_MAX - 1]);
+    assert_eq!(window.waits_for_room(passed[7]), Some(true));
+    assert!(!window.answered(passed[7], true, || (1, 1)));
+    let next = numbers[ENTRIES_MAX - 1];
+    assert_eq!(window.with_room(), Wakes::Below(next + 1));
+    assert_eq!(window.gate(next, Duration::ZERO), Gate::Open);
+    assert_eq!(window.gate(next + 1, Duration::ZERO), Gate::Wait(None));
 }
 
 proptest! {

@@ -137,8 +137,7 @@ impl Write {
         match not_stored.may_be_sent {
             true => {
                 let answer = self.send_unstored(not_stored).await;
-                held.answered(answer.status(), &self.message);
-                answer
+                self.settle(answer, held).await
             }
             false => not_stored.refuse(shared),
         }
@@ -146,13 +145,12 @@ impl Write {
 
     /// Forwards a write, and stores it if the server does not decide.
     async fn forward_or_register(&self, held: &mut Held) -> ClientAnswer {
-        let (answered, fallback) = match self.forward(WaitFor::AnswerOrOutage).await {
-            Forwarded::Answered(answer) if !held.answered(answer.status(), &self.message) => return answer,
-            Forwarded::Answered(answer) => (Some(answer), None),
-            Forwarded::Keep { fallback } => (None, fallback),
+        let fallback = match self.forward(WaitFor::AnswerOrOutage).await {
+            Forwarded::Answered(answer) => return self.settle(answer, held).await,
+            Forwarded::Keep { fallback } => fallback,
         };
         match self.register(held).await {
-            Ok(answer) => answered.unwrap_or(answer),
+            Ok(answer) => answer,
             Err(not_stored) => {
                 let refusal = not_stored.refuse(&self.shared);
                 fallback.unwrap_or(refusal)
@@ -160,13 +158,24 @@ impl Write {
         }
     }
 
+    /// Returns what the client gets for the server's answer. If an earlier write was stored meanwhile that would
+    /// overwrite this one, this one is stored behind it first.
+    async fn settle(&self, answer: ClientAnswer, held: &mut Held) -> ClientAnswer {
+        if !held.answered(answer.status(), &self.message) {
+            return answer;
+        }
+        match self.register(held).await {
+            Ok(_) => answer,
+            // The earlier one was not stored either.
+            Err(_) if !held.answered(answer.status(), &self.message) => answer,
+            Err(not_stored) => not_stored.refuse(&self.shared),
+        }
+    }
+
     /// Forwards a write that can't be stored; its client gets any answer of the server's.
     async fn forward_only(&self, held: &mut Held) -> ClientAnswer {
         match self.forward(WaitFor::Answer).await {
-            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => {
-                held.answered(answer.status(), &self.message);
-                answer
-            }
+            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => self.settle(answer, held).await,
             Forwarded::Keep { fallback: None } => {
                 self.shared.metrics.intake_refused.add(1);
                 let text = match self.needs_answer {

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::StatusCode;
 
 use crate::intake::entity_locks::Ticket;
 use crate::intake::unread::{InFlight, Kept};
 use crate::memory::Grant;
 use crate::message::Message;
+
+/// Bytes of a body below which it is copied to be kept. hyper reads into buffers of some such size.
+const SHARED_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The places of a write among others, until its client is answered.
 pub(super) struct Held {
@@ -24,8 +28,10 @@ impl Held {
     pub(super) fn answered(&mut self, status: StatusCode, message: &Message) -> bool {
         let memory = &self.memory;
         let kept = || {
+            let mut message = message.clone();
+            message.request.body.bytes = unshared(message.request.body.bytes);
             let bytes = message.request.body.bytes.len();
-            (Kept::Read(Arc::new(message.clone()), memory.clone()), bytes)
+            (Kept::Read(Arc::new(message), memory.clone()), bytes)
         };
         self.flight.answered(status.is_success(), kept)
     }
@@ -36,4 +42,10 @@ impl Held {
             ticket.queued();
         }
     }
+}
+
+/// Returns a body that may be kept after its answer. Only its own bytes are counted, and a small one would keep the
+/// whole buffer from which its connection read it.
+pub(super) fn unshared(bytes: Bytes) -> Bytes {
+    if bytes.len() < SHARED_BUFFER_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes }
 }

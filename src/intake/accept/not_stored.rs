@@ -11,6 +11,8 @@ pub(in crate::intake) struct NotStored {
     text: String,
     /// The limit that the store has reached.
     full: Option<FullLimit>,
+    /// Whether it may be in the store all the same.
+    pub(super) is_uncertain: bool,
     /// Whether the server may take it instead: the store works, and knows what the write would overtake.
     pub(super) may_be_sent: bool,
 }
@@ -18,18 +20,25 @@ pub(in crate::intake) struct NotStored {
 impl NotStored {
     /// Other bodies take the memory that is needed to store this one.
     pub(super) fn busy() -> Self {
-        Self { text: BUSY_TEXT.to_owned(), full: None, may_be_sent: true }
+        Self { text: BUSY_TEXT.to_owned(), full: None, is_uncertain: false, may_be_sent: true }
     }
 
     /// The spooled body can't be read.
     pub(super) fn unreadable() -> Self {
         let text = "opik-offline cannot read this body from its disk".to_owned();
-        Self { text, full: None, may_be_sent: false }
+        Self { text, full: None, is_uncertain: false, may_be_sent: false }
+    }
+
+    /// It would overwrite a delivered write that can't be read now.
+    pub(super) fn unreadable_repeat() -> Self {
+        let text = "opik-offline cannot read a later write now that this one must not overtake".to_owned();
+        Self { text, full: None, is_uncertain: false, may_be_sent: false }
     }
 
     /// The committer stopped before it answered.
     pub(super) fn stopping() -> Self {
-        Self { text: "opik-offline is stopping".to_owned(), full: None, may_be_sent: false }
+        let text = "opik-offline is stopping".to_owned();
+        Self { text, full: None, is_uncertain: true, may_be_sent: false }
     }
 
     /// The store failed. If it is full, this is recorded for the status.
@@ -54,7 +63,8 @@ impl NotStored {
             CommitError::Stopped | CommitError::BehindMoved => false,
             CommitError::Store(error) => matches!(**error, StoreError::Full { .. } | StoreError::Busy { .. }),
         };
-        Self { text, full, may_be_sent }
+        let is_uncertain = matches!(failure, CommitError::Store(error) if error.is_unproven());
+        Self { text, full, is_uncertain, may_be_sent }
     }
 
     /// Returns the answer to the client.

@@ -21,7 +21,7 @@ use crate::protocol::otlp;
 use crate::protocol::routes::Protected;
 
 /// Bodies up to this size are inspected on the connection's thread; larger ones on a thread that may take its time.
-const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
+pub(super) const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
 /// The same for their decoded size.
 const PREPARE_INLINE_CONTENT_BYTES_MAX: u64 = 256 * 1024;
 /// Bytes that an id takes that is added to a body, with its key.
@@ -69,6 +69,8 @@ pub(super) async fn accept_whole(
 
 /// Decodes the body, finds out what it is about, and gives an id to creates that have none.
 ///
+/// Without `memory` for the body, none is waited for to decode it: the caller has that, or the body is small.
+///
 /// # Errors
 ///
 /// The answer to a client whose write no Opik server could ever accept.
@@ -87,8 +89,8 @@ pub(super) async fn prepare(
     let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX && content_max <= PREPARE_INLINE_CONTENT_BYTES_MAX;
     // The decoded body is in memory beside the encoded one until it is inspected.
     let inflated = match body.is_encoded() && !is_small {
-        true => Some(shared.wait_for_memory(Use::Inspection, content_max).await?),
-        false => None,
+        true if memory.is_some() => Some(shared.wait_for_memory(Use::Inspection, content_max).await?),
+        _ => None,
     };
     let otlp = otlp_of(&route, &head.headers)?;
     let acknowledged_as = otlp.as_ref().map(|otlp| otlp.format);
@@ -105,7 +107,7 @@ pub(super) async fn prepare(
         503 => shared.count_over_limit("bytes of all bodies"),
         _ => {}
     })?;
-    evidence.read(route.message_type, had_ids);
+    evidence.read(route.message_type, inspection.items, had_ids);
     if body.encoding == Encoding::Identity && encoding != Encoding::Identity {
         head.headers.remove(header::CONTENT_ENCODING);
     }

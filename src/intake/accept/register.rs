@@ -9,6 +9,7 @@ use super::held::Held;
 use super::not_stored::NotStored;
 use super::write::Write;
 use crate::intake::forward::{self, ClientAnswer};
+use crate::intake::unread::RepeatUnreadable;
 use crate::message::Message;
 use crate::protocol::answers::success;
 use crate::protocol::otlp;
@@ -18,12 +19,19 @@ impl Write {
     /// Stores the write, and acknowledges it once it is committed. Later writes may follow its ticket meanwhile.
     pub(super) async fn register(&self, held: &Held) -> Result<ClientAnswer, NotStored> {
         self.shared.ahead_notes.write_pending().await;
-        let behind = held.flight.store_turn().await;
-        if let Some(batch) = &self.large {
-            return self.register_pieces(batch).await;
+        let stored = match (held.flight.store_turn().await, &self.large) {
+            (Err(RepeatUnreadable), _) => Err(NotStored::unreadable_repeat()),
+            // A part of it may have been stored.
+            (Ok(_), Some(batch)) => return self.register_pieces(batch).await,
+            // Copies no body: its bytes are shared.
+            (Ok(behind), None) => self.commit(self.message.clone(), behind, || held.queued()).await,
+        };
+        if let Err(not_stored) = stored {
+            if !not_stored.is_uncertain {
+                held.flight.not_stored();
+            }
+            return Err(not_stored);
         }
-        // Copies no body: its bytes are shared.
-        self.commit(self.message.clone(), behind, || held.queued()).await?;
         Ok(forward::own_answer(match self.acknowledged_as {
             Some(format) => otlp::success(format),
             None => success(&self.route, &self.client.base(), self.id.as_deref()),

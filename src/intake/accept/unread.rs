@@ -21,21 +21,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::held::Held;
-use super::prepare::{ReceivedWrite, WriteRequest, prepare};
+use super::held::{Held, unshared};
+use super::prepare::{PREPARE_INLINE_BYTES_MAX, ReceivedWrite, WriteRequest, prepare};
 use super::write::{Forwarded, WaitFor, Write};
 use crate::delivery::admission::Reachability;
 use crate::intake::evidence::CreateEvidence;
 use crate::intake::exchange::{encoding_of, lane_of};
 use crate::intake::forward::{self, ClientAnswer};
-use crate::intake::unread::{Kept, MessageRead, Unread};
-use crate::memory::Grant;
+use crate::intake::unread::{Kept, MessageRead, ReadCreate, ReadFailure, Unread};
+use crate::memory::{Grant, Use};
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use crate::protocol::answers::Reply;
 
-/// Bytes of a body that is forwarded unread, as sent and decoded. It may have to be read while others wait.
-const BYTES_MAX: usize = 256 * 1024;
-const CONTENT_BYTES_MAX: u64 = 1024 * 1024;
+/// Bytes of a body that is forwarded unread, decoded. It may have to be read while others wait, and without memory that
+/// was taken for it.
+const CONTENT_BYTES_MAX: u64 = 256 * 1024;
 
 /// A create whose body was not read.
 pub(super) struct UnreadCreate {
@@ -43,7 +43,8 @@ pub(super) struct UnreadCreate {
     write: Write,
     evidence: Arc<CreateEvidence>,
     memory: Arc<Option<Grant>>,
-    /// The same write once it was read, or the answer to a client whose write no server could read.
+    /// The same write once it was read, or the answer to a client whose write no server could read. What fails for now is
+    /// tried again by the next one who asks.
     read: OnceCell<Result<Arc<Write>, Reply>>,
 }
 
@@ -53,7 +54,10 @@ pub(super) type NotUnread = Box<(WriteRequest, Bytes, Grant)>;
 /// Returns a write that may go unread, as far as itself, its connection and the state of its lane show.
 pub(super) fn candidate(request: WriteRequest, bytes: Bytes, memory: Grant) -> Result<Arc<UnreadCreate>, NotUnread> {
     match unread_lane(&request, &bytes) {
-        Some((lane, encoding)) => Ok(Arc::new(UnreadCreate::new(request, lane, Body::new(bytes, encoding), memory))),
+        Some((lane, encoding)) => {
+            let body = Body::new(unshared(bytes), encoding);
+            Ok(Arc::new(UnreadCreate::new(request, lane, body, memory)))
+        }
         None => Err(Box::new((request, bytes, memory))),
     }
 }
@@ -64,12 +68,13 @@ fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding)
     let WriteRequest { exchange, route, .. } = request;
     let (shared, headers) = (&exchange.shared, &exchange.head.headers);
     let is_batch = matches!(route.message_type, MessageType::CreateTraceBatch | MessageType::CreateSpansBatch);
-    if !is_batch || bytes.len() > BYTES_MAX || shared.reachability() != Reachability::Presumed {
+    let may_pass = shared.listener.windows.are_open() && shared.reachability() == Reachability::Presumed;
+    if !is_batch || !may_pass {
         return None;
     }
     let encoding = encoding_of(headers).ok()?;
     let content = Body::new(bytes.clone(), encoding).announced_bytes()?;
-    if content > CONTENT_BYTES_MAX.min(shared.limits.inflated_bytes_max) {
+    if bytes.len() as u64 > CONTENT_BYTES_MAX || content > CONTENT_BYTES_MAX.min(shared.limits.inflated_bytes_max) {
         return None;
     }
     let lane = lane_of(&shared.server, headers);
@@ -106,9 +111,14 @@ impl UnreadCreate {
     }
 
     /// Reads the body; once, however many ask for it.
-    async fn read_once(&self) -> &Result<Arc<Write>, Reply> {
-        self.read
-            .get_or_init(|| async {
+    ///
+    /// # Errors
+    ///
+    /// The answer to its client: 500 and above if that fails for now, else no server could read it either.
+    async fn read_once(&self) -> Result<Arc<Write>, Reply> {
+        let read = self
+            .read
+            .get_or_try_init(|| async {
                 let Write { shared, client, route, head, message, .. } = &self.write;
                 let received = ReceivedWrite {
                     shared: shared.clone(),
@@ -119,26 +129,57 @@ impl UnreadCreate {
                     below: message.request.path.clone(),
                 };
                 // The body is small, and whoever waits for it may hold memory that others wait for.
-                prepare(received, message.request.body.bytes.clone(), None, &mut None).await.map(Arc::new)
+                match prepare(received, message.request.body.bytes.clone(), None, &mut None).await {
+                    Err(reply) if is_temporary(&reply) => Err(reply),
+                    read => Ok(read.map(Arc::new)),
+                }
             })
-            .await
+            .await?;
+        read.clone()
+    }
+}
+
+impl UnreadCreate {
+    /// Waits for the memory that it takes to read the body, as for any other write.
+    ///
+    /// # Errors
+    ///
+    /// The answer to a client that has timed out.
+    async fn memory_to_read(&self) -> Result<Option<Grant>, Reply> {
+        let Write { shared, message, .. } = &self.write;
+        let body = &message.request.body;
+        match body.is_encoded() && body.bytes.len() > PREPARE_INLINE_BYTES_MAX {
+            true => shared.wait_for_memory(Use::Inspection, body.content_bytes_max()).await.map(Some),
+            false => Ok(None),
+        }
     }
 }
 
 impl Unread for UnreadCreate {
     fn read(self: Arc<Self>) -> MessageRead {
         Box::pin(async move {
-            let write = self.read_once().await.as_ref().ok()?;
-            Some(Arc::new(write.message.clone()))
+            match self.read_once().await {
+                Ok(write) => Ok(ReadCreate { message: Arc::new(write.message.clone()), memory: self.memory.clone() }),
+                Err(reply) if is_temporary(&reply) => Err(ReadFailure::NotNow),
+                Err(_) => Err(ReadFailure::Unreadable),
+            }
         })
     }
+}
+
+/// Returns whether a body that gets this answer may be readable later.
+fn is_temporary(reply: &Reply) -> bool {
+    reply.status >= 500
 }
 
 /// Forwards the create unread, if its window allows it, and stores it if the server does not decide.
 pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
     let Write { shared, message, .. } = &create.write;
     let flights = shared.listener.windows.of(&message.lane);
-    let kept = || (Kept::Unread(create.clone()), message.request.body.bytes.len());
+    // It takes as much as it decodes to, if ids have to be added to it.
+    let content_bytes = message.request.body.announced_bytes().unwrap_or(CONTENT_BYTES_MAX);
+    let bytes = message.request.body.bytes.len().max(usize::try_from(content_bytes).unwrap_or(usize::MAX));
+    let kept = || (Kept::Unread(create.clone()), bytes);
     // In this order: the window lets nothing be stored from then on that this create could overtake.
     let flight = flights.begin_unread(kept).filter(|_| shared.is_lane_clear(&message.lane));
     let Some(flight) = flight else { return Box::pin(deliver_read(&create)).await };
@@ -147,38 +188,51 @@ pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
     match create.write.forward(WaitFor::AnswerOrOutage).await {
         Forwarded::Answered(answer) => match held.answered(answer.status(), message) {
             false => answer,
-            true => Box::pin(store(&create, &held, Some(answer), None)).await,
+            true => Box::pin(store(&create, &mut held, Some(answer), None)).await,
         },
-        Forwarded::Keep { fallback } => Box::pin(store(&create, &held, None, fallback)).await,
+        Forwarded::Keep { fallback } => Box::pin(store(&create, &mut held, None, fallback)).await,
     }
 }
 
 /// Delivers a create as any other write.
 async fn deliver_read(create: &UnreadCreate) -> ClientAnswer {
-    match create.read_once().await {
+    let read = match create.memory_to_read().await {
+        Ok(_memory) => create.read_once().await,
+        Err(reply) => Err(reply),
+    };
+    match read {
         Ok(write) => write.deliver(create.memory.clone()).await,
-        Err(reply) => forward::own_answer(reply.clone()),
+        Err(reply) => forward::own_answer(reply),
     }
 }
 
 /// Stores a create that the server did not take, or `answered` and has to get again.
 async fn store(
     create: &UnreadCreate,
-    held: &Held,
+    held: &mut Held,
     answered: Option<ClientAnswer>,
     fallback: Option<ClientAnswer>,
 ) -> ClientAnswer {
     // Nothing begins from now on that it would overtake.
     held.flight.keep();
-    let write = match create.read_once().await {
-        Ok(write) => write,
-        Err(reply) => return answered.or(fallback).unwrap_or_else(|| forward::own_answer(reply.clone())),
+    // Without memory, at shutdown and after a while, it is read all the same: others were delivered behind it.
+    let memory = create.memory_to_read().await.ok();
+    let read = create.read_once().await;
+    drop(memory);
+    let failure = match read {
+        Ok(write) => match write.register(held).await {
+            Ok(answer) => return answered.unwrap_or(answer),
+            Err(not_stored) => Ok(not_stored),
+        },
+        Err(reply) => Err(reply),
     };
-    match write.register(held).await {
-        Ok(answer) => answered.unwrap_or(answer),
-        Err(not_stored) => {
-            let refusal = not_stored.refuse(&write.shared);
+    match (answered, failure) {
+        // What it had to follow was not stored either.
+        (Some(answer), _) if !held.answered(answer.status(), &create.write.message) => answer,
+        (_, Ok(not_stored)) => {
+            let refusal = not_stored.refuse(&create.write.shared);
             fallback.unwrap_or(refusal)
         }
+        (_, Err(reply)) => fallback.unwrap_or_else(|| forward::own_answer(reply)),
     }
 }
