@@ -50,13 +50,14 @@ fn a_server_that_returns_behind_its_front_is_found_without_traffic() {
     wait_until_connection(&agent, "available");
     let ledger = ClientLedger::new();
     let mut app = Told::new(&agent.url(), &ledger);
-    let front = server.script_times(1, When::write(), Then::status(502));
+    let front = server.script(When::write(), Then::status(502));
     let failing = server.script_times(FAILED, pings(), Then::status(502));
     app.acknowledged(create(&uuid7()), 201);
-    assert_eq!(front.hits(), 1);
+    assert!(front.hits() > 0);
     // With ten seconds between pings this would take longer than a test waits.
+    wait_until("the front is asked often enough", PATIENCE, || failing.hits() == FAILED);
+    front.clear();
     agent.wait_until_delivered();
-    assert_eq!(failing.hits(), FAILED, "it was delivered before a ping was answered");
     server.assert_equals(&ledger);
     server.assert_no_violations();
 }
