@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+/// All connections are looked at once for the eviction of this part of them.
+const CANDIDATES_SHARE: usize = 16;
+
 /// The connections of a listener. The table is locked when a connection comes or goes, never for a request.
 pub(super) struct Connections {
     max: usize,
@@ -26,6 +29,8 @@ pub(super) struct Connections {
 struct ConnectionTable {
     next_id: u64,
     open: HashMap<u64, Arc<OpenConnection>>,
+    /// Those that were idle for longest when they were looked for: when that began, and their numbers, the longest last.
+    candidates: Vec<(u64, u64)>,
 }
 
 struct OpenConnection {
@@ -100,11 +105,36 @@ impl Connections {
     }
 }
 
+impl OpenConnection {
+    /// Returns the clock when it became idle; `None` if it is busy, or evicted already.
+    fn idle_since(&self) -> Option<u64> {
+        let is_idle = self.busy.load(Ordering::Acquire) == 0 && !self.is_evicted.load(Ordering::Acquire);
+        is_idle.then(|| self.idle_since.load(Ordering::Relaxed))
+    }
+}
+
 impl ConnectionTable {
-    fn longest_idle(&self) -> Option<&OpenConnection> {
-        let idle = self.open.values().filter(|open| open.busy.load(Ordering::Acquire) == 0);
-        let idle = idle.filter(|open| !open.is_evicted.load(Ordering::Acquire));
-        idle.min_by_key(|open| open.idle_since.load(Ordering::Relaxed)).map(|open| &**open)
+    /// Returns the connection that has been idle for longest.
+    ///
+    /// All are looked at for many evictions together. Whatever becomes idle after that is younger than every candidate.
+    fn longest_idle(&mut self) -> Option<Arc<OpenConnection>> {
+        loop {
+            while let Some((since, id)) = self.candidates.pop() {
+                if let Some(open) = self.open.get(&id)
+                    && open.idle_since() == Some(since)
+                {
+                    return Some(open.clone());
+                }
+            }
+            let idle = self.open.iter().filter_map(|(id, open)| Some((open.idle_since()?, *id)));
+            self.candidates = idle.collect();
+            if self.candidates.is_empty() {
+                return None;
+            }
+            self.candidates.sort_unstable();
+            self.candidates.truncate(self.open.len().div_ceil(CANDIDATES_SHARE));
+            self.candidates.reverse();
+        }
     }
 }
 
