@@ -288,6 +288,7 @@ fn no_look_misses_what_another_process_has_acknowledged() {
     let is_clear = || store.is_clear(&lane("team")).expect("it can be asked");
     let mut child = start("store-and-deliver", &path);
     let mut go_on = child.stdin.take().expect("it is piped");
+    let mut said = lines(&mut child);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Others look all the time, as the workers of an agent do.
@@ -299,7 +300,7 @@ fn no_look_misses_what_another_process_has_acknowledged() {
             });
         }
         let expected = ["stored", "delivered"].into_iter().cycle();
-        for (number, (line, expected)) in lines(&mut child).zip(expected).take(LINES).enumerate() {
+        for (number, (line, expected)) in said.by_ref().zip(expected).take(LINES).enumerate() {
             assert_eq!(line, expected);
             let seen = (is_clear(), is_clear());
             is_over.fetch_or(seen != (expected == "delivered", expected == "delivered"), Ordering::Relaxed);
@@ -314,6 +315,8 @@ fn no_look_misses_what_another_process_has_acknowledged() {
         is_over.store(true, Ordering::Relaxed);
         drop(go_on);
     });
+    // It ends with an error if nobody reads its last words.
+    said.for_each(drop);
     assert!(child.wait().expect("it ends").success());
 }
 

@@ -751,7 +751,7 @@ impl Replay for MemoryStore {
                 break;
             }
             // A file is read as it is sent: it takes no memory.
-            if item.file.is_none() && item.bytes() > limits.bytes_max {
+            if item.message.message_type != MessageType::CreateAttachment && item.bytes() > limits.bytes_max {
                 return Ok(Claim::TooLarge { bytes: item.bytes() });
             }
             (item.status, item.claimed_in) = (MessageStatus::Registered, Some(lease.epoch));

@@ -699,7 +699,7 @@ impl Replay for ModelStore {
                 break;
             }
             // A file is read as it is sent: it takes no memory.
-            if record.file.is_none() && record.bytes() > limits.bytes_max {
+            if record.message.message_type != MessageType::CreateAttachment && record.bytes() > limits.bytes_max {
                 return Ok(Claim::TooLarge { bytes: record.bytes() });
             }
             claimed.push(Claimed {

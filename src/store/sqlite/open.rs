@@ -238,8 +238,7 @@ fn open_writer(
         connection.pragma_update(None, "page_size", schema::PAGE_BYTES)?;
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-    if !mode.eq_ignore_ascii_case("wal") {
+    if !begin_log_mode(&connection)?.eq_ignore_ascii_case("wal") {
         let reason = "this file system allows no write-ahead log; choose a local disk".into();
         return Err(StoreError::Unusable { at: path.into(), reason }.into());
     }
@@ -249,6 +248,20 @@ fn open_writer(
     schema::migrate(&mut connection)?;
     schema::refuse_newer(path, schema::version(&connection)?)?;
     Ok(connection)
+}
+
+/// Switches to a write-ahead log, and returns the mode that the store has then.
+///
+/// The statement returns its row before it commits: whoever reads only that misses a failure to commit, and the store
+/// would be used with a rollback journal, whose removal SQLite doesn't sync.
+fn begin_log_mode(connection: &Connection) -> rusqlite::Result<String> {
+    let mut statement = connection.prepare("PRAGMA journal_mode = WAL")?;
+    let mut rows = statement.query([])?;
+    let mut mode = String::new();
+    while let Some(row) = rows.next()? {
+        mode = row.get(0)?;
+    }
+    Ok(mode)
 }
 
 #[cfg(test)]

@@ -489,8 +489,14 @@ impl Maintain for SqliteStore {
         let is_erased = emptied().map_err(|fault| fault.at(&self.path))?;
         self.log_is_unerased.store(!is_erased, Ordering::Relaxed);
         drop(connection);
-        if is_erased && let Err(error) = self.write(|tx, _| counters::begin_log(tx)) {
-            debug!(target: "db_manager", "the next commit begins the log: {error}");
+        match is_erased.then(|| self.write(|tx, _| counters::begin_log(tx))) {
+            // Nothing was written.
+            Some(Err(error @ (StoreError::Full { .. } | StoreError::Busy { .. }))) => {
+                debug!(target: "db_manager", "the next commit begins the log: {error}");
+            }
+            // Like that of any other commit: what a failed sync leaves of the log must not be built upon.
+            Some(Err(error)) => return Err(error),
+            Some(Ok(())) | None => {}
         }
         Ok(is_erased)
     }
