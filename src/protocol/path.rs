@@ -278,7 +278,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_below_a_prefix_is_the_same_in_every_spelling_of_it(rest in "(/[a-z0-9._-]{0,8}){0,3}", dot in any::<bool>()) {
+        fn a_prefix_has_the_same_subpath_in_every_spelling(rest in "(/[a-z0-9._-]{0,8}){0,3}", dot in any::<bool>()) {
             let spelled = if dot { "/./%61pi" } else { "/api" };
             let path = format!("{spelled}{rest}");
             prop_assert_eq!(below(&path, "/api"), Some(&*rest));

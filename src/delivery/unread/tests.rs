@@ -305,7 +305,7 @@ fn play(events: &[Event]) -> World {
 }
 
 #[test]
-fn what_was_delivered_after_a_write_that_fails_is_stored_again_behind_it() {
+fn later_delivered_writes_are_stored_behind_a_failed_one() {
     let mut world = World::default();
     for (one, other) in [(0, 1), (1, 2), (3, 3), (0, 0)] {
         world.come(vec![touch(one, Effect::Create), touch(other, Effect::Create)], false);

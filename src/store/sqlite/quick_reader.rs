@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_ends_with_the_next_commit() {
+    fn the_cache_is_bounded_and_cleared_by_the_next_commit() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("store.db");
         let (writer, mut reader) = pair(&path);
