@@ -16,18 +16,21 @@
 //! 3. [`router`] checks the head: URL, [`guard`] (token), [`site`] (host and web page), path, media type. From here the
 //!    request is an [`exchange::Exchange`].
 //! 4. [`accept`] handles a protected write. [`accept`]'s `receive` reads the body into memory ([`body`]) or spools it
-//!    to disk ([`spool`]), `prepare` decodes it and finds out which entities it is about.
-//! 5. [`entity_locks`] makes it wait for earlier writes about the same entities. Then `deliver` decides: forward,
-//!    register or refuse, by [`crate::delivery::admission`] and what is queued already ([`backlog`]).
+//!    to disk ([`spool`]), `prepare` decodes it and finds out which entities it is about. A small batch create of
+//!    a connection that has shown its ids ([`evidence`]) skips this and the locks while all goes well.
+//! 5. [`entity_locks`] makes it wait for earlier writes about the same entities, and [`unread`] for creates that nobody
+//!    has read. Then `deliver` decides: forward, register or refuse, by [`crate::delivery::admission`] and what is
+//!    queued already ([`backlog`]).
 //! 6. `send` forwards it and judges the answer ([`server_answer`]); `register` hands the message to the committer and
-//!    answers after the commit.
+//!    answers after the commit ([`commit_answers`]).
 //!
 //! # Invariants
 //!
 //! - *Acknowledged means durable*: a client gets a success only from the server itself, or after the commit. Before
 //!   that it still has its data, and a crash loses nothing.
 //! - *Nothing is overtaken*: two writes about one entity are decided in the order in which they arrived, and a write is
-//!   forwarded only if no queued message conflicts with it. Only byte-identical writes are concurrent.
+//!   forwarded only if no queued message conflicts with it. Concurrent are only byte-identical writes, and a create that
+//!   nobody has read beside a write, if neither was answered when the other was sent ([`crate::delivery::unread`]).
 //! - *A client that hangs up changes nothing*: once a body is received, the write continues ([`uncancelled`]).
 //! - *Bounded memory*: bodies are in memory only within [`crate::memory`]'s budget. A larger one is spooled, encrypted,
 //!   and read in pieces; one that can't be kept streams through, if the server is available and it overtakes nothing.

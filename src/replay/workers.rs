@@ -1,7 +1,8 @@
 //! Which lane gets a worker, and how many at once. Pure: `now` is an argument.
 //!
-//! A lane has one worker; its request may hang. Then the lane gets a few more, because a request that hangs blocks only
-//! its own entities, and other lanes get workers beyond the normal number, up to a higher one.
+//! A lane has one worker, or shares some with other lanes that have a few messages; what joins a worker over a slow way
+//! is bounded by [`super::state`]. A request may hang. Then the lane gets a few more workers, because a request that
+//! hangs blocks only its own entities, and other lanes get workers beyond the normal number, up to a higher one.
 
 use std::time::{Duration, Instant};
 

@@ -94,7 +94,8 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Why a lane is held whose replay panicked.
+    /// Why a lane is held whose replay panicked. Such a hold is recognised by this text, which earlier versions stored as
+    /// well: it must not be reworded.
     const AFTER_PANIC: &'static str = "internal error of opik-offline while replaying it, see its log";
 
     /// Returns the hold of a lane whose replay panicked.

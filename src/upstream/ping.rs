@@ -16,10 +16,10 @@ use crate::protocol::recognise::{Endpoint, presence};
 pub enum Met {
     /// Nobody: the connection was refused, there is no route, or no answer to a plain connect.
     Nobody,
-    /// Somebody who worked for it: a front that answers for the server, a proxy, a resolver, the other side of a TLS
-    /// handshake.
+    /// Somebody who worked for it: a front that answers for the server, a proxy, a resolver that answered, the other
+    /// side of a TLS handshake.
     Somebody,
-    /// Somebody who accepted the request and did not answer in time.
+    /// Somebody who accepted the request and did not answer in time, or a resolver that did not.
     Silence,
 }
 

@@ -198,7 +198,7 @@ pub(super) fn ends_note(touch: &Touch) -> bool {
 
 /// Removes the notes of entities whose create was confirmed, or that were ended.
 pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Result<(), Fault> {
-    if counter(tx, NOTES)? == 0 {
+    if !are_there(tx)? {
         return Ok(());
     }
     let mut drop = tx.prepare_cached(queries::DROP_NOTE)?;
