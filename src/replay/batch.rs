@@ -188,6 +188,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         claimed.retain(|message| match self.sender.replay.state.unsettled(message.id) {
             Some(outcome) => {
                 self.unsettled.add(&message.touches);
+                self.note_refused_creates(message, &outcome);
                 self.outcomes.push((message.id, outcome));
                 false
             }

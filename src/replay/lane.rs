@@ -66,8 +66,12 @@ impl<'a> LaneWorker<'a> {
     where
         'a: 's,
     {
-        let (replay, keeper, lane) = (self.sender.replay, self.sender.keeper, self.sender.work.id);
-        caught(|| self.work(scope, crew)).unwrap_or_else(|| hold_after_panic(replay, keeper, lane))
+        let (replay, keeper, lane, turn) =
+            (self.sender.replay, self.sender.keeper, self.sender.work.id, self.turn.clone());
+        caught(|| self.work(scope, crew)).unwrap_or_else(|| {
+            replay.state.end_turn(lane, &turn);
+            hold_after_panic(replay, keeper, lane)
+        })
     }
 
     fn work<'s>(mut self, scope: &'s Scope<'s, '_>, crew: &'s Crew) -> Result<(), StoreError>
@@ -96,12 +100,17 @@ impl<'a> LaneWorker<'a> {
         let (replay, keeper, work) = (self.sender.replay, self.sender.keeper, &self.sender.work);
         while let Some(turn) = replay.state.join(work.id, &self.turn, replay.workers_max) {
             let sender = Sender { replay, keeper, work: work.clone() };
+            let joined = turn.clone();
             let worker = LaneWorker { sender, turn, ..*self };
-            scope.spawn(move || {
+            let started = std::thread::Builder::new().spawn_scoped(scope, move || {
                 if let Err(error) = worker.work_caught(scope, crew) {
                     lock(&crew.failed).get_or_insert(error);
                 }
             });
+            if started.is_err() {
+                // The system has no thread for it, and this one goes on alone.
+                return replay.state.end_turn(work.id, &joined);
+            }
         }
     }
 
@@ -123,8 +132,11 @@ impl<'a> LaneWorker<'a> {
         let count = claimed.len();
         self.turn.begin_batch(most);
         let mut batch = Batch::new(&self.sender, &mut self.turn);
-        batch.send_all(claimed)?;
-        batch.conclude_failures()?;
+        if let Err(error) = batch.send_all(claimed).and_then(|()| batch.conclude_failures()) {
+            // What the server has decided is not sent again.
+            replay.state.keep_unsettled(&batch.outcomes);
+            return Err(error);
+        }
         let Batch { outcomes, delivered, halt, limited, waiting, .. } = batch;
         self.sender.settle(&outcomes)?;
 
@@ -162,7 +174,7 @@ impl<'a> LaneWorker<'a> {
         if wanted == 0 {
             return Ok((Vec::new(), None));
         }
-        let limits = ClaimLimits { messages_max: wanted, bytes_max, behind_creates: turns > 1 };
+        let limits = ClaimLimits { messages_max: wanted, bytes_max };
         let (claimed, memory) = self.claim(limits, interrupted > 0)?;
         // Without memory nothing was claimed: the interrupted messages wait, and are still claimed together.
         if memory.is_some() {

@@ -347,7 +347,7 @@ impl<'r> SmallLanes<'r> {
     fn claim(&self, started: Instant) -> Result<(), StoreError> {
         let (bytes_max, bytes_in_memory) = bounds::of_small_claim(BYTES_MAX, self.replay.memory.bytes());
         // A message may have arrived after an earlier one of its lane was sent.
-        let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max, behind_creates: true };
+        let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max };
         let lanes = {
             let mut shared = lock(&self.shared);
             if shared.is_claiming {
@@ -516,8 +516,10 @@ impl<'r> SmallLanes<'r> {
         for (mut lane, its) in lanes {
             let (id, its) = (lane.sender.work.id, &outcomes[its]);
             let concluded = caught(|| conclude(&mut lane, its, is_settled)).unwrap_or_else(|| {
-                // What the server has decided is not sent again.
-                state.keep_unsettled(its);
+                // What the server has decided is not sent again. Once it is settled, nothing is left to remember.
+                if !is_settled {
+                    state.keep_unsettled(its);
+                }
                 lock(&self.shared).alone.insert(id);
                 hold_after_panic(self.replay, self.keeper, id)
             });
@@ -592,7 +594,7 @@ mod tests {
 
     #[test]
     fn a_claim_takes_lanes_in_order_as_far_as_they_fit() {
-        let limits = ClaimLimits { messages_max: 10, bytes_max: 100, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 10, bytes_max: 100 };
         for (lanes, expected, what) in [
             (vec![(3, 10), (3, 10), (3, 10), (3, 10)], 3, "too many messages"),
             (vec![(1, 60), (1, 60)], 1, "too many bytes"),
@@ -606,7 +608,7 @@ mod tests {
             assert!(taken.iter().zip(1..).all(|(work, id)| work.id == LaneId(id)), "{what}");
         }
         let mut many: VecDeque<LaneWork> = (0..1000).map(|id| work(id, 1, 1)).collect();
-        let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max: BYTES_MAX, behind_creates: false };
+        let limits = ClaimLimits { messages_max: MESSAGES_MAX, bytes_max: BYTES_MAX };
         assert_eq!(first_within(&mut many, limits, CLAIMED_MAX).len(), CLAIMED_MAX);
         assert_eq!(first_within(&mut many, limits, 3).len(), 3);
     }

@@ -172,8 +172,6 @@ pub struct ClaimLimits {
     pub messages_max: usize,
     /// Bytes of bodies at most.
     pub bytes_max: u64,
-    /// Whether messages that depend on a create in flight are left: the server may refuse it.
-    pub behind_creates: bool,
 }
 
 /// The result of [`super::Replay::claim`].

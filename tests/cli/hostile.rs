@@ -230,7 +230,7 @@ impl Scene {
         store.register(&[self.hostile_message(0)]).unwrap();
         let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
         let id = store.lanes(&Filter::default(), ACCEPTED_AT_MS).unwrap()[0].id;
-        let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
         let claimed = store.claim(&lease, id, &Filter::default(), limits, ACCEPTED_AT_MS).unwrap().into_messages();
         let answer = LastAnswer { status: Some(400), text: HOSTILE.to_owned(), at_ms: ACCEPTED_AT_MS + 60_000 };
         store.settle(&lease, &[(claimed[0].id, Outcome::Rejected { answer })]).unwrap();

@@ -113,7 +113,7 @@ pub(crate) fn fill(path: &Path) {
     store.register(&[create_trace(0, &team(), BAD_TRACE)]).unwrap();
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
     let lane = store.lanes(&Filter::default(), ACCEPTED_AT_MS).unwrap()[0].id;
-    let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20, behind_creates: false };
+    let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
     let claimed = store.claim(&lease, lane, &Filter::default(), limits, ACCEPTED_AT_MS).unwrap().into_messages();
     let answer = LastAnswer {
         status: Some(400),

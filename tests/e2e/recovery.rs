@@ -141,7 +141,7 @@ fn hold_lanes(store: &dyn Store, lanes: &[(&str, Option<u16>, Option<u16>)]) {
     let lease = store.acquire(&Owner::this_process("agent"), LEASE_TIME_TO_LIVE).unwrap();
     let later = now_ms() + 3_600_000;
     for work in store.lanes(&Filter::default(), now_ms()).unwrap() {
-        let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
         let Claim::Taken(claimed) = store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).unwrap() else {
             panic!("a small message")
         };

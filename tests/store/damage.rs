@@ -101,7 +101,7 @@ impl Sample {
         let owner = Owner::this_process("replay");
         let lease = store.acquire(&owner, Duration::from_secs(600)).expect("nobody replays");
         let work = &store.lanes(&Filter::default(), now_ms()).expect("lanes can be read")[0];
-        let limits = ClaimLimits { messages_max: 30, bytes_max: 1 << 24, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 30, bytes_max: 1 << 24 };
         let claimed = store
             .claim(&lease, work.id, &Filter::default(), limits, now_ms())
             .expect("it can be claimed")
@@ -397,7 +397,7 @@ fn one_damaged_body_is_rejected_and_the_rest_is_delivered() {
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
     let mut sent = Vec::new();
     for work in store.lanes(&Filter::default(), now_ms()).expect("lanes can be read") {
-        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
         sent.extend(
             store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).expect("it goes on").into_messages(),
         );
@@ -424,7 +424,7 @@ fn messages_that_are_too_old_are_dropped_and_counted_but_not_those_in_flight() {
         store.register(&[about_trace(&team, "young", Effect::Create, 1_000)]).expect("it fits");
         let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
         let work = &store.lanes(&Filter::default(), now_ms()).expect("lanes can be read")[0];
-        let one = ClaimLimits { messages_max: 1, bytes_max: 1 << 20, behind_creates: false };
+        let one = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
         let claimed =
             store.claim(&lease, work.id, &Filter::default(), one, now_ms()).expect("it can be claimed").into_messages();
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 3);
@@ -580,7 +580,7 @@ fn a_sealed_message_that_does_not_open_is_rejected_and_the_others_are_sent() {
     assert!(problems.iter().filter(|problem| problem.starts_with("message ")).count() == 4, "{problems:?}");
     let mut sent = Vec::new();
     for lane in store.lanes(&Filter::default(), now_ms()).expect("lanes can be read") {
-        let limits = ClaimLimits { messages_max: 10_000, bytes_max: 1 << 30, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 10_000, bytes_max: 1 << 30 };
         let claimed = store
             .claim(&lease, lane.id, &Filter::default(), limits, now_ms())
             .expect("one body is no reason")
@@ -624,7 +624,7 @@ fn a_recovered_store_sends_creates_singly_whose_note_may_be_lost() {
         let lease =
             store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else replays");
         let work = store.lanes(&Filter::default(), now_ms()).expect("lanes can be read");
-        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
         let claimed = store
             .claim(&lease, work[0].id, &Filter::default(), limits, now_ms())
             .expect("we have the lease")

@@ -530,7 +530,7 @@ fn stores_of_earlier_versions_lose_nothing() {
         store.register(&[about_trace(&team, trace, Effect::Update, 9)]).expect("it takes new messages");
         let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
         let lane = store.lanes(&Filter::default(), 0).expect("lanes can be read")[0].id;
-        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
         let claimed =
             store.claim(&lease, lane, &Filter::default(), limits, now_ms()).expect("it can be claimed").into_messages();
         let outcomes: Vec<_> = claimed.iter().map(|message| (message.id, Outcome::Delivered)).collect();

@@ -195,8 +195,8 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    let limits = (1..6_usize, 1..20_000_u64, any::<bool>())
-        .prop_map(|(messages_max, bytes_max, behind_creates)| ClaimLimits { messages_max, bytes_max, behind_creates });
+    let limits =
+        (1..6_usize, 1..20_000_u64).prop_map(|(messages_max, bytes_max)| ClaimLimits { messages_max, bytes_max });
     let now = prop::sample::select(vec![NOW_MS, NOW_MS + 1000, NOW_MS + 10_000]);
     let bucket = prop::option::of(prop::sample::select(Bucket::ALL.to_vec()));
     let hold = (prop::sample::select(vec![0, NOW_MS + 2000, NOW_MS + 48 * HOUR_MS]), any::<bool>(), bucket).prop_map(

@@ -87,7 +87,7 @@ fn child() {
             store.return_in_flight(&lease).expect("we have the lease");
             println!("> ready");
             while let Some(work) = store.lanes(&Filter::default(), NOW_MS).expect("it can be read").first() {
-                let limits = ClaimLimits { messages_max: 7, bytes_max: 1 << 20, behind_creates: false };
+                let limits = ClaimLimits { messages_max: 7, bytes_max: 1 << 20 };
                 let claimed = store
                     .claim(&lease, work.id, &Filter::default(), limits, NOW_MS)
                     .expect("we have the lease")
@@ -109,7 +109,7 @@ fn child() {
                 println!("> stored");
                 let Some(Ok(_)) = go_on.next() else { break };
                 let work = store.lanes(&Filter::default(), NOW_MS).expect("it can be read");
-                let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20, behind_creates: false };
+                let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
                 let claimed = store.claim(&lease, work[0].id, &Filter::default(), limits, NOW_MS);
                 let claimed = claimed.expect("we have the lease").into_messages();
                 store.settle(&lease, &[(claimed[0].id, Outcome::Delivered)]).expect("we have the lease");
@@ -387,7 +387,7 @@ fn claim_and_deliver(
     };
     // Claims of different lengths overlap in part, which is where two of them could get in each other's way.
     let messages_max = 1 + delivered.lock().expect("no panic").len() % 7;
-    let limits = ClaimLimits { messages_max, bytes_max: 1 << 20, behind_creates: false };
+    let limits = ClaimLimits { messages_max, bytes_max: 1 << 20 };
     let claimed =
         store.claim(lease, lane, &Filter::default(), limits, NOW_MS).expect("we have the lease").into_messages();
     {

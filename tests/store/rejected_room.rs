@@ -39,7 +39,7 @@ fn reject(store: &SqliteStore, count: usize, held: bool) {
     loop {
         let lanes = store.lanes(&Filter::default(), NOW_MS).expect("lanes can be read");
         let Some(work) = lanes.first().filter(|work| work.due_at_ms <= NOW_MS) else { break };
-        let limits = ClaimLimits { messages_max: 100, bytes_max: 1 << 24, behind_creates: false };
+        let limits = ClaimLimits { messages_max: 100, bytes_max: 1 << 24 };
         let claimed = store
             .claim(&lease, work.id, &Filter::default(), limits, NOW_MS)
             .expect("we have the lease")

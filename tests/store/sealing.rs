@@ -56,7 +56,7 @@ fn fill(store: &dyn Store) {
     writer.register(&attachment(&secret_lane(), "k1", 7)).expect("there is room");
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
     let lane = store.lanes(&Filter::default(), 0).expect("a lane")[0].id;
-    let many = ClaimLimits { messages_max: 42, bytes_max: 1 << 30, behind_creates: false };
+    let many = ClaimLimits { messages_max: 42, bytes_max: 1 << 30 };
     let claimed = store.claim(&lease, lane, &Filter::default(), many, 0).expect("we have the lease").into_messages();
     let answer = || LastAnswer { status: Some(400), text: "AnswerText: your input was ...".into(), at_ms: 9 };
     let outcomes: Vec<_> = claimed

@@ -20,7 +20,7 @@ use crate::model_store::ModelStore;
 pub(crate) const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
 const MINUTE: Duration = Duration::from_secs(60);
 const NOW_MS: i64 = 1_800_000_000_000;
-const MANY: ClaimLimits = ClaimLimits { messages_max: 100, bytes_max: 1 << 20, behind_creates: false };
+const MANY: ClaimLimits = ClaimLimits { messages_max: 100, bytes_max: 1 << 20 };
 
 pub(crate) fn open(path: &Path) -> SqliteStore {
     open_with(path, &Keys::default())
@@ -166,7 +166,7 @@ fn story(store: &dyn Store) {
     let rejected = store.backlog(&Filter::default()).unwrap();
     assert_eq!(rejected.rejected_by_answer, [(Some(422), 1)]);
     let other_id = store.lanes(&Filter::default(), NOW_MS).unwrap()[0].id;
-    let small = ClaimLimits { messages_max: 10, bytes_max: 1, behind_creates: false };
+    let small = ClaimLimits { messages_max: 10, bytes_max: 1 };
     let too_large = store.claim(&lease, other_id, &Filter::default(), small, NOW_MS).unwrap();
     let Claim::TooLarge { bytes } = too_large else { panic!("more was claimed than was allowed: {too_large:?}") };
     assert_eq!(bytes, about_trace(&other, "a", Effect::Create, 15).request.body.bytes.len() as u64);

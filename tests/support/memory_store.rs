@@ -271,12 +271,12 @@ impl Contents {
     }
 
     /// Walks along the waiting messages of a lane that the filter selects, in delivery order.
-    fn walk(&self, shelf: &Shelf, filter: &Filter, now_ms: i64, behind_creates: bool) -> Vec<(Place, Verdict)> {
+    fn walk(&self, shelf: &Shelf, filter: &Filter, now_ms: i64) -> Vec<(Place, Verdict)> {
         let mut left = Footprint::default();
         let mut creating: HashSet<EntityKey> = HashSet::new();
         for item in shelf.items.values().filter(|item| item.status == MessageStatus::Registered) {
             left.add(&item.message.touches);
-            creating.extend(creates(&item.message.touches).filter(|_| behind_creates));
+            creating.extend(creates(&item.message.touches));
         }
         let is_early = |touches: &[Touch]| touches.iter().any(|t| t.can_be_stranded() && creating.contains(&t.key));
         let limits = shelf.limits(now_ms);
@@ -740,7 +740,7 @@ impl Replay for MemoryStore {
     ) -> Result<Claim, StoreError> {
         let mut contents = self.leased(lease)?;
         let shelf = &contents.shelves[lane.0 as usize - 1];
-        let verdicts = contents.walk(shelf, filter, now_ms, limits.behind_creates);
+        let verdicts = contents.walk(shelf, filter, now_ms);
         let shelf = contents.at(lane);
         let (mut claimed, mut bytes) = (Vec::new(), 0);
         for (place, verdict) in verdicts {
@@ -775,7 +775,7 @@ impl Replay for MemoryStore {
             let (messages, bytes) = {
                 let contents = self.leased(lease)?;
                 let shelf = &contents.shelves[lane.0 as usize - 1];
-                let ready = contents.walk(shelf, filter, now_ms, limits.behind_creates).into_iter();
+                let ready = contents.walk(shelf, filter, now_ms).into_iter();
                 let ready = ready.filter(|(_, verdict)| matches!(verdict, Verdict::Ready(..)));
                 let sizes: Vec<u64> = ready.map(|(place, _)| shelf.items[&place].bytes()).collect();
                 (sizes.len(), sizes.iter().sum::<u64>())
@@ -905,7 +905,7 @@ impl Browse for MemoryStore {
         let contents = self.open()?;
         let mut work = Vec::new();
         for (id, shelf) in contents.numbered() {
-            let verdicts = contents.walk(shelf, filter, now_ms, false);
+            let verdicts = contents.walk(shelf, filter, now_ms);
             let Some(((_, first), _)) = verdicts.first() else { continue };
             let due_at_ms = verdicts.iter().map(|(_, verdict)| match verdict {
                 Verdict::Ready(..) => now_ms,

@@ -218,13 +218,7 @@ impl State {
     }
 
     /// The lane's failed messages that the filter selects, in delivery order, each with whether it may be claimed.
-    fn queue(
-        &self,
-        lane: LaneId,
-        filter: &Filter,
-        now_ms: i64,
-        behind_creates: bool,
-    ) -> Vec<(Record, Result<Admitted, Option<i64>>)> {
+    fn queue(&self, lane: LaneId, filter: &Filter, now_ms: i64) -> Vec<(Record, Result<Admitted, Option<i64>>)> {
         let here = |record: &&Record| record.lane == lane;
         let is_created_in_flight = |key: EntityKey| {
             self.messages.iter().filter(here).any(|record| {
@@ -255,8 +249,7 @@ impl State {
                 let place = (record.position, record.id);
                 let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches))
                     || self.stranding_create(lane, &record.message.touches, place).is_some()
-                    || behind_creates
-                        && record.message.touches.iter().any(|t| t.can_be_stranded() && is_created_in_flight(t.key));
+                    || record.message.touches.iter().any(|t| t.can_be_stranded() && is_created_in_flight(t.key));
                 let due_at_ms = record.due_at_ms(now_ms);
                 let (message_type, touches) = (record.message.message_type, &record.message.touches);
                 let mut ahead: Vec<EntityKey> = Vec::new();
@@ -692,7 +685,7 @@ impl Replay for ModelStore {
         state.verify(lease)?;
         let mut bytes = 0;
         let mut claimed: Vec<Claimed> = Vec::new();
-        for (record, verdict) in state.queue(lane, filter, now_ms, limits.behind_creates) {
+        for (record, verdict) in state.queue(lane, filter, now_ms) {
             let Ok((way, ahead)) = verdict else { continue };
             bytes += record.bytes();
             if claimed.len() >= limits.messages_max || (bytes > limits.bytes_max && !claimed.is_empty()) {
@@ -733,7 +726,7 @@ impl Replay for ModelStore {
         let mut taken = Vec::new();
         for lane in lanes {
             let (messages, bytes) = {
-                let queue = self.state()?.queue(*lane, filter, now_ms, limits.behind_creates).into_iter();
+                let queue = self.state()?.queue(*lane, filter, now_ms).into_iter();
                 let sizes: Vec<u64> = queue.filter(|(_, verdict)| verdict.is_ok()).map(|(it, _)| it.bytes()).collect();
                 (sizes.len(), sizes.iter().sum::<u64>())
             };
@@ -938,7 +931,7 @@ impl Browse for ModelStore {
         let mut work = Vec::new();
         for (place, (lane, _)) in state.lanes.iter().enumerate() {
             let id = LaneId(place as i64 + 1);
-            let queue = state.queue(id, filter, now_ms, false);
+            let queue = state.queue(id, filter, now_ms);
             let Some((first, _)) = queue.first() else { continue };
             let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
                 now_ms

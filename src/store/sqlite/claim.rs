@@ -66,8 +66,6 @@ pub(super) struct WalkScope<'a> {
     pub(super) memo: &'a Memo,
     /// Selected messages that are examined together where a filter leaves out others of the lane.
     pub(super) window_max: usize,
-    /// Whether messages that depend on a create in flight are left.
-    pub(super) behind_creates: bool,
     pub(super) facts: &'a StoreFacts,
 }
 
@@ -119,7 +117,7 @@ type Admitted = (Way, Vec<EntityKey>);
 
 impl<'a, 'c> Walk<'a, 'c> {
     fn start(scope: &WalkScope<'_>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
-        let WalkScope { connection, lane, now_ms, behind_creates, .. } = *scope;
+        let WalkScope { connection, lane, now_ms, .. } = *scope;
         let mut walk = Self {
             now_ms,
             look,
@@ -136,10 +134,9 @@ impl<'a, 'c> Walk<'a, 'c> {
         while let Some(row) = in_flight.next()? {
             let touches = rows::touches(row, 0)?;
             walk.blocked.add(&touches);
-            if behind_creates {
-                let creates = touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.can_strand());
-                walk.creating.extend(creates.map(|touch| touch.key));
-            }
+            // The server may refuse it, and what depends on it would be stranded then.
+            let creates = touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.can_strand());
+            walk.creating.extend(creates.map(|touch| touch.key));
             walk.in_flight_from = walk.in_flight_from.min(row.get(1)?);
         }
         Ok(walk)
@@ -482,10 +479,10 @@ pub(super) fn lanes(
     let selection = SqlFilter::of(filter);
     let mut names = LaneCache::default();
     let mut work = Vec::new();
-    let (facts, window_max, behind_creates) = (&StoreFacts::read(connection)?, WINDOW_MAX, false);
+    let (facts, window_max) = (&StoreFacts::read(connection)?, WINDOW_MAX);
     for (lane, failed, body_bytes) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
-        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates, facts };
+        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, facts };
         let limits = facts.limits_of(connection, lane, now_ms)?;
         let seen = walk(&scope, &limits, &selection, |_, _| {
             may_go = true;
@@ -560,7 +557,7 @@ mod tests {
         let (recent, memo) = (RecentCreates::default(), Memo::default());
         let (recent, memo) = (&recent, &memo);
         let facts = &StoreFacts::read(connection).expect("it can be read");
-        let scope = WalkScope { connection, lane, now_ms: 0, recent, memo, window_max, behind_creates: false, facts };
+        let scope = WalkScope { connection, lane, now_ms: 0, recent, memo, window_max, facts };
         walk(&scope, &[], selection, |message, _| {
             ids.push(message.id);
             Ok(WalkStep::Taken)
@@ -647,7 +644,6 @@ mod tests {
             recent: &recent,
             memo: &memo,
             window_max: WINDOW_MAX,
-            behind_creates: false,
             facts,
         };
         let all = SqlFilter::of(&Filter::default());

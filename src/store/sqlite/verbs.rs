@@ -234,10 +234,9 @@ impl Replay for SqliteStore {
         loop {
             let choose = |connection: &Connection, sealer: &Sealer| {
                 let (recent, memo) = (&self.recent, &self.memo);
-                let (lane, behind_creates) = (lane.0, limits.behind_creates);
                 let window_max = WINDOW_MAX;
                 let facts = &StoreFacts::read(connection)?;
-                let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates, facts };
+                let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo, window_max, facts };
                 claim::choose(&scope, sealer, filter, limits, &mut RequestReader::default())
             };
             let chosen = self.read(&self.reader, choose)?;
@@ -266,10 +265,10 @@ impl Replay for SqliteStore {
             let choose = |connection: &Connection, sealer: &Sealer| {
                 let (recent, memo) = (&self.recent, &self.memo);
                 let (mut requests, mut left, mut choices) = (RequestReader::default(), limits, Vec::new());
-                let (window_max, behind_creates) = (WINDOW_MAX, limits.behind_creates);
+                let window_max = WINDOW_MAX;
                 let facts = &StoreFacts::read(connection)?;
                 for LaneId(lane) in lanes.iter().copied() {
-                    let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, behind_creates, facts };
+                    let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, facts };
                     let choice = claim::choose(&scope, sealer, filter, left, &mut requests)?;
                     if choice.is_cut {
                         break;
