@@ -9,7 +9,11 @@
 //! - **An interim response with headers** (`100 Continue` of some proxies), which ureq rejects: only its first line
 //!   is passed on.
 //!
-//! It also sends a request that the client rejects: ureq validates `Authorization` as ASCII, while HTTP allows other
+//! It also spares system calls, which are most of what a small request costs: a head leaves together with the first
+//! piece of its body, where ureq sends each on its own ([`Heard::transmit`]); a long timeout is set on the socket again
+//! only once a second ([`coarse`]); and an idle connection is probed once, before its next request.
+//!
+//! And it sends a request that the client rejects: ureq validates `Authorization` as ASCII, while HTTP allows other
 //! bytes and clients send them. Such a value is sent under a name of the same length ([`STAND_IN`]), which this
 //! transport replaces by `authorization`.
 //!
@@ -78,6 +82,10 @@ pub(super) struct Heard {
     has_progressed: bool,
     /// Whether the next output is a request's head.
     sends_head: bool,
+    /// A head that leaves together with the next output.
+    held: Vec<u8>,
+    /// Whether the connection was not used since it was last asked whether it is open.
+    is_idle: bool,
     /// The error of a failed write; no further writes are possible.
     broken: Option<Error>,
 }
@@ -85,7 +93,43 @@ pub(super) struct Heard {
 impl Heard {
     pub(super) fn over(inner: Box<dyn Transport>) -> Self {
         let next = Next::Head(Vec::new());
-        Self { inner, next, input: Vec::new(), used: 0, has_progressed: false, sends_head: true, broken: None }
+        Self {
+            inner,
+            next,
+            input: Vec::new(),
+            used: 0,
+            has_progressed: false,
+            sends_head: true,
+            held: Vec::new(),
+            is_idle: false,
+            broken: None,
+        }
+    }
+
+    /// Sends the head that is held, and this much of the output behind it.
+    fn transmit(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let timeout = coarse(timeout);
+        let head = std::mem::take(&mut self.held);
+        let output = self.inner.buffers().output();
+        // A head was output before, so it fits.
+        let beside = amount.min(output.len() - head.len());
+        let behind = output[beside..amount].to_vec();
+        output.copy_within(..beside, head.len());
+        output[..head.len()].copy_from_slice(&head);
+        let mut sent = self.inner.transmit_output(head.len() + beside, timeout);
+        if sent.is_ok() && !behind.is_empty() {
+            self.inner.buffers().output()[..behind.len()].copy_from_slice(&behind);
+            sent = self.inner.transmit_output(behind.len(), timeout);
+        }
+        let Err(failure) = sent else { return Ok(()) };
+        let soon = NextTimeout { after: time::Duration::Exact(AFTER_A_BREAK), ..timeout };
+        while !self.has_input() && matches!(self.read(soon), Ok(true)) {}
+        if self.has_input() {
+            self.broken = Some(failure);
+            return Ok(());
+        }
+        BROKE_OFF.with(|broke_off| broke_off.set(true));
+        Err(failure)
     }
 
     /// Reads once; returns whether the connection is still open.
@@ -138,6 +182,7 @@ impl Transport for Heard {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.is_idle = false;
         if self.broken.is_some() {
             // The response has already arrived: the server no longer reads the body.
             return Ok(());
@@ -147,30 +192,27 @@ impl Transport for Heard {
             self.sends_head = true;
         }
         if std::mem::take(&mut self.sends_head) {
-            name_authorization(&mut self.inner.buffers().output()[..amount]);
-        }
-        let failure = match self.inner.transmit_output(amount, timeout) {
-            Ok(()) => return Ok(()),
-            Err(failure) => failure,
-        };
-        let soon = NextTimeout { after: time::Duration::Exact(AFTER_A_BREAK), ..timeout };
-        while !self.has_input() && matches!(self.read(soon), Ok(true)) {}
-        if self.has_input() {
-            self.broken = Some(failure);
+            let head = &mut self.inner.buffers().output()[..amount];
+            name_authorization(head);
+            self.held.extend_from_slice(head);
             return Ok(());
         }
-        BROKE_OFF.with(|broke_off| broke_off.set(true));
-        Err(failure)
+        self.transmit(amount, timeout)
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        if !self.held.is_empty() {
+            // Without a body, or to wait for `100 Continue`: that it does not come is no failure, that the head does not
+            // leave is one.
+            self.transmit(0, NextTimeout { reason: ureq::Timeout::SendRequest, ..timeout })?;
+        }
         let started = Instant::now();
         loop {
             let had = self.input.len() - self.used;
             let left = timeout.after.checked_sub(started.elapsed()).filter(|left| !left.is_zero());
             let Some(left) = left else { return Err(Error::Timeout(timeout.reason)) };
             let after = if timeout.after.is_not_happening() { timeout.after } else { time::Duration::Exact(left) };
-            match self.read(NextTimeout { after, ..timeout }) {
+            match self.read(coarse(NextTimeout { after, ..timeout })) {
                 // The head is incomplete: there is nothing to parse yet.
                 Ok(true) if self.input.len() - self.used == had => {}
                 Ok(is_open) => return Ok(is_open),
@@ -180,7 +222,9 @@ impl Transport for Heard {
     }
 
     fn is_open(&mut self) -> bool {
-        self.broken.is_none() && !self.has_input() && self.inner.is_open()
+        // ureq asks after a request and again before the next one, which is when it matters.
+        let is_asked_again = std::mem::replace(&mut self.is_idle, true);
+        self.broken.is_none() && !self.has_input() && (!is_asked_again || self.inner.is_open())
     }
 
     fn is_tls(&self) -> bool {
@@ -216,6 +260,18 @@ impl Buffers for Heard {
 
     fn can_use_input(&self) -> bool {
         self.has_input() && self.has_progressed
+    }
+}
+
+/// Returns a timeout that is longer by less than a second, and by at most a tenth: setting one is a system call.
+fn coarse(timeout: NextTimeout) -> NextTimeout {
+    const EXACT_BELOW: Duration = Duration::from_secs(10);
+    match timeout.after {
+        time::Duration::Exact(after) if after >= EXACT_BELOW => {
+            let whole = Duration::from_secs(after.as_secs() + u64::from(after.subsec_nanos() > 0));
+            NextTimeout { after: time::Duration::Exact(whole), ..timeout }
+        }
+        _ => timeout,
     }
 }
 
