@@ -402,8 +402,9 @@ fn shared_headers(headers: &HeaderSet) -> Vec<(String, Vec<u8>)> {
 /// The pieces are not joined first, which would hold the content a second time.
 fn gzip(content: &[&[u8]]) -> (Body, bool) {
     use std::io::{BufWriter, Write};
-    /// Below this the SDK doesn't compress either (protocol dossier, section b).
-    const CONTENT_BYTES_MIN: usize = 256;
+    /// Up to this a body leaves in one flight of a new connection (RFC 6928: ten segments), compressed or not, and
+    /// compressing it costs more than all the rest of its request.
+    const CONTENT_BYTES_MIN: usize = 8 * 1024;
     /// How much is compressed at once.
     const STEP_BYTES: usize = 32 * 1024;
     let bytes: usize = content.iter().map(|piece| piece.len()).sum();
