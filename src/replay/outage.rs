@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::context::Replayer;
 use super::lease::LeaseKeeper;
+use super::sweep::LANES_LISTED;
 use crate::store::{LaneWork, StoreError, WaitEnd, now_ms};
 
 /// Lanes whose waits one commit ends: some thousand messages of each are looked at.
@@ -46,16 +47,23 @@ impl Replayer<'_> {
             return Ok(());
         }
         let now = now_ms();
-        let lanes = self.store.lanes(&self.settings.filter, now)?;
-        let waits: Vec<_> = lanes.iter().filter_map(|work| Some((work.id, delays(work, now)?))).collect();
-        debug!(target: "replay_manager", "the waits of {} lanes end with the outage", waits.len());
-        for some in waits.chunks(LANES_PER_COMMIT) {
-            self.shutdown.beat();
-            keeper.renew_if_due()?;
-            if self.shutdown.is_requested() {
-                return Ok(());
+        let mut after = None;
+        loop {
+            let page = self.store.lane_page(&self.settings.filter, after, LANES_LISTED, now)?;
+            let waits: Vec<_> = page.lanes.iter().filter_map(|work| Some((work.id, delays(work, now)?))).collect();
+            debug!(target: "replay_manager", "the waits of {} lanes end with the outage", waits.len());
+            for some in waits.chunks(LANES_PER_COMMIT) {
+                self.shutdown.beat();
+                keeper.renew_if_due()?;
+                if self.shutdown.is_requested() {
+                    return Ok(());
+                }
+                self.store.make_due(&keeper.lease, some, now)?;
             }
-            self.store.make_due(&keeper.lease, some, now)?;
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
         }
         self.state.outages_noted(outages);
         Ok(())

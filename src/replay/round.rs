@@ -12,6 +12,7 @@ use super::lane::{LaneWorker, claim_bytes_max};
 use super::lease::LeaseKeeper;
 use super::sender::Sender;
 use super::small_lanes::{SmallLanes, WORKERS};
+use super::sweep::{LANES_LISTED, Sweep};
 use super::throttle::{MessageQuota, PauseGate};
 use super::workers::LaneWorkers;
 use crate::delivery::pacing::Pace;
@@ -98,8 +99,8 @@ impl Replayer<'_> {
     /// Gives due lanes to workers until nothing is due and every worker has returned.
     fn replay_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<DrainEnd, StoreError> {
         let (gate, quota) = (PauseGate::default(), MessageQuota::new(self.settings.limit));
-        let small = SmallLanes::new(self, keeper);
         let (done, finished) = mpsc::channel();
+        let small = SmallLanes::new(self, keeper, done.clone());
         let mut round = Round {
             replay: self,
             keeper,
@@ -109,6 +110,8 @@ impl Replayer<'_> {
             shared_workers: HashSet::new(),
             workers: LaneWorkers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
             lanes: VecDeque::new(),
+            sweep: Sweep::default(),
+            listing: Duration::ZERO,
             list_at: Instant::now(),
             next_due_at_ms: i64::MAX,
             failed: None,
@@ -120,9 +123,16 @@ impl Replayer<'_> {
                 if let Err(error) = keeper.renew_if_due() {
                     round.fail(error);
                 }
-                if round.failed.is_none() && self.stop_reason(&quota).is_none() {
+                while round.failed.is_none() && self.stop_reason(&quota).is_none() {
                     round.list_lanes_if_due();
                     round.start_workers(scope);
+                    if !round.wants_lanes() {
+                        break;
+                    }
+                    self.shutdown.beat();
+                    if let Err(error) = keeper.renew_if_due() {
+                        round.fail(error);
+                    }
                 }
                 if round.workers.is_empty() {
                     if let Err(error) = small.finish() {
@@ -135,23 +145,18 @@ impl Replayer<'_> {
                 if let Err(error) = small.settle_leftovers(Instant::now()) {
                     round.fail(error);
                 }
-                while let Some((number, result)) = ended {
-                    round.workers.remove(number);
-                    round.shared_workers.remove(&number);
-                    if let Err(error) = result {
-                        round.fail(error);
+                while let Some(event) = ended {
+                    if let RoundEvent::Ended(number, result) = event {
+                        round.workers.remove(number);
+                        round.shared_workers.remove(&number);
+                        if let Err(error) = result {
+                            round.fail(error);
+                        }
                     }
                     ended = finished.try_recv().ok();
                 }
             }
         })
-    }
-
-    /// Returns the lanes with work, those whose last request failed at the end.
-    fn lanes(&self) -> Result<VecDeque<LaneWork>, StoreError> {
-        let mut lanes = self.store.lanes(&self.settings.filter, now_ms())?;
-        lanes.sort_by_key(|work| self.connection.lanes().is_failing(&work.lane));
-        Ok(lanes.into())
     }
 
     /// Returns why nothing more is sent, if so.
@@ -168,6 +173,14 @@ impl Replayer<'_> {
     }
 }
 
+/// What the coordinator of a round is told.
+pub(super) enum RoundEvent {
+    /// A worker has ended, with this number and result.
+    Ended(u64, Result<(), StoreError>),
+    /// Fewer lanes wait than should while there are more.
+    WantsLanes,
+}
+
 /// A round in progress, as its coordinator sees it.
 struct Round<'r> {
     replay: &'r Replayer<'r>,
@@ -181,14 +194,18 @@ struct Round<'r> {
     workers: LaneWorkers,
     /// Lanes with work that have no worker yet.
     lanes: VecDeque<LaneWork>,
-    /// When the store is asked for lanes again.
+    /// Which lanes are listed next.
+    sweep: Sweep,
+    /// How long listing them took so far.
+    listing: Duration,
+    /// When the store is asked for all lanes again.
     list_at: Instant,
     /// When the first lane becomes due that is not.
     next_due_at_ms: i64,
     /// The first error of the store: the round ends with it.
     failed: Option<StoreError>,
-    /// Takes each worker's number and result.
-    done: mpsc::Sender<(u64, Result<(), StoreError>)>,
+    /// Takes what the workers tell.
+    done: mpsc::Sender<RoundEvent>,
 }
 
 impl<'r> Round<'r> {
@@ -196,20 +213,40 @@ impl<'r> Round<'r> {
         self.failed.get_or_insert(error);
     }
 
-    /// Lists the lanes again when the result may differ: with thousands of lanes that takes long.
+    /// Returns whether another page of lanes is listed at once.
+    fn wants_lanes(&self) -> bool {
+        !self.sweep.is_over() && self.lanes.is_empty() && self.small.waiting() < LANES_LISTED
+    }
+
+    /// Lists the next lanes if there is room for them, and all of them again when the result may differ: with thousands
+    /// of lanes that takes long.
     fn list_lanes_if_due(&mut self) {
         let started = Instant::now();
-        let any_left = !self.lanes.is_empty() || self.small.any_waiting();
-        if !self.workers.is_empty() && (any_left || self.list_at > started) {
+        if self.sweep.is_over() {
+            let any_left = !self.lanes.is_empty() || self.small.waiting() > 0;
+            if !self.workers.is_empty() && (any_left || self.list_at > started) {
+                return;
+            }
+            // Also in the middle of a round: a worker that waits for an answer may keep it going through an outage.
+            if let Err(error) = self.replay.end_outage_waits(self.keeper) {
+                return self.fail(error);
+            }
+            (self.sweep, self.listing, self.next_due_at_ms) = (Sweep::start(), Duration::ZERO, i64::MAX);
+        } else if !self.wants_lanes() {
             return;
         }
-        // Also in the middle of a round: a worker that waits for an answer may keep it going through an outage.
-        match self.replay.end_outage_waits(self.keeper).and_then(|()| self.replay.lanes()) {
-            Err(error) => self.failed = Some(error),
-            Ok(found) => self.lanes = found,
+        let filter = &self.replay.settings.filter;
+        match self.replay.store.lane_page(filter, self.sweep.after(), LANES_LISTED, now_ms()) {
+            Err(error) => return self.fail(error),
+            Ok(page) => {
+                let Self { sweep, replay, .. } = self;
+                let found = page.lanes.into_iter();
+                self.lanes.extend(found.filter(|work| sweep.takes(replay.connection.lanes().is_failing(&work.lane))));
+                self.sweep.listed(page.next);
+            }
         }
-        self.list_at = started + LANES_INTERVAL.max(started.elapsed() * 4);
-        self.next_due_at_ms = i64::MAX;
+        self.listing += started.elapsed();
+        self.list_at = started + LANES_INTERVAL.max(self.listing * 4);
     }
 
     /// Gives due lanes to workers. Those that find none now are listed again.
@@ -252,7 +289,7 @@ impl<'r> Round<'r> {
             let done = self.done.clone();
             scope.spawn(move || {
                 // The receiver outlives the scope, so sending can't fail.
-                let _ = done.send((number, worker.run_caught()));
+                let _ = done.send(RoundEvent::Ended(number, worker.run_caught()));
             });
         }
         self.start_shared_workers(scope, usize::MAX);
@@ -277,7 +314,7 @@ impl<'r> Round<'r> {
             self.shared_workers.insert(number);
             let (small, done) = (self.small, self.done.clone());
             scope.spawn(move || {
-                let _ = done.send((number, small.work(number)));
+                let _ = done.send(RoundEvent::Ended(number, small.work(number)));
             });
         }
     }

@@ -24,7 +24,7 @@
 //!    may refuse.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tracing::error;
@@ -34,8 +34,10 @@ use super::bounds;
 use super::context::Replayer;
 use super::lane::{TURN, caught, hold_after_panic};
 use super::lease::LeaseKeeper;
+use super::round::RoundEvent;
 use super::sender::Sender;
 use super::state::lock;
+use super::sweep::LANES_LISTED;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::delivery::pacing::{BATCH_DEFAULT, Pace};
 use crate::memory::{Grant, Use};
@@ -194,12 +196,18 @@ pub(super) struct SmallLanes<'r> {
     shared: Mutex<LanesByStep<'r>>,
     /// Notified when a claim ends.
     claimed: Condvar,
+    /// Told when few lanes wait.
+    coordinator: mpsc::Sender<RoundEvent>,
 }
 
 impl<'r> SmallLanes<'r> {
     /// Returns none yet.
-    pub(super) fn new(replay: &'r Replayer<'r>, keeper: &'r LeaseKeeper<'r>) -> Self {
-        Self { replay, keeper, shared: Mutex::default(), claimed: Condvar::new() }
+    pub(super) fn new(
+        replay: &'r Replayer<'r>,
+        keeper: &'r LeaseKeeper<'r>,
+        coordinator: mpsc::Sender<RoundEvent>,
+    ) -> Self {
+        Self { replay, keeper, shared: Mutex::default(), claimed: Condvar::new(), coordinator }
     }
 
     /// Takes a due lane, if it has a few messages and no trouble; returns it otherwise. One that is here already is not
@@ -225,9 +233,9 @@ impl<'r> SmallLanes<'r> {
         None
     }
 
-    /// Returns whether lanes wait to be claimed.
-    pub(super) fn any_waiting(&self) -> bool {
-        !lock(&self.shared).waiting.is_empty()
+    /// Returns how many lanes wait to be claimed.
+    pub(super) fn waiting(&self) -> usize {
+        lock(&self.shared).waiting.len()
     }
 
     /// Returns the lane that each worker sends, and since when.
@@ -357,6 +365,10 @@ impl<'r> SmallLanes<'r> {
             let most = shared.stock(Instant::now()).share_of(CLAIMED_MAX);
             first_within(&mut shared.waiting, limits, most)
         };
+        if self.waiting() < LANES_LISTED {
+            // The coordinator has ended only when no worker is left.
+            let _ = self.coordinator.send(RoundEvent::WantsLanes);
+        }
         let stops = || started.elapsed() >= TURN || self.stops();
         let memory = self.replay.memory.take(Use::Replay, bytes_in_memory).unless(stops);
         let ids: Vec<LaneId> = lanes.iter().map(|work| work.id).collect();

@@ -165,6 +165,15 @@ impl LaneWork {
     }
 }
 
+/// Some of the lanes with messages to replay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LanePage {
+    /// In the order of their oldest message.
+    pub lanes: Vec<LaneWork>,
+    /// The lane behind which the next page begins, unless this is the last one.
+    pub next: Option<LaneId>,
+}
+
 /// How much one claim may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClaimLimits {

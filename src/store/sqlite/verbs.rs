@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::debug;
 
-use super::claim::{StoreFacts, WINDOW_MAX, WalkScope};
+use super::claim::{StoreFacts, WINDOW_MAX, WalkScope, WhichLanes};
 use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
 use super::request_reader::RequestReader;
@@ -31,7 +31,8 @@ use crate::store::view::{
     StoredMessage, Stranded, Whose,
 };
 use crate::store::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow, WaitEnd,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneWork, Lease, Outcome, Owner, SalvagedRow,
+    WaitEnd,
 };
 
 /// How long truncating the log waits for readers.
@@ -354,7 +355,21 @@ impl Browse for SqliteStore {
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
         let known = (&self.recent, &self.memo);
-        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
+        let all = (filter, WhichLanes::default());
+        let listed = self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, all, now_ms));
+        Ok(listed?.lanes)
+    }
+
+    fn lane_page(
+        &self,
+        filter: &Filter,
+        after: Option<LaneId>,
+        most: usize,
+        now_ms: i64,
+    ) -> Result<LanePage, StoreError> {
+        let known = (&self.recent, &self.memo);
+        let some = (filter, WhichLanes { after, most: Some(most) });
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, some, now_ms))
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {

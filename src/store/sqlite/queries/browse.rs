@@ -47,10 +47,16 @@ pub(crate) fn waiting_in_order(selection: &SqlFilter) -> String {
     )
 }
 
-/// How many failed messages each lane has, and the bytes of their bodies.
+/// How many failed messages each lane behind `:after` has, and the bytes of their bodies; of `:most` lanes at most.
+///
+/// Reads the rows of these lanes only, which are together in either source.
 pub(crate) fn failed_by_lane(selection: &SqlFilter) -> String {
-    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
-    format!("SELECT lane_id, {count}, sum(body_bytes) FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
+    let (source, count) = (selection.source(), selection.count());
+    let selected = selection.sql_of(&format!("{source}.lane_id"));
+    format!(
+        "SELECT lane_id, {count}, sum(body_bytes) FROM {source}
+         WHERE status = 3 AND lane_id > :after AND {selected} GROUP BY lane_id ORDER BY lane_id LIMIT :most"
+    )
 }
 
 /// Messages, items and bytes per status, type and workspace.

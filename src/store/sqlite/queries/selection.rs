@@ -102,10 +102,15 @@ impl SqlFilter {
     /// Returns the same conditions for a statement about `:lane` alone: it looks at the row of that lane, where
     /// [`SqlFilter::sql`] collects all lanes that the filter selects.
     pub(super) fn sql_in_lane(&self) -> String {
+        self.sql_of(":lane")
+    }
+
+    /// Returns the same conditions, looking at the row of this lane only.
+    pub(super) fn sql_of(&self, lane: &str) -> String {
         match self.lane_conditions.is_empty() {
             true => self.conditions.join(" AND "),
             false => format!(
-                "{} AND EXISTS (SELECT 1 FROM lanes WHERE lane_id = :lane AND {})",
+                "{} AND EXISTS (SELECT 1 FROM lanes WHERE lanes.lane_id = {lane} AND {})",
                 self.conditions.join(" AND "),
                 self.lane_conditions.join(" AND ")
             ),
