@@ -25,6 +25,7 @@ pub mod connection;
 pub(crate) mod failing_lanes;
 pub mod probing;
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
@@ -231,8 +232,9 @@ impl ConnectionMonitor {
 /// Returns a number in 0.0 to 1.0 that differs between calls and processes: with it, retries for the same reason are
 /// spread over time.
 pub fn jitter() -> f64 {
-    let bytes = uuid::Uuid::now_v7().into_bytes();
-    f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
+    // Its keys are random in each thread and differ in each call, without a system call.
+    let hash = RandomState::new().build_hasher().finish();
+    f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
 }
 
 /// Reasons that were logged in one state are not logged again, if they are among the first of this number.
