@@ -13,7 +13,7 @@
 //! A note belongs to a place ([`Lane::place`]), not to a lane: another key of the workspace writes the same records.
 
 use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -228,23 +228,44 @@ pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) ->
     Ok(false)
 }
 
-/// Records a message of a lane of this place that was delivered under a lease; `touches` are those of the delivered
-/// part.
-pub(super) fn delivered(
-    tx: &Transaction<'_>,
-    recent: &RecentCreates,
-    (place, message_type): (i64, MessageType),
-    touches: &[Touch],
+/// The messages that one settle records as delivered. What is the same for all of them is looked up once.
+pub(super) struct Deliveries<'a> {
+    tx: &'a Transaction<'a>,
+    recent: &'a RecentCreates,
     now_ms: i64,
-) -> Result<(), Fault> {
-    if !touches.iter().any(|touch| touch.key.is_trace_or_span() && touch.effect != Effect::Refer) {
-        return Ok(());
+    /// By lane.
+    places: BTreeMap<i64, i64>,
+    /// Whether there are notes, or may be.
+    may_have_notes: bool,
+}
+
+impl<'a> Deliveries<'a> {
+    pub(super) fn begin(tx: &'a Transaction<'a>, recent: &'a RecentCreates, now_ms: i64) -> Result<Self, Fault> {
+        Ok(Self { tx, recent, now_ms, places: BTreeMap::new(), may_have_notes: are_there(tx)? })
     }
-    recent.confirmed(place, touches);
-    if message_type.makes_partial_rows() {
-        return note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), now_ms);
+
+    /// Records a message of a lane that was delivered under a lease; `touches` are those of the delivered part.
+    pub(super) fn add(&mut self, lane: i64, message_type: MessageType, touches: &[Touch]) -> Result<(), Fault> {
+        if !touches.iter().any(|touch| touch.key.is_trace_or_span() && touch.effect != Effect::Refer) {
+            return Ok(());
+        }
+        let (tx, recent) = (self.tx, self.recent);
+        let place = match self.places.get(&lane) {
+            Some(place) => *place,
+            None => place_of(tx, lane).inspect(|place| _ = self.places.insert(lane, *place))?,
+        };
+        recent.confirmed(place, touches);
+        if message_type.makes_partial_rows() {
+            self.noted();
+            return note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), self.now_ms);
+        }
+        if self.may_have_notes { forget(tx, place, touches) } else { Ok(()) }
     }
-    forget(tx, place, touches)
+
+    /// Takes into account that others may have added notes in this transaction.
+    pub(super) fn noted(&mut self) {
+        self.may_have_notes = true;
+    }
 }
 
 /// Adds notes for an update whose outcome is unknown.

@@ -386,7 +386,7 @@ impl Choice {
 pub(super) fn choose(
     scope: &WalkScope<'_>,
     sealer: &Sealer,
-    filter: &Filter,
+    selection: &SqlFilter,
     limits: ClaimLimits,
     requests: &mut RequestReader,
 ) -> Result<Choice, Fault> {
@@ -394,7 +394,7 @@ pub(super) fn choose(
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
     let limited = scope.facts.limits_of(connection, lane, now_ms)?;
-    walk(scope, &limited, &SqlFilter::of(filter), |message, (way, ahead)| {
+    walk(scope, &limited, selection, |message, (way, ahead)| {
         let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
         // The file of an attachment is streamed when it is sent, so it takes no memory.
         let held_bytes = match message_type {

@@ -23,9 +23,18 @@ pub(super) fn server_check(base_url: &str) -> i64 {
 
 /// Reads a server and, in the next column, its checksum: a damaged URL would name another host.
 pub(super) fn server(row: &Row<'_>, column: usize) -> Result<Option<Server>, Fault> {
-    let Some(base_url) = row.get::<_, Option<String>>(column)? else { return Ok(None) };
-    match row.get::<_, Option<i64>>(column + 1)? == Some(server_check(&base_url)) {
-        true => Ok(Some(Server::new(&base_url))),
+    server_like(row, column, None)
+}
+
+/// The same, sharing the text of a server that is often the one.
+fn server_like(row: &Row<'_>, column: usize, known: Option<&Server>) -> Result<Option<Server>, Fault> {
+    let base_url = row.get_ref(column)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+    let Some(base_url) = base_url else { return Ok(None) };
+    match row.get::<_, Option<i64>>(column + 1)? == Some(server_check(base_url)) {
+        true => {
+            let known = known.filter(|known| known.base_url() == base_url);
+            Ok(Some(known.cloned().unwrap_or_else(|| Server::new(base_url))))
+        }
         false => Err(Fault::Damaged("the server of a lane is not what was stored: its checksum is wrong".into())),
     }
 }
@@ -97,12 +106,16 @@ pub(super) fn base_url(lane: &Lane) -> Option<&str> {
 
 /// Lanes by row id, each read once.
 #[derive(Default)]
-pub(super) struct LaneCache(HashMap<i64, Lane>);
+pub(super) struct LaneCache {
+    lanes: HashMap<i64, Lane>,
+    /// The server of the last one.
+    server: Option<Server>,
+}
 
 impl LaneCache {
     /// Returns the lane with this row id.
     pub(super) fn get(&mut self, connection: &Connection, sealer: &Sealer, lane: i64) -> Result<Lane, Fault> {
-        if let Some(lane) = self.0.get(&lane) {
+        if let Some(lane) = self.lanes.get(&lane) {
             return Ok(lane.clone());
         }
         let mut statement = connection.prepare_cached(queries::LANE)?;
@@ -112,8 +125,10 @@ impl LaneCache {
         let credential: Option<Vec<u8>> = row.get(1)?;
         let credential = credential.map(|value| sealer.value(Lookup::Credential, value, sealed.as_deref()));
         let credential = credential.transpose()?.map(Credential::new);
-        let read = Lane { server: server(row, 3)?, workspace: row.get(0)?, credential };
-        self.0.insert(lane, read.clone());
+        let server = server_like(row, 3, self.server.as_ref())?;
+        self.server.clone_from(&server);
+        let read = Lane { server, workspace: row.get(0)?, credential };
+        self.lanes.insert(lane, read.clone());
         Ok(read)
     }
 }

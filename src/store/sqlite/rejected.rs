@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, Row, Transaction, params};
 use tracing::{debug, warn};
 
-use super::delete::delete_one;
+use super::delete::Deletion;
 use super::fault::Fault;
 use super::rejected_share::RejectedSeen;
 use super::seal::Sealer;
@@ -330,10 +330,10 @@ impl DropStep {
             self.spare(&awaited);
         }
         let mut changes = CountChanges::default();
-        let mut delete = tx.prepare_cached(queries::DELETE_REJECTED)?;
+        let mut deletion = Deletion::of(tx, queries::STILL_REJECTED)?;
         let (mut messages, mut bytes) = (0, 0);
         for candidate in &self.candidates {
-            if delete_one(tx, &mut delete, [candidate.id.0], &mut changes)?.is_some() {
+            if deletion.delete([candidate.id.0], &mut changes)?.is_some() {
                 messages += 1;
                 bytes += candidate.bytes;
             }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 ///
 /// The other arms are what queries return of a message: `listed` leaves out what no list shows and what is large,
 /// `counted` is what the summary counts it by ([`super::summary::counted`]), `deleted` is what its deletion needs to
-/// know beside that ([`super::delete::delete_one`]), and `waiting` is what a claim looks at ([`super::claim`]).
+/// know beside that ([`super::delete::Deletion`]), and `waiting` is what a claim looks at ([`super::claim`]).
 macro_rules! columns {
     () => {
         concat!(columns!(listed), ", touches")

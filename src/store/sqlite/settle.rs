@@ -13,13 +13,13 @@
 //! - **Anything that may free a stranded message raises `unstranded`** ([`super::stranded`]).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::ahead::{self, RecentCreates};
+use super::ahead::{self, Deliveries, RecentCreates};
 use super::codec::Packer;
-use super::delete::delete_one;
+use super::delete::Deletion;
 use super::fault::Fault;
 use super::lanes::{BatchKeys, LaneCache};
 use super::queries::{self, SqlFilter};
@@ -48,18 +48,13 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
     let Settlement { tx, recent, .. } = *with;
     let now_ms = now_ms();
     let mut changes = CountChanges::default();
-    // Looked up once per lane.
-    let mut places: BTreeMap<i64, i64> = BTreeMap::new();
-    let mut place_of = |lane| match places.get(&lane) {
-        Some(place) => Ok(*place),
-        None => ahead::place_of(tx, lane).inspect(|place| _ = places.insert(lane, *place)),
-    };
+    let mut deliveries = Deliveries::begin(tx, recent, now_ms)?;
     let mut succeeded = BTreeSet::new();
-    let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
+    let mut deletion = Deletion::of(tx, queries::DELIVERED)?;
     for (id, outcome) in outcomes {
         if *outcome == Outcome::Delivered {
-            if let Some((group, _, touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
-                ahead::delivered(tx, recent, (place_of(group.lane)?, group.message_type), &touches, now_ms)?;
+            if let Some((group, _, touches)) = deletion.delete(params![id.0, epoch], &mut changes)? {
+                deliveries.add(group.lane, group.message_type, &touches)?;
                 succeeded.insert(group.lane);
             }
             continue;
@@ -67,15 +62,16 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
         let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
         if let Outcome::Divided { parts } = outcome {
             add_parts(with, *id, group, parts, &mut changes)?;
-            if let Some((.., touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+            if let Some((.., touches)) = deletion.delete(params![id.0, epoch], &mut changes)? {
                 let left: HashSet<EntityKey> =
                     parts.iter().flat_map(|part| part.touches.iter().map(|touch| touch.key)).collect();
                 let done: Vec<Touch> = touches.into_iter().filter(|touch| !left.contains(&touch.key)).collect();
-                ahead::delivered(tx, recent, (place_of(group.lane)?, group.message_type), &done, now_ms)?;
+                deliveries.add(group.lane, group.message_type, &done)?;
             }
             continue;
         }
         let settled = keep(with, *id, group, outcome)?;
+        deliveries.noted();
         changes.take(group, size);
         changes.add(settled, size);
     }
@@ -313,9 +309,9 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
     };
     let mut changes = CountChanges::default();
     let mut purged = Purged::default();
-    let mut delete = tx.prepare_cached(queries::DELETE_MESSAGE)?;
+    let mut deletion = Deletion::of(tx, queries::TO_DELETE)?;
     for id in ids {
-        if let Some((_, size, _)) = delete_one(tx, &mut delete, [id], &mut changes)? {
+        if let Some((_, size, _)) = deletion.delete([id], &mut changes)? {
             purged.messages += 1;
             purged.items += size.items.unsigned_abs();
             purged.body_bytes += size.body_bytes.unsigned_abs();

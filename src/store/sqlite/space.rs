@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction};
 
 use super::codec::Packed;
-use super::delete::delete_one;
+use super::delete::Deletion;
 use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
 use super::summary::CountChanges;
@@ -168,9 +168,9 @@ fn drop_oldest(tx: &Transaction<'_>, bytes: u64) -> Result<bool, Fault> {
         }
     }
     let mut changes = CountChanges::default();
-    let mut delete = tx.prepare_cached(queries::DELETE_MESSAGE)?;
+    let mut deletion = Deletion::of(tx, queries::TO_DELETE)?;
     for id in &oldest {
-        delete_one(tx, &mut delete, [*id], &mut changes)?;
+        deletion.delete([*id], &mut changes)?;
     }
     // The space is needed now, so the pieces of their files are removed at once.
     while attachments::remove_a_step(tx)? {}
@@ -196,10 +196,10 @@ pub(super) fn expired(connection: &Connection, accepted_before_ms: i64, limit: u
 /// Deletes expired messages, unless they are in flight now, and counts them.
 pub(super) fn drop_expired(tx: &Transaction<'_>, ids: &[i64]) -> Result<u64, Fault> {
     let mut changes = CountChanges::default();
-    let mut delete = tx.prepare_cached(queries::DELETE_EXPIRED)?;
+    let mut deletion = Deletion::of(tx, queries::NOT_IN_FLIGHT)?;
     let mut dropped = 0;
     for id in ids {
-        dropped += i64::from(delete_one(tx, &mut delete, [*id], &mut changes)?.is_some());
+        dropped += i64::from(deletion.delete([*id], &mut changes)?.is_some());
     }
     tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["expired", dropped])?;
     stranded::note_unstranded(tx)?;

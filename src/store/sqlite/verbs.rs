@@ -10,6 +10,7 @@ use tracing::debug;
 use super::claim::{StoreFacts, WINDOW_MAX, WalkScope, WhichLanes};
 use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
+use super::queries::SqlFilter;
 use super::request_reader::RequestReader;
 use super::seal::Sealer;
 use super::settle::Settlement;
@@ -238,7 +239,7 @@ impl Replay for SqliteStore {
                 let window_max = WINDOW_MAX;
                 let facts = &StoreFacts::read(connection)?;
                 let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo, window_max, facts };
-                claim::choose(&scope, sealer, filter, limits, &mut RequestReader::default())
+                claim::choose(&scope, sealer, &SqlFilter::of(filter), limits, &mut RequestReader::default())
             };
             let chosen = self.read(&self.reader, choose)?;
             if let Some(bytes) = chosen.too_large {
@@ -267,10 +268,10 @@ impl Replay for SqliteStore {
                 let (recent, memo) = (&self.recent, &self.memo);
                 let (mut requests, mut left, mut choices) = (RequestReader::default(), limits, Vec::new());
                 let window_max = WINDOW_MAX;
-                let facts = &StoreFacts::read(connection)?;
+                let (facts, selection) = (&StoreFacts::read(connection)?, &SqlFilter::of(filter));
                 for LaneId(lane) in lanes.iter().copied() {
                     let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, facts };
-                    let choice = claim::choose(&scope, sealer, filter, left, &mut requests)?;
+                    let choice = claim::choose(&scope, sealer, selection, left, &mut requests)?;
                     if choice.is_cut {
                         break;
                     }

@@ -4,12 +4,8 @@ use super::selection::SqlFilter;
 use crate::message::MessageStatus;
 use crate::store::sqlite::schema::columns;
 
-pub(crate) const DELETE_MESSAGE: &str = concat!(
-    "
-    DELETE FROM messages WHERE message_id = ?1
-    RETURNING ",
-    columns!(deleted)
-);
+pub(crate) const TO_DELETE: &str = concat!("SELECT ", columns!(deleted), " FROM messages WHERE message_id = ?1");
+pub(crate) const DELETE_MESSAGE: &str = "DELETE FROM messages WHERE message_id = ?1";
 pub(crate) const DELETE_BODY: &str = "DELETE FROM bodies WHERE message_id = ?1";
 pub(crate) const ANNOUNCE: &str = "INSERT OR REPLACE INTO agents VALUES (?1, ?2, ?3, ?4)";
 pub(crate) const TAKE_BACK_ANNOUNCEMENT: &str = "DELETE FROM agents WHERE pid = ?1 OR listen = ?2";

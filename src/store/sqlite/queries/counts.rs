@@ -19,7 +19,7 @@ pub(crate) const ADD_TO_SUMMARY: &str = "
         body_bytes = body_bytes + excluded.body_bytes";
 pub(crate) const DROP_FROM_SUMMARY: &str = "
     DELETE FROM summary
-    WHERE lane_id = ?1 AND status = ?2 AND message_type = ?3 AND answer_status = ?4 AND messages <= 0";
+    WHERE lane_id = ?1 AND status = ?2 AND message_type = ?3 AND answer_status = ?4 AND messages <= ?5";
 /// Every message as the summary counts it, in file order: sorting a million of them would take memory.
 pub(crate) const COUNTED: &str = concat!("SELECT ", columns!(counted), " FROM messages");
 pub(crate) const SUMMARY: &str =

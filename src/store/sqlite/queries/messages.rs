@@ -132,13 +132,9 @@ pub(crate) const TOUCHES_ON_THEIR_WAY: &str = "
 /// The same for messages accepted after this one, in any lane.
 pub(crate) const TOUCHES_SINCE: &str =
     "SELECT lane_id, touches FROM messages WHERE message_id > ?1 AND +status IN (1, 3)";
-/// Deletes a message that is still rejected.
-pub(crate) const DELETE_REJECTED: &str = concat!(
-    "
-    DELETE FROM messages WHERE message_id = ?1 AND status = 4
-    RETURNING ",
-    columns!(deleted)
-);
+/// A message to delete, if it is still rejected.
+pub(crate) const STILL_REJECTED: &str =
+    concat!("SELECT ", columns!(deleted), " FROM messages WHERE message_id = ?1 AND status = 4");
 /// The messages to drop from a full store, with their sizes: the oldest waiting ones.
 pub(crate) const OLDEST_WAITING: &str = "
     SELECT message_id, length(body) + coalesce(bytes, 0)
@@ -148,13 +144,9 @@ pub(crate) const OLDEST_WAITING: &str = "
 /// The oldest messages, with the time of their acceptance; those in flight return to the queue or are deleted.
 pub(crate) const OLDEST: &str =
     "SELECT message_id, accepted_at_ms FROM messages WHERE status <> 1 ORDER BY message_id LIMIT ?1";
-/// Deletes a message that is not in flight.
-pub(crate) const DELETE_EXPIRED: &str = concat!(
-    "
-    DELETE FROM messages WHERE message_id = ?1 AND status <> 1
-    RETURNING ",
-    columns!(deleted)
-);
+/// A message to delete, if it is not in flight.
+pub(crate) const NOT_IN_FLIGHT: &str =
+    concat!("SELECT ", columns!(deleted), " FROM messages WHERE message_id = ?1 AND status <> 1");
 
 pub(crate) const IS_SALVAGED: &str = "SELECT 1 FROM salvaged WHERE digest = ?1";
 pub(crate) const ADD_SALVAGED: &str = "INSERT OR IGNORE INTO salvaged VALUES (?1)";

@@ -27,12 +27,9 @@ pub(crate) const MARK_CLAIMED: &str =
 pub(crate) const CLAIMED_MESSAGE: &str = "
     SELECT lane_id, message_type, items, body_bytes FROM messages
     WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2";
-pub(crate) const DELETE_DELIVERED: &str = concat!(
-    "
-    DELETE FROM messages WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2
-    RETURNING ",
-    columns!(deleted)
-);
+/// A message to delete, because it is delivered.
+pub(crate) const DELIVERED: &str =
+    concat!("SELECT ", columns!(deleted), " FROM messages WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2");
 pub(crate) const MARK_FAILED: &str = "
     UPDATE messages SET status = 3, claim_epoch = NULL, next_attempt_at_ms = ?2, attempts = attempts + ?3
     WHERE message_id = ?1";

@@ -37,7 +37,10 @@ impl SqlFilter {
                 .lane_conditions
                 .push("coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces))");
         }
-        if selection.list(":servers", filter.servers.iter().map(crate::message::Server::base_url)) {
+        if let [server] = &filter.servers[..] {
+            selection.lane_conditions.push("server = :server");
+            selection.parameters.push((":server", Value::Text(server.base_url().to_owned())));
+        } else if selection.list(":servers", filter.servers.iter().map(crate::message::Server::base_url)) {
             selection.lane_conditions.push("server IN (SELECT value FROM json_each(:servers))");
         }
         // Conditions on single messages.
