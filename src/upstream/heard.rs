@@ -335,7 +335,104 @@ fn trimmed(head: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use ureq::unversioned::transport::LazyBuffers;
+
     use super::*;
+
+    /// A connection whose output buffer has this many bytes, and what is sent on it, write by write.
+    #[derive(Debug)]
+    struct Wire {
+        buffers: LazyBuffers,
+        sent: Arc<Mutex<Vec<String>>>,
+        probes: Arc<AtomicUsize>,
+    }
+
+    impl Transport for Wire {
+        fn buffers(&mut self) -> &mut dyn Buffers {
+            &mut self.buffers
+        }
+
+        fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
+            let sent = String::from_utf8_lossy(&self.buffers.output()[..amount]).into_owned();
+            self.sent.lock().expect("no panic").push(sent);
+            Ok(())
+        }
+
+        fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
+            let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+            self.buffers.input_append_buf()[..answer.len()].copy_from_slice(answer);
+            self.buffers.input_appended(answer.len());
+            Ok(true)
+        }
+
+        fn is_open(&mut self) -> bool {
+            self.probes.fetch_add(1, Ordering::Relaxed);
+            true
+        }
+    }
+
+    const NEVER: NextTimeout = NextTimeout {
+        after: time::Duration::NotHappening,
+        reason: ureq::Timeout::Global,
+        per_read: None,
+        per_write: None,
+    };
+
+    fn wire(output_bytes: usize) -> (Heard, Arc<Mutex<Vec<String>>>, Arc<AtomicUsize>) {
+        let (sent, probes) = (Arc::default(), Arc::default());
+        let wire = Wire { buffers: LazyBuffers::new(1000, output_bytes), sent, probes };
+        let (sent, probes) = (wire.sent.clone(), wire.probes.clone());
+        (Heard::over(Box::new(wire)), sent, probes)
+    }
+
+    /// Sends as ureq does: the head, then the body in pieces as large as the buffer.
+    fn send(heard: &mut Heard, head: &str, body: &str) {
+        let bytes_max = heard.output().len();
+        for piece in [head.as_bytes()].into_iter().chain(body.as_bytes().chunks(bytes_max)) {
+            heard.output()[..piece.len()].copy_from_slice(piece);
+            heard.transmit_output(piece.len(), NEVER).expect("it is taken");
+        }
+        assert!(heard.await_input(NEVER).expect("it is answered"));
+        let answered = heard.input().len();
+        heard.input_consume(answered);
+    }
+
+    #[test]
+    fn a_head_leaves_with_the_beginning_of_its_body() {
+        let (mut heard, sent, _) = wire(16);
+        let mut writes = |head: &str, body: &str| {
+            send(&mut heard, head, body);
+            std::mem::take(&mut *sent.lock().expect("no panic"))
+        };
+        assert_eq!(writes("POST /a\r\n\r\n", "body"), ["POST /a\r\n\r\nbody"]);
+        let longer = "0123456789abcdef-and-more";
+        assert_eq!(writes("POST /a\r\n\r\n", longer), ["POST /a\r\n\r\n01234", "56789abcdef", "-and-more"]);
+        assert_eq!(writes("GET /abcdef\r\n\r\n", ""), ["GET /abcdef\r\n\r\n"], "nothing follows it");
+        assert_eq!(writes("0123456789ab\r\n\r\n", "body"), ["0123456789ab\r\n\r\n", "body"], "it fills the buffer");
+    }
+
+    #[test]
+    fn an_idle_connection_is_probed_before_its_next_request() {
+        let (mut heard, _, probes) = wire(100);
+        for round in 1..=3 {
+            send(&mut heard, "GET /a\r\n\r\n", "");
+            assert!(heard.is_open() && heard.is_open());
+            assert_eq!(probes.load(Ordering::Relaxed), round, "it is asked after a request, and before the next one");
+        }
+    }
+
+    #[test]
+    fn a_long_timeout_changes_once_a_second() {
+        let after = |millis| match coarse(NextTimeout { after: time::Duration::from_millis(millis), ..NEVER }).after {
+            time::Duration::Exact(after) => after.as_millis(),
+            time::Duration::NotHappening => 0,
+        };
+        assert_eq!([95_000, 94_999, 94_001, 10_000, 9_999, 7].map(after), [95_000, 95_000, 95_000, 10_000, 9_999, 7]);
+        assert!(coarse(NEVER).after.is_not_happening());
+    }
 
     #[test]
     fn the_placeholder_is_replaced_only_in_the_head() {

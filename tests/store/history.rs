@@ -365,6 +365,9 @@ impl Side {
                     format!("{:?} {} {} {:?} {:?} {waits}", w.lane, w.failed, w.due_at_ms, w.hold, w.limits)
                 };
                 view.extend(work.iter().map(shown));
+                let mut by_id = work;
+                by_id.sort_by_key(|work| work.id);
+                assert_eq!(page_by_page(store.as_ref(), filter, now_ms), by_id, "lanes are lost between pages");
             }
             let mut listed = store.lane_list(NOW_MS).expect("lanes can be listed");
             listed.sort_by(|a, b| a.lane.cmp(&b.lane));
@@ -380,6 +383,20 @@ impl Side {
             view.push(format!("{:?}", store.standing(&whose, MessageId(5)).expect("it can be read")));
         }
         view
+    }
+}
+
+/// The lanes, listed one at a time.
+fn page_by_page(store: &dyn Store, filter: &Filter, now_ms: i64) -> Vec<LaneWork> {
+    let mut lanes = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.lane_page(filter, after, 1, now_ms).expect("lanes can be read");
+        lanes.extend(page.lanes);
+        after = page.next;
+        if after.is_none() {
+            return lanes;
+        }
     }
 }
 
