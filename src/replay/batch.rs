@@ -41,12 +41,13 @@ use super::otlp::KnownTraces;
 use super::sender::Sender;
 use super::state::is_final;
 use crate::delivery::backoff;
-use crate::delivery::batching::coalesce::{Shipment, plan};
+use crate::delivery::batching::coalesce::{Shipment, plan, plan_in_steps};
 use crate::delivery::batching::split::Divisible;
 use crate::delivery::blame::set_apart;
 use crate::delivery::generation::by_generation;
 use crate::delivery::lane_health::{Event, LaneHealth, LaneTurn, TransientFailure};
 use crate::delivery::verdict::{is_already_there, rate_limited};
+use crate::give_way::give_way;
 use crate::memory::{Grant, Use};
 use crate::message::{Bucket, Buckets, Claimed, EntityKey, Footprint, MessageId, MessageType};
 use crate::store::{Hold, LastAnswer, Outcome, StoreError, now_ms};
@@ -153,8 +154,8 @@ impl<'w, 'a> Batch<'w, 'a> {
             if self.send_in_pieces(&shipment)? {
                 continue;
             }
-            let attempt =
-                self.attempt(shipment.message_type(), &shipment.request(), shipment.messages(), shipment.only())?;
+            let request = shipment.request_in_steps(&give_way);
+            let attempt = self.attempt(shipment.message_type(), &request, shipment.messages(), shipment.only())?;
             match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.leave(&shipment, answer),
@@ -196,7 +197,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         });
         let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
-        let first = by_generation(plan(first), |shipment, look| {
+        let first = by_generation(plan_in_steps(first, &give_way), |shipment, look| {
             shipment.messages().for_each(|message| look(&message.touches));
         });
         first.into_iter().chain(suspects).map(|shipment| (shipment, None)).collect()

@@ -110,9 +110,14 @@ impl Shipment {
 
     /// Returns the request to send: a single message's own one byte for byte, several as one batch.
     pub fn request(&self) -> Request {
+        self.request_in_steps(&|| {})
+    }
+
+    /// The same in steps: `between` is called between two messages.
+    pub(crate) fn request_in_steps(&self, between: &dyn Fn()) -> Request {
         let first = &self.members[0].message;
         if let Some(fold) = &self.fold {
-            return batch_request(first, &first.request.path, &[&fold.content()]);
+            return batch_request(first, &first.request.path, &[&fold.content()], between);
         }
         if self.members.len() == 1 && !self.is_batch_of_one() {
             return first.request.clone();
@@ -128,7 +133,7 @@ impl Shipment {
             content.push(object);
         }
         content.push(b"]}");
-        batch_request(first, path, &content)
+        batch_request(first, path, &content, between)
     }
 
     /// Returns smaller shipments with the same effect, in order, or the shipment itself if it has one message.
@@ -174,6 +179,11 @@ impl Shipment {
 
 /// Puts claimed messages, given in delivery order, into as few requests as order allows.
 pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
+    plan_in_steps(messages, &|| {})
+}
+
+/// The same in steps: `between` is called between two messages.
+pub(crate) fn plan_in_steps(messages: impl IntoIterator<Item = Claimed>, between: &dyn Fn()) -> Vec<Shipment> {
     let mut shipments: Vec<Shipment> = Vec::new();
     // The entities of each shipment, and those that it creates.
     let mut about: Vec<(Footprint, Footprint)> = Vec::new();
@@ -182,6 +192,7 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
     let has_batches = messages.iter().any(|message| Fold::kind_of_create(message).is_some());
     let mut folding = (has_updates && has_batches).then(Folding::default);
     for message in messages {
+        between();
         if let Some(folding) = &mut folding
             && let Some(index) = folding.take(&shipments, &message)
         {
@@ -300,8 +311,8 @@ fn strength(effect: Effect) -> usize {
 }
 
 /// Returns a request for a batch with the headers of its first message, and with this content, given in pieces.
-fn batch_request(first: &Claimed, path: &str, content: &[&[u8]]) -> Request {
-    let (body, encoded) = gzip(content);
+fn batch_request(first: &Claimed, path: &str, content: &[&[u8]], between: &dyn Fn()) -> Request {
+    let (body, encoded) = gzip(content, between);
     let mut headers = shared_headers(&first.request.headers);
     if encoded {
         headers.push(("Content-Encoding".to_owned(), b"gzip".to_vec()));
@@ -400,7 +411,7 @@ fn shared_headers(headers: &HeaderSet) -> Vec<(String, Vec<u8>)> {
 /// Compresses at the fastest level; returns whether it did. Small contents are cheaper uncompressed.
 ///
 /// The pieces are not joined first, which would hold the content a second time.
-fn gzip(content: &[&[u8]]) -> (Body, bool) {
+fn gzip(content: &[&[u8]], between: &dyn Fn()) -> (Body, bool) {
     use std::io::{BufWriter, Write};
     /// Below this the SDK doesn't compress either (protocol dossier, section b).
     const CONTENT_BYTES_MIN: usize = 256;
@@ -412,7 +423,10 @@ fn gzip(content: &[&[u8]]) -> (Body, bool) {
     }
     let encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes / 4), flate2::Compression::fast());
     let mut encoder = BufWriter::with_capacity(STEP_BYTES, encoder);
-    let written = content.iter().try_for_each(|piece| encoder.write_all(piece));
+    let written = content.iter().try_for_each(|piece| {
+        between();
+        encoder.write_all(piece)
+    });
     let encoded = written.and_then(|()| encoder.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish());
     match encoded {
         Ok(bytes) => (Body::new(bytes, Encoding::Gzip), true),

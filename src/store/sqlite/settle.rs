@@ -27,6 +27,7 @@ use super::record::{Inherited, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{rows, stranded};
+use crate::give_way::give_way;
 use crate::message::{Effect, EntityKey, Lane, MessageId, MessageStatus, Touch};
 use crate::store::clock::now_ms;
 use crate::store::view::{Filter, Purged};
@@ -57,6 +58,7 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
     let mut succeeded = BTreeSet::new();
     let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
     for (id, outcome) in outcomes {
+        give_way();
         if *outcome == Outcome::Delivered {
             if let Some((group, _, touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
                 ahead::delivered(tx, recent, (place_of(group.lane)?, group.message_type), &touches, now_ms)?;
