@@ -147,14 +147,21 @@ impl<'w, 'a> Batch<'w, 'a> {
     pub(super) fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
         let mut requests = self.requests(claimed);
         while let Some((shipment, first_failed)) = requests.pop_front() {
-            let Some(shipment) = self.admit(shipment) else { continue };
+            let shipment = match shipment.unpack() {
+                Ok(shipment) => shipment,
+                Err(again) => {
+                    again.into_iter().rev().for_each(|shipment| requests.push_front((shipment, first_failed)));
+                    continue;
+                }
+            };
+            let Some(mut shipment) = self.admit(shipment) else { continue };
             if shipment.messages().any(|message| self.unsettled.conflicts(&message.touches)) {
                 self.settle_decided()?;
             }
             if self.send_in_pieces(&shipment)? {
                 continue;
             }
-            let request = shipment.request_in_steps(&give_way);
+            let request = shipment.pack(&give_way);
             let attempt = self.attempt(shipment.message_type(), &request, shipment.messages(), shipment.only())?;
             match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,

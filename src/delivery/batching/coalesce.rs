@@ -47,6 +47,8 @@ pub struct Shipment {
     content_bytes: usize,
     /// The first member, a batch create, with all others folded into it.
     fold: Option<Box<Fold>>,
+    /// Whether the contents of its members are gone, see [`Shipment::pack`].
+    is_packed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +138,23 @@ impl Shipment {
         batch_request(first, path, &content, between)
     }
 
+    /// Returns the request to send, in steps, and lets go of the contents that were joined in it: while it waits for its
+    /// answer, they would be in memory once more. It has to be [unpacked](Self::unpack) before it is sent again.
+    pub(crate) fn pack(&mut self, between: &dyn Fn()) -> Request {
+        let request = self.request_in_steps(between);
+        if self.members.len() > 1 && self.fold.is_none() {
+            self.members.iter_mut().for_each(|member| member.content = None);
+            self.is_packed = true;
+        }
+        request
+    }
+
+    /// Returns what has to be sent instead of one that was packed: the same, unless its messages can't be decoded
+    /// again.
+    pub(crate) fn unpack(self) -> Result<Shipment, Vec<Shipment>> {
+        if self.is_packed { Err(planned(self.members)) } else { Ok(self) }
+    }
+
     /// Returns smaller shipments with the same effect, in order, or the shipment itself if it has one message.
     ///
     /// A fold is undone: the create as stored, then each update. Others are halved.
@@ -147,6 +166,9 @@ impl Shipment {
             return Ok(self.members.into_iter().map(|member| Self::of(vec![member])).collect());
         }
         let second = self.members.split_off(self.members.len() / 2);
+        if self.is_packed {
+            return Ok([self.members, second].into_iter().flat_map(planned).collect());
+        }
         Ok(vec![Self::of(self.members), Self::of(second)])
     }
 
@@ -158,13 +180,13 @@ impl Shipment {
         }
         let members = std::mem::take(&mut self.members);
         let (out, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| is_out(&member.message));
-        let rest = (!members.is_empty()).then(|| Self::of(members));
+        let rest = (!members.is_empty()).then(|| Self { is_packed: self.is_packed, ..Self::of(members) });
         (rest, out.into_iter().map(|member| member.message).collect())
     }
 
     fn of(members: Vec<Member>) -> Self {
         let content_bytes = members.iter().filter_map(|member| member.content.as_ref()).map(Bytes::len).sum();
-        Self { members, content_bytes, fold: None }
+        Self { members, content_bytes, fold: None, is_packed: false }
     }
 
     fn takes(&self, message: &Claimed, content: &Bytes) -> bool {
@@ -175,6 +197,11 @@ impl Shipment {
             && self.content_bytes + content.len() <= CONTENT_BYTES_MAX
             && shared_headers(&first.message.request.headers) == shared_headers(&message.request.headers)
     }
+}
+
+/// Plans the messages of a shipment anew, which decodes them again.
+fn planned(members: Vec<Member>) -> Vec<Shipment> {
+    plan(members.into_iter().map(|member| member.message))
 }
 
 /// Puts claimed messages, given in delivery order, into as few requests as order allows.
@@ -581,6 +608,27 @@ mod tests {
             }
         }
         assert_eq!(singles, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_packed_shipment_is_divided_and_sent_again_as_it_was() {
+        let contents: [fn(u32) -> Claimed; 2] =
+            [|n| create(n.into(), "spans", n), |n| batch(n.into(), "spans", &[2 * n, 2 * n + 1])];
+        for content in contents {
+            let shipment = || plan((0..5).map(content)).remove(0);
+            let mut packed = shipment();
+            assert_eq!(packed.pack(&|| {}), shipment().request());
+            let requests = |parts: Vec<Shipment>| parts.iter().map(Shipment::request).collect::<Vec<_>>();
+            let halves = packed.clone().parts().expect("several messages");
+            assert_eq!(requests(halves), requests(shipment().parts().expect("several messages")));
+            let (rest, out) = packed.without(|message| message.id == MessageId(2));
+            let again = rest.expect("four are left").unpack().expect_err("it is packed");
+            let (expected, expected_out) = shipment().without(|message| message.id == MessageId(2));
+            assert_eq!((requests(again), out), (vec![expected.expect("four are left").request()], expected_out));
+        }
+        let mut alone = plan([create(1, "spans", 1)]).remove(0);
+        assert_eq!(alone.pack(&|| {}), create(1, "spans", 1).request);
+        assert!(alone.unpack().is_ok());
     }
 
     #[test]
