@@ -48,6 +48,7 @@
 //! | [`liveness`] | which part of the agent has stalled |
 //! | [`signals`] | what each signal means |
 //! | [`figures`] | counts, sizes, times and durations as people read them |
+//! | [`give_way`] | long work in the background that lets others run |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
@@ -59,6 +60,7 @@ pub mod config;
 pub mod delivery;
 pub(crate) mod export;
 pub(crate) mod figures;
+pub(crate) mod give_way;
 pub(crate) mod health;
 pub mod intake;
 pub(crate) mod liveness;

@@ -70,8 +70,10 @@ pub(crate) fn drain(size: Size, rows: &mut Vec<Row>) {
     let theirs = format!("one request a message: {} s", number(count as f64 * ROUND_TRIP.as_secs_f64()));
     let what = format!("drain of {count} spans over a round trip of 50 ms, {requests} requests");
     rows.push(Row::bound(&what, by_command, " s", &theirs, 0.8));
-    let by_agent = median((0..size.rounds()).map(|_| by_agent(filled.copy().path(), &slow, 1)));
-    rows.push(Row::bound("by an agent, from its start to the last write", by_agent, " s", &theirs, 0.8));
+    let (seconds, peaks): (Vec<_>, Vec<_>) =
+        (0..size.rounds()).map(|_| by_agent(filled.copy().path(), &slow, 1)).unzip();
+    rows.push(Row::bound("by an agent, from its start to the last write", median(seconds), " s", &theirs, 0.8));
+    rows.push(Row::bound("its peak memory (RSS)", median(peaks), " MiB", "", 36.0));
 }
 
 /// Many lanes, of which each needs a request of its own.
@@ -84,7 +86,7 @@ pub(crate) fn lanes(size: Size, rows: &mut Vec<Row>) {
     let requests: Requests = Arc::new(bodies.collect());
     let (mut command, mut agent, mut one_by_one) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size.pick(1, 1, 3) {
-        agent.push(by_agent(filled.copy().path(), &sink, lanes as u64));
+        agent.push(by_agent(filled.copy().path(), &sink, lanes as u64).0);
         command.push(replay(filled.copy().path(), &sink));
         one_by_one.push(load::run(sink.address, 1, &requests).took.as_secs_f64());
     }
@@ -133,12 +135,14 @@ pub(crate) fn live(size: Size, rows: &mut Vec<Row>) {
     rows.push(Row::told("", &told, &format!("{stored} other writes were stored")));
 }
 
-/// Drains a store by an agent; returns the seconds from its start to the last write, of at least this many.
-fn by_agent(home: &Path, sink: &Sink, requests: u64) -> f64 {
+/// Drains a store by an agent; returns the seconds from its start to the last write, of at least this many, and its
+/// peak memory in MiB.
+fn by_agent(home: &Path, sink: &Sink, requests: u64) -> (f64, f64) {
     let requests = sink.writes() + requests;
     let started = Instant::now();
-    let _agent = Agent::start(home, &sink.url());
-    drained(home, sink, started, requests)
+    let agent = Agent::start(home, &sink.url());
+    let seconds = drained(home, sink, started, requests);
+    (seconds, agent.memory_mib("VmHWM"))
 }
 
 /// Drains a store by the `replay` command; returns the seconds from its start to its end.

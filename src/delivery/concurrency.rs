@@ -5,6 +5,9 @@
 //! takes processor time from intake. Batches in flight never conflict, because the store gives out no message that
 //! conflicts with one in flight.
 //!
+//! The batches in flight share one budget of messages ([`share_of`]): what a batch has in memory is the bodies as stored, as
+//! they are joined, and as they are sent.
+//!
 //! It starts slowly, with one batch, and falls back to one at the first sign of backpressure
 //! ([`lane_health`](super::lane_health)).
 
@@ -13,8 +16,16 @@ use std::time::Duration;
 /// The most batches of a lane in flight. All that are in flight when a process is killed are claimed together
 /// afterwards, so this bounds that claim, too.
 pub(crate) const CONCURRENCY_MAX: usize = 4;
+/// The most messages that several batches of a lane have in flight together.
+const IN_FLIGHT_MAX: usize = 1_600;
 /// A wait that is shorter than the work divided by this is not worth another batch.
 const WORK_PER_WAIT: u32 = 4;
+
+/// Returns how many messages a batch may have that could have `most` if it were alone, beside as many others in flight
+/// as make `batches` with it.
+pub(crate) fn share_of(most: usize, batches: usize) -> usize {
+    if batches < 2 { most } else { most.min(IN_FLIGHT_MAX / batches) }
+}
 
 /// How long a batch took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +73,21 @@ mod tests {
         let waiting = Duration::from_millis(waiting_ms);
         let batch = BatchTime { total: waiting + Duration::from_millis(work_ms), waiting };
         Concurrency(before).after(batch).batches()
+    }
+
+    #[test]
+    fn batches_in_flight_share_one_budget() {
+        for (most, batches, expected) in [
+            (1_000, 0, 1_000),
+            (5_000, 1, 5_000),
+            (1_000, 2, 800),
+            (1_000, 3, 533),
+            (1_000, 4, 400),
+            (50, 4, 50),
+            (1, 4, 1),
+        ] {
+            assert_eq!(share_of(most, batches), expected, "{most} {batches}");
+        }
     }
 
     #[test]

@@ -41,12 +41,13 @@ use super::otlp::KnownTraces;
 use super::sender::Sender;
 use super::state::is_final;
 use crate::delivery::backoff;
-use crate::delivery::batching::coalesce::{Shipment, plan};
+use crate::delivery::batching::coalesce::{Shipment, plan, plan_in_steps};
 use crate::delivery::batching::split::Divisible;
 use crate::delivery::blame::set_apart;
 use crate::delivery::generation::by_generation;
 use crate::delivery::lane_health::{Event, LaneHealth, LaneTurn, TransientFailure};
 use crate::delivery::verdict::{is_already_there, rate_limited};
+use crate::give_way::give_way;
 use crate::memory::{Grant, Use};
 use crate::message::{Bucket, Buckets, Claimed, EntityKey, Footprint, MessageId, MessageType};
 use crate::store::{Hold, LastAnswer, Outcome, StoreError, now_ms};
@@ -146,15 +147,22 @@ impl<'w, 'a> Batch<'w, 'a> {
     pub(super) fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
         let mut requests = self.requests(claimed);
         while let Some((shipment, first_failed)) = requests.pop_front() {
-            let Some(shipment) = self.admit(shipment) else { continue };
+            let shipment = match shipment.unpack() {
+                Ok(shipment) => shipment,
+                Err(again) => {
+                    again.into_iter().rev().for_each(|shipment| requests.push_front((shipment, first_failed)));
+                    continue;
+                }
+            };
+            let Some(mut shipment) = self.admit(shipment) else { continue };
             if shipment.messages().any(|message| self.unsettled.conflicts(&message.touches)) {
                 self.settle_decided()?;
             }
             if self.send_in_pieces(&shipment)? {
                 continue;
             }
-            let attempt =
-                self.attempt(shipment.message_type(), &shipment.request(), shipment.messages(), shipment.only())?;
+            let request = shipment.pack(&give_way);
+            let attempt = self.attempt(shipment.message_type(), &request, shipment.messages(), shipment.only())?;
             match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.leave(&shipment, answer),
@@ -196,7 +204,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         });
         let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
-        let first = by_generation(plan(first), |shipment, look| {
+        let first = by_generation(plan_in_steps(first, &give_way), |shipment, look| {
             shipment.messages().for_each(|message| look(&message.touches));
         });
         first.into_iter().chain(suspects).map(|shipment| (shipment, None)).collect()

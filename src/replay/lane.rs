@@ -17,7 +17,7 @@ use super::lease::LeaseKeeper;
 use super::sender::Sender;
 use super::state::lock;
 use super::throttle::{MessageQuota, PauseGate};
-use crate::delivery::concurrency::BatchTime;
+use crate::delivery::concurrency::{BatchTime, share_of};
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
@@ -170,7 +170,7 @@ impl<'a> LaneWorker<'a> {
         };
         let share = (self.claim_bytes_max / turns.max(1) as u64).max(CLAIM_BYTES_MIN);
         let bytes_max = if interrupted > 0 { CLAIMS_BYTES_MAX } else { share };
-        let wanted = self.quota.take(most.max(interrupted), interrupted);
+        let wanted = self.quota.take(share_of(most, turns).max(interrupted), interrupted);
         if wanted == 0 {
             return Ok((Vec::new(), None));
         }

@@ -47,6 +47,8 @@ pub struct Shipment {
     content_bytes: usize,
     /// The first member, a batch create, with all others folded into it.
     fold: Option<Box<Fold>>,
+    /// Whether the contents of its members are gone, see [`Shipment::pack`].
+    is_packed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,9 +112,14 @@ impl Shipment {
 
     /// Returns the request to send: a single message's own one byte for byte, several as one batch.
     pub fn request(&self) -> Request {
+        self.request_in_steps(&|| {})
+    }
+
+    /// The same in steps: `between` is called between two messages.
+    pub(crate) fn request_in_steps(&self, between: &dyn Fn()) -> Request {
         let first = &self.members[0].message;
         if let Some(fold) = &self.fold {
-            return batch_request(first, &first.request.path, &[&fold.content()]);
+            return batch_request(first, &first.request.path, &[&fold.content()], between);
         }
         if self.members.len() == 1 && !self.is_batch_of_one() {
             return first.request.clone();
@@ -128,7 +135,24 @@ impl Shipment {
             content.push(object);
         }
         content.push(b"]}");
-        batch_request(first, path, &content)
+        batch_request(first, path, &content, between)
+    }
+
+    /// Returns the request to send, in steps, and lets go of the contents that were joined in it: while it waits for its
+    /// answer, they would be in memory once more. It has to be [unpacked](Self::unpack) before it is sent again.
+    pub(crate) fn pack(&mut self, between: &dyn Fn()) -> Request {
+        let request = self.request_in_steps(between);
+        if self.members.len() > 1 && self.fold.is_none() {
+            self.members.iter_mut().for_each(|member| member.content = None);
+            self.is_packed = true;
+        }
+        request
+    }
+
+    /// Returns what has to be sent instead of one that was packed: the same, unless its messages can't be decoded
+    /// again.
+    pub(crate) fn unpack(self) -> Result<Shipment, Vec<Shipment>> {
+        if self.is_packed { Err(planned(self.members)) } else { Ok(self) }
     }
 
     /// Returns smaller shipments with the same effect, in order, or the shipment itself if it has one message.
@@ -142,6 +166,9 @@ impl Shipment {
             return Ok(self.members.into_iter().map(|member| Self::of(vec![member])).collect());
         }
         let second = self.members.split_off(self.members.len() / 2);
+        if self.is_packed {
+            return Ok([self.members, second].into_iter().flat_map(planned).collect());
+        }
         Ok(vec![Self::of(self.members), Self::of(second)])
     }
 
@@ -153,13 +180,13 @@ impl Shipment {
         }
         let members = std::mem::take(&mut self.members);
         let (out, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| is_out(&member.message));
-        let rest = (!members.is_empty()).then(|| Self::of(members));
+        let rest = (!members.is_empty()).then(|| Self { is_packed: self.is_packed, ..Self::of(members) });
         (rest, out.into_iter().map(|member| member.message).collect())
     }
 
     fn of(members: Vec<Member>) -> Self {
         let content_bytes = members.iter().filter_map(|member| member.content.as_ref()).map(Bytes::len).sum();
-        Self { members, content_bytes, fold: None }
+        Self { members, content_bytes, fold: None, is_packed: false }
     }
 
     fn takes(&self, message: &Claimed, content: &Bytes) -> bool {
@@ -172,8 +199,18 @@ impl Shipment {
     }
 }
 
+/// Plans the messages of a shipment anew, which decodes them again.
+fn planned(members: Vec<Member>) -> Vec<Shipment> {
+    plan(members.into_iter().map(|member| member.message))
+}
+
 /// Puts claimed messages, given in delivery order, into as few requests as order allows.
 pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
+    plan_in_steps(messages, &|| {})
+}
+
+/// The same in steps: `between` is called between two messages.
+pub(crate) fn plan_in_steps(messages: impl IntoIterator<Item = Claimed>, between: &dyn Fn()) -> Vec<Shipment> {
     let mut shipments: Vec<Shipment> = Vec::new();
     // The entities of each shipment, and those that it creates.
     let mut about: Vec<(Footprint, Footprint)> = Vec::new();
@@ -182,6 +219,7 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
     let has_batches = messages.iter().any(|message| Fold::kind_of_create(message).is_some());
     let mut folding = (has_updates && has_batches).then(Folding::default);
     for message in messages {
+        between();
         if let Some(folding) = &mut folding
             && let Some(index) = folding.take(&shipments, &message)
         {
@@ -300,8 +338,8 @@ fn strength(effect: Effect) -> usize {
 }
 
 /// Returns a request for a batch with the headers of its first message, and with this content, given in pieces.
-fn batch_request(first: &Claimed, path: &str, content: &[&[u8]]) -> Request {
-    let (body, encoded) = gzip(content);
+fn batch_request(first: &Claimed, path: &str, content: &[&[u8]], between: &dyn Fn()) -> Request {
+    let (body, encoded) = gzip(content, between);
     let mut headers = shared_headers(&first.request.headers);
     if encoded {
         headers.push(("Content-Encoding".to_owned(), b"gzip".to_vec()));
@@ -400,7 +438,7 @@ fn shared_headers(headers: &HeaderSet) -> Vec<(String, Vec<u8>)> {
 /// Compresses at the fastest level; returns whether it did. Small contents are cheaper uncompressed.
 ///
 /// The pieces are not joined first, which would hold the content a second time.
-fn gzip(content: &[&[u8]]) -> (Body, bool) {
+fn gzip(content: &[&[u8]], between: &dyn Fn()) -> (Body, bool) {
     use std::io::{BufWriter, Write};
     /// Up to this a body leaves in one flight of a new connection (RFC 6928: ten segments), compressed or not, and
     /// compressing it costs more than all the rest of its request.
@@ -413,7 +451,10 @@ fn gzip(content: &[&[u8]]) -> (Body, bool) {
     }
     let encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes / 4), flate2::Compression::fast());
     let mut encoder = BufWriter::with_capacity(STEP_BYTES, encoder);
-    let written = content.iter().try_for_each(|piece| encoder.write_all(piece));
+    let written = content.iter().try_for_each(|piece| {
+        between();
+        encoder.write_all(piece)
+    });
     let encoded = written.and_then(|()| encoder.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish());
     match encoded {
         Ok(bytes) => (Body::new(bytes, Encoding::Gzip), true),
@@ -568,6 +609,27 @@ mod tests {
             }
         }
         assert_eq!(singles, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_packed_shipment_is_divided_and_sent_again_as_it_was() {
+        let contents: [fn(u32) -> Claimed; 2] =
+            [|n| create(n.into(), "spans", n), |n| batch(n.into(), "spans", &[2 * n, 2 * n + 1])];
+        for content in contents {
+            let shipment = || plan((0..5).map(content)).remove(0);
+            let mut packed = shipment();
+            assert_eq!(packed.pack(&|| {}), shipment().request());
+            let requests = |parts: Vec<Shipment>| parts.iter().map(Shipment::request).collect::<Vec<_>>();
+            let halves = packed.clone().parts().expect("several messages");
+            assert_eq!(requests(halves), requests(shipment().parts().expect("several messages")));
+            let (rest, out) = packed.without(|message| message.id == MessageId(2));
+            let again = rest.expect("four are left").unpack().expect_err("it is packed");
+            let (expected, expected_out) = shipment().without(|message| message.id == MessageId(2));
+            assert_eq!((requests(again), out), (vec![expected.expect("four are left").request()], expected_out));
+        }
+        let mut alone = plan([create(1, "spans", 1)]).remove(0);
+        assert_eq!(alone.pack(&|| {}), create(1, "spans", 1).request);
+        assert!(alone.unpack().is_ok());
     }
 
     #[test]

@@ -36,6 +36,7 @@ use super::seal::Sealer;
 use super::stranded::{self, Memo, Refused};
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, record, rows};
+use crate::give_way::give_way;
 use crate::message::Claimed;
 use crate::message::{Buckets, Effect, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
 use crate::store::clock::now_ms;
@@ -412,6 +413,7 @@ pub(super) fn choose(
             choice.too_large = Some(held_bytes);
             return Ok(WalkStep::Stop);
         }
+        give_way();
         let id = MessageId(id);
         let size = Size { items: items.into(), body_bytes };
         let group = CountGroup::new(lane, MessageStatus::Failed, message_type);
@@ -448,6 +450,7 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
     let mut mark = tx.prepare_cached(queries::MARK_CLAIMED)?;
     let mut claimed = Vec::with_capacity(chosen.len());
     for message in chosen {
+        give_way();
         if mark.execute([message.claimed.id.0, epoch])? == 1 {
             changes.take(message.group, message.size);
             changes.add(CountGroup { status: MessageStatus::Registered, ..message.group }, message.size);

@@ -21,8 +21,13 @@ pub(super) const ALONE: &CStr = c"unix-excl";
 /// How long exclusive opening waits for others to close the store.
 const ALONE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Page cache of one connection, in KiB.
-const CACHE_KIB: i32 = 4096;
+/// Page cache of a connection that writes, in KiB. What a large transaction changes beyond it is written to the log
+/// before the commit, which then takes less time at once.
+const CACHE_KIB: i32 = 1024;
+
+/// Page cache of a connection that only reads, in KiB. It is empty again after each commit, and what it reads is in the
+/// system's cache.
+const READER_CACHE_KIB: i32 = 512;
 
 /// Prepared statements cached by one connection; more than there are, with all variants of filters.
 const STATEMENTS_KEPT: usize = 96;
@@ -98,6 +103,7 @@ pub(super) fn open_reader(path: &Path, is_alone: bool) -> Result<Connection, Sto
 pub(super) fn open_reader_by(path: &Path, vfs: Option<&CStr>) -> Result<Connection, StoreError> {
     let reader = connect_by(path, vfs).and_then(|connection| {
         connection.pragma_update(None, "query_only", true)?;
+        connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
         Ok(connection)
     });
     reader.map_err(|error| Fault::from(error).at(path))

@@ -13,11 +13,11 @@
 //!   nothing was appended to the log since ([`super::log_end`]).
 //! - The version is read after the end of the log that stands for it, and before the answer that is kept for it: an
 //!   answer may be newer than its version, never older.
-//! - Only answers that depend on nothing but the data are kept: that a lane has nothing at all, that there are no
-//!   notes. What depends on the time or on a write's entities is looked up.
+//! - Only answers that depend on nothing but the data are kept: how much a lane has, that there are no notes. What
+//!   depends on the time or on a write's entities is looked up.
 //! - A reader that was closed knows nothing.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -48,8 +48,8 @@ pub(super) struct QuickReader {
 #[derive(Default)]
 struct Known {
     version: Option<i64>,
-    /// Lanes of which nothing waits and nothing was refused.
-    clear: HashSet<Lane>,
+    /// What waits in lanes, and what was refused there.
+    lanes: HashMap<Lane, InLane>,
     has_no_notes: bool,
 }
 
@@ -83,15 +83,15 @@ impl QuickReader {
     pub(super) fn in_lane(&mut self, path: &Path, sealer: &Sealer, lane: &Lane) -> Result<Option<InLane>, Fault> {
         let version = self.version()?;
         let known = self.known.of(version);
-        if known.clear.contains(lane) {
-            return Ok(Some(InLane::default()));
+        if let Some(in_lane) = known.lanes.get(lane) {
+            return Ok(Some(*in_lane));
         }
         let found = guard::look(&self.connection, path, |reader| queue_ahead::waiting(reader, sealer, lane))?;
-        if found.is_some_and(InLane::is_clear) {
-            if known.clear.len() >= LANES_MAX {
-                known.clear.clear();
+        if let Some(in_lane) = found {
+            if known.lanes.len() >= LANES_MAX {
+                known.lanes.clear();
             }
-            known.clear.insert(lane.clone());
+            known.lanes.insert(lane.clone(), in_lane);
         }
         Ok(found)
     }
@@ -165,7 +165,7 @@ mod tests {
         for number in 0..3 * LANES_MAX {
             assert_eq!(count(number), Some(InLane::default()));
         }
-        assert!((1..=LANES_MAX).contains(&reader.known.clear.len()), "{}", reader.known.clear.len());
+        assert!((1..=LANES_MAX).contains(&reader.known.lanes.len()), "{}", reader.known.lanes.len());
 
         let one = "INSERT INTO lanes (lane_id, workspace, credential_id) VALUES (1, 'w0', 0);
             INSERT INTO summary (lane_id, status, message_type, answer_status, messages, items, body_bytes)
@@ -176,7 +176,8 @@ mod tests {
             assert_eq!(count(0), Some(InLane { messages: 0, refused: 1 }));
             assert_eq!(count(1), Some(InLane::default()));
         }
-        assert_eq!(reader.known.clear, HashSet::from([lane(1)]));
+        let known = [(lane(0), InLane { messages: 0, refused: 1 }), (lane(1), InLane::default())];
+        assert_eq!(reader.known.lanes, HashMap::from(known));
         writer.execute_batch("DELETE FROM summary").expect("it is purged");
         assert_eq!(reader.in_lane(&path, &sealer, &lane(0)).expect("it can be read"), Some(InLane::default()));
         writer.pragma_update(None, "user_version", schema::known_version() + 1).expect("a migration");

@@ -27,6 +27,7 @@ use super::record::{Inherited, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{rows, stranded};
+use crate::give_way::give_way;
 use crate::message::{Effect, EntityKey, Lane, MessageId, MessageStatus, Touch};
 use crate::store::clock::now_ms;
 use crate::store::view::{Filter, Purged};
@@ -52,6 +53,7 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
     let mut succeeded = BTreeSet::new();
     let mut deletion = Deletion::of(tx, queries::DELIVERED)?;
     for (id, outcome) in outcomes {
+        give_way();
         if *outcome == Outcome::Delivered {
             if let Some((group, _, touches)) = deletion.delete(params![id.0, epoch], &mut changes)? {
                 deliveries.add(group.lane, group.message_type, &touches)?;
