@@ -67,7 +67,7 @@ pub(super) async fn handle(
         Some(fault) => Err(refuse_framing(&shared, fault)),
     };
     match destination {
-        Err(RefusedRequest(answer)) => exchange::refuse_with(*answer, &head.headers, body).await,
+        Err(RefusedRequest(answer)) => Box::pin(exchange::refuse_with(*answer, &head.headers, body)).await,
         Ok(Routed::Answered(answer)) => answer,
         Ok(Routed::Flush) => Box::pin(flush::flush(&shared, &head)).await,
         Ok(Routed::Server { client, route, below }) => {

@@ -78,11 +78,11 @@ impl Write {
                 if let Some(partial) = partial {
                     self.record_partial(head.status, &partial);
                 }
-                Forwarded::Answered(forward::begun_answer(head, body, base_url, &client.base()))
+                Forwarded::Answered(forward::begun_answer(head, body, base_url, || client.base()))
             }
             (ForwardVerdict::Keep(_), Ok(_)) if is_false_success => Forwarded::Keep { fallback: None },
             (ForwardVerdict::Keep(_), Ok((head, body))) => {
-                Forwarded::Keep { fallback: Some(forward::begun_answer(head, body, base_url, &client.base())) }
+                Forwarded::Keep { fallback: Some(forward::begun_answer(head, body, base_url, || client.base())) }
             }
             (_, Err(_)) => Forwarded::Keep { fallback: None },
         }
