@@ -184,7 +184,8 @@ fn route_to_server(
         Target::Api { prefix, path, .. } => (prefix, Some(path)),
         Target::Origin { .. } | Target::Own { .. } => (String::new(), None),
     };
-    let client = ClientUrl { host: host.to_owned(), prefix: format!("{token_prefix}{prefix}"), uri };
+    let prefix = if token_prefix.is_empty() { prefix } else { format!("{token_prefix}{prefix}") };
+    let client = ClientUrl { host: host.to_owned(), prefix, uri };
     let Some(below) = below else {
         return Ok(Routed::Server { client, route: Route::PassThrough, below: String::new() });
     };

@@ -122,8 +122,9 @@ impl Write {
         loop {
             let pause = SILENCE_CHECK_INTERVAL.min(timeout.saturating_sub(silence()));
             tokio::select! {
+                biased;
                 result = answer.as_mut() => return result,
-                () = shared.listener.hurry.requested() => return Err(shared.timed_out(started.elapsed())),
+                () = shared.hurry.requested() => return Err(shared.timed_out(started.elapsed())),
                 () = tokio::time::sleep(pause) => {}
             }
             let elapsed = silence();
