@@ -145,7 +145,8 @@ impl ServerConnection {
             Link::Bare(socket) => socket,
         };
         let mut is_reused = self.is_reused;
-        if is_reused && poll_fn(|cx| Poll::Ready(direct::is_over(&mut *socket, cx))).await {
+        // Without the limit of tokio's budget, which would make a closed connection look open.
+        if is_reused && unconstrained(poll_fn(|cx| Poll::Ready(direct::is_over(&mut *socket, cx)))).await {
             return Err(NotSent::Unused(Box::new(request)));
         }
         if let Some(body) = direct::prepare(&mut request) {
