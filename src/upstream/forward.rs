@@ -10,11 +10,8 @@ mod pool;
 use std::error::Error;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::uri::Uri;
 use http::{HeaderValue, Request, Response};
-use http_body_util::combinators::BoxBody;
-use http_body_util::{Either, Full};
 
 use self::dial::ServerDialer;
 use self::pool::{NotSent, Pool, ServerConnection};
@@ -25,11 +22,9 @@ use super::tls::TlsSource;
 use super::{UpstreamSettings, tls};
 use crate::protocol::answers::SendFailure;
 
+pub(crate) use self::direct::ForwardBody;
 pub(crate) use self::pool::ServerBody;
 pub(crate) use super::fault::{BoxError, innermost};
-
-/// A request body: buffered, or streamed from the client.
-pub(crate) type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
 /// Streams requests over its own keep-alive connections to the server. Must be used within one tokio runtime.
 pub struct Forwarder {

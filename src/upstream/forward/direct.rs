@@ -1,7 +1,7 @@
 //! One write and its answer, without hyper: what nearly every exchange with the server is.
 //!
-//! The head and the body of the request are written at once, and the answer is parsed from what was read. This takes
-//! a third of what hyper's client takes, whose tables for 1,024 headers alone are 64 KiB that it fills for each answer.
+//! The head and the body of the request are written at once, and the answer is parsed from what was read. hyper's client
+//! fills 64 KiB of tables for 1,024 headers at each answer, which takes longer than parsing it.
 //!
 //! Whatever is not as simple as that is left to hyper ([`Begun`]): it is given the same request and the bytes that were
 //! read, and the connection passes over what was written already (`HalfOpen::go_on`). So every unusual answer and
@@ -19,12 +19,16 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body_util::Either;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{Either, Full};
 use hyper::body::Body as _;
 use hyper::rt::{Read, ReadBuf, Write};
 
+use super::super::fault::BoxError;
 use super::super::half_open::Begun;
-use super::ForwardBody;
+
+/// A request body: buffered, or streamed from the client.
+pub(crate) type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
 /// Bytes of an answer with its head; a larger one is read by hyper.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
@@ -63,7 +67,7 @@ pub(super) fn prepare(request: &mut Request<ForwardBody>) -> Option<Bytes> {
 }
 
 /// Returns the bytes of a body that has all of them.
-fn whole(mut body: http_body_util::Full<Bytes>) -> Option<Bytes> {
+fn whole(mut body: Full<Bytes>) -> Option<Bytes> {
     let frame = Pin::new(&mut body).poll_frame(&mut Context::from_waker(std::task::Waker::noop()));
     match frame {
         Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
@@ -84,7 +88,7 @@ pub(super) async fn exchange<T: Read + Write + Unpin>(
     request: &Request<ForwardBody>,
     body: Bytes,
 ) -> Exchanged {
-    let mut exchange = Exchange::new(head_of(request), body, stream.is_write_vectored());
+    let mut exchange = WriteExchange::new(head_of(request), body, stream.is_write_vectored());
     poll_fn(|cx| exchange.poll(stream, cx)).await
 }
 
@@ -105,7 +109,7 @@ fn head_of(request: &Request<ForwardBody>) -> Vec<u8> {
     head
 }
 
-struct Exchange {
+struct WriteExchange {
     /// With the body, if that was copied behind it.
     head: Vec<u8>,
     body: Bytes,
@@ -114,7 +118,7 @@ struct Exchange {
     read: BytesMut,
 }
 
-impl Exchange {
+impl WriteExchange {
     fn new(mut head: Vec<u8>, mut body: Bytes, is_vectored: bool) -> Self {
         if !is_vectored && body.len() <= COPIED_BYTES_MAX {
             head.extend_from_slice(&std::mem::take(&mut body));

@@ -23,9 +23,8 @@ use tokio::task::unconstrained;
 
 use super::super::IDLE_AGE_MAX;
 use super::super::half_open::HalfOpen;
-use super::ForwardBody;
 use super::dial::ServerStream;
-use super::direct::{self, Exchanged};
+use super::direct::{self, Exchanged, ForwardBody};
 
 /// Limits of a response's head: number of headers, bytes.
 const ANSWER_HEADERS_MAX: usize = 1024;

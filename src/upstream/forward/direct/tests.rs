@@ -6,15 +6,25 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 
 use super::super::super::UpstreamSettings;
 use super::super::Forwarder;
 use super::*;
 
-/// What a client sees of an exchange: the status, the reason if it is not the usual one, headers and body; or the error.
-type Seen = Result<(u16, Option<Vec<u8>>, Vec<(String, Vec<u8>)>, Result<Bytes, String>), String>;
+/// What a client sees of an answer.
+#[derive(Debug, PartialEq, Eq)]
+struct SeenAnswer {
+    status: u16,
+    /// If it is not the usual one.
+    reason: Option<Vec<u8>>,
+    headers: Vec<(String, Vec<u8>)>,
+    body: Result<Bytes, String>,
+}
+
+/// What it sees of an exchange.
+type SeenExchange = Result<SeenAnswer, String>;
 
 /// Answers, and whether the server closes the connection after each.
 fn answers() -> Vec<(Vec<u8>, bool)> {
@@ -83,7 +93,7 @@ fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
 
 /// Sends two requests to a server that answers each in these pieces; returns what their client saw of them, what the
 /// server got, and how many connections it took.
-fn ask_twice(answer: &[u8], cuts: &[usize], closes: bool, is_direct: bool) -> (Vec<Seen>, Vec<Vec<u8>>, usize) {
+fn ask_twice(answer: &[u8], cuts: &[usize], closes: bool, is_direct: bool) -> (Vec<SeenExchange>, Vec<Vec<u8>>, usize) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = mpsc::channel::<()>();
@@ -145,7 +155,7 @@ fn ask_twice(answer: &[u8], cuts: &[usize], closes: bool, is_direct: bool) -> (V
     (seen, got.collect(), connections)
 }
 
-async fn ask(forwarder: &Forwarder, is_direct: bool) -> Seen {
+async fn ask(forwarder: &Forwarder, is_direct: bool) -> SeenExchange {
     let mut request = Request::post(format!("{}/v1/private/traces?a=b", forwarder.base_url()))
         .header("Content-Type", "application/json")
         .header("X-Twice", "1")
@@ -162,7 +172,7 @@ async fn ask(forwarder: &Forwarder, is_direct: bool) -> Seen {
     let reason = head.extensions.get::<hyper::ext::ReasonPhrase>().map(|reason| reason.as_bytes().to_vec());
     let headers = head.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     let body = body.collect().await.map(|body| body.to_bytes()).map_err(|error| error.to_string());
-    Ok((head.status.as_u16(), reason, headers, body))
+    Ok(SeenAnswer { status: head.status.as_u16(), reason, headers, body })
 }
 
 fn check(answer: &[u8], cuts: &[usize], closes: bool) {
