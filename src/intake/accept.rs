@@ -54,14 +54,15 @@ pub(super) use self::not_stored::NotStored;
 pub(super) async fn accept(mut exchange: Exchange, route: Protected, below: String) -> ClientAnswer {
     let received = match receive::receive(&mut exchange, route.message_type).await {
         Ok(received) => received,
-        Err(reply) => return exchange.refuse(reply).await,
+        Err(reply) => return Box::pin(exchange.refuse(reply)).await,
     };
     let request = WriteRequest { exchange, route, below };
+    // Boxed, what is rare: a future is as large as its largest branch, and is moved as a whole.
     let work = async move {
         match received {
             Received::InMemory(bytes, memory) => accept_in_memory(request, bytes, memory).await,
-            Received::Spooled(payload) => large::accept(request, payload, None).await,
-            Received::Unkept(begun, why) => stream_through(request, begun, why).await,
+            Received::Spooled(payload) => Box::pin(large::accept(request, payload, None)).await,
+            Received::Unkept(begun, why) => Box::pin(stream_through(request, begun, why)).await,
         }
     };
     // Not tied to the connection: see the module's head.
@@ -83,10 +84,10 @@ async fn accept_measured((request, bytes, memory): (WriteRequest, Bytes, Grant))
     let (shared, headers) = (&request.exchange.shared, &request.exchange.head.headers);
     match receive::measure(shared, request.route.message_type, headers, &bytes).await {
         Ok(Processing::Whole(content_bytes)) => accept_whole(request, bytes, content_bytes, memory).await,
-        Ok(Processing::Divided) => large::accept(request, Payload::InMemory(bytes), Some(memory)).await,
+        Ok(Processing::Divided) => Box::pin(large::accept(request, Payload::InMemory(bytes), Some(memory))).await,
         Ok(Processing::Unkept(why)) => {
             let begun = PartialBody { payload: Payload::InMemory(bytes), memory: Some(memory), is_whole: true };
-            stream_through(request, begun, why).await
+            Box::pin(stream_through(request, begun, why)).await
         }
         Err(reply) => forward::own_answer(reply),
     }

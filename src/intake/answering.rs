@@ -10,7 +10,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::connections::BusyGuard;
 use super::forward::AnswerBody;
-use super::framing::Framing;
+use super::framing::{Framing, UnusualHead};
 use super::streams::ActiveStream;
 use crate::upstream::forward::BoxError;
 
@@ -22,6 +22,8 @@ pub(super) struct RequestTracker {
     answered: AtomicU64,
     /// Whether some of the last one may still be in that buffer.
     is_unflushed: AtomicBool,
+    /// The number of the request whose head is held back ([`super::wire`]); 0 if none is.
+    held: AtomicU64,
 }
 
 impl RequestTracker {
@@ -47,9 +49,20 @@ impl RequestTracker {
         framing.is_between_requests() && framing.requests() > self.answered.load(Ordering::Relaxed)
     }
 
-    /// Validates the framing of bytes that the client sent.
-    pub(super) fn received(&self, bytes: &[u8]) {
-        self.framing().feed(bytes);
+    /// Validates the framing of bytes that the client sent. Returns the first head that turns out to be unusual.
+    pub(super) fn received(&self, bytes: &[u8]) -> Option<UnusualHead> {
+        self.framing().feed(bytes)
+    }
+
+    /// Notes that the rest of the head of this request is held back; 0 for none.
+    pub(super) fn hold(&self, request: u64) {
+        self.held.store(request, Ordering::Relaxed);
+    }
+
+    /// Returns whether the rest of a head is held back, and all requests before it are answered.
+    pub(super) fn is_held(&self) -> bool {
+        let held = self.held.load(Ordering::Relaxed);
+        held > 0 && self.answered.load(Ordering::Relaxed) + 1 == held && !self.is_unflushed.load(Ordering::Relaxed)
     }
 
     /// Notes that hyper's buffer has been written to the socket.

@@ -20,9 +20,18 @@ const CANDIDATES_SHARE: usize = 16;
 /// The connections of a listener. The table is locked when a connection comes or goes, never for a request.
 pub(super) struct Connections {
     max: usize,
-    /// Incremented when a connection becomes idle, so a smaller number is an older one.
-    clock: AtomicU64,
+    clock: Arc<IdleClock>,
     table: Mutex<ConnectionTable>,
+}
+
+/// Incremented when a connection becomes idle, so a smaller number is an older one.
+#[derive(Default)]
+struct IdleClock(AtomicU64);
+
+impl IdleClock {
+    fn tick(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 #[derive(Default)]
@@ -39,6 +48,7 @@ struct OpenConnection {
     busy: AtomicUsize,
     /// The clock when it last became idle.
     idle_since: AtomicU64,
+    clock: Arc<IdleClock>,
     is_evicted: AtomicBool,
     close: Notify,
 }
@@ -51,7 +61,7 @@ pub(super) struct Seat {
 }
 
 /// A request that is being answered on a connection, until it is dropped.
-pub(super) struct BusyGuard(BusyMarker);
+pub(super) struct BusyGuard(Arc<OpenConnection>);
 
 /// Whether a new connection may stay.
 pub(super) enum SeatOffer {
@@ -65,7 +75,7 @@ pub(super) enum SeatOffer {
 
 impl Connections {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, clock: AtomicU64::new(0), table: Mutex::default() }
+        Self { max, clock: Arc::default(), table: Mutex::default() }
     }
 
     /// Asks for a seat for a new connection.
@@ -82,7 +92,8 @@ impl Connections {
         let id = table.next_id;
         let open = Arc::new(OpenConnection {
             busy: AtomicUsize::new(0),
-            idle_since: AtomicU64::new(self.tick()),
+            idle_since: AtomicU64::new(self.clock.tick()),
+            clock: self.clock.clone(),
             is_evicted: AtomicBool::new(false),
             close: Notify::new(),
         });
@@ -94,10 +105,6 @@ impl Connections {
     /// Returns how many connections are open.
     pub(super) fn open(&self) -> usize {
         self.lock().open.len()
-    }
-
-    fn tick(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, ConnectionTable> {
@@ -153,31 +160,26 @@ impl Seat {
 
     /// Returns what marks the connection as busy.
     pub(super) fn marker(&self) -> BusyMarker {
-        BusyMarker { connections: self.connections.clone(), open: self.open.clone() }
+        BusyMarker(self.open.clone())
     }
 }
 
 /// Marks a connection as busy while requests are answered.
-#[derive(Clone)]
-pub(super) struct BusyMarker {
-    connections: Arc<Connections>,
-    open: Arc<OpenConnection>,
-}
+pub(super) struct BusyMarker(Arc<OpenConnection>);
 
 impl BusyMarker {
     /// Begins a request, which ends when the guard is dropped.
     pub(super) fn begin(&self) -> BusyGuard {
-        self.open.busy.fetch_add(1, Ordering::AcqRel);
-        BusyGuard(self.clone())
+        self.0.busy.fetch_add(1, Ordering::AcqRel);
+        BusyGuard(self.0.clone())
     }
 }
 
 impl Drop for BusyGuard {
     fn drop(&mut self) {
-        let BusyMarker { connections, open } = &self.0;
         // Before it counts as idle.
-        open.idle_since.store(connections.tick(), Ordering::Relaxed);
-        open.busy.fetch_sub(1, Ordering::AcqRel);
+        self.0.idle_since.store(self.0.clock.tick(), Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

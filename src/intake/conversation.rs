@@ -1,9 +1,11 @@
 //! One connection of a client, from its first byte to its end, in the version of HTTP that the client speaks.
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming};
@@ -39,28 +41,27 @@ pub(super) struct Client {
     pub(super) load: Load,
     /// Makes the agent's shutdown wait for the connection.
     pub(super) watcher: Watcher,
-    pub(super) shutdown: Shutdown,
 }
 
 impl Client {
     /// Serves the connection until it ends, times out or is evicted.
     pub(super) async fn serve(self, mut stream: TcpStream) {
-        let Self { shared, connections, seat, load, watcher, shutdown } = self;
+        let Self { shared, connections, seat, load, watcher } = self;
         let timeout = shared.limits.client_timeout;
         let mut begun = BytesMut::new();
         let version = tokio::select! {
             version = tokio::time::timeout(timeout, read_version(&mut stream, &mut begun)) => version,
             () = seat.asked_to_close() => Ok(Ok(None)),
-            () = shutdown.requested() => Ok(Ok(None)),
+            () = shared.ending.requested() => Ok(Ok(None)),
         };
         match version {
             Ok(Ok(Some(HttpVersion::Http1))) => {
-                serve_http1(&shared, &seat, &shutdown, stream, begun.freeze()).await;
+                serve_http1(&shared, &seat, stream, begun.freeze()).await;
                 drop(watcher);
             }
             Ok(Ok(Some(HttpVersion::Http2))) => {
                 let socket = ClientSocket::http2(stream, begun.freeze(), timeout);
-                http2::serve(&shared, &seat, &shutdown, socket).await;
+                http2::serve(&shared, &seat, socket).await;
                 drop(watcher);
             }
             Err(_) if !begun.is_empty() => shared.count_over_limit("time for a head"),
@@ -88,7 +89,7 @@ async fn read_version(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Resul
     }
 }
 
-async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, stream: TcpStream, begun: Bytes) {
+async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, stream: TcpStream, begun: Bytes) {
     let tracker = Arc::new(RequestTracker::default());
     let service = {
         let (shared, marker, tracker) = (shared.clone(), seat.marker(), tracker.clone());
@@ -103,16 +104,19 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, str
             }
         })
     };
-    let mut builder = http1::Builder::new();
-    builder
-        // The socket's timeout takes the place of hyper's.
-        .header_read_timeout(None)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_header_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX);
     let socket = ClientSocket::http1(stream, begun, tracker.clone(), shared.limits.client_timeout);
-    let mut connection = builder.serve_connection(TokioIo::new(socket), service);
-    let served = serve_until_asked(&mut connection, seat, shutdown).await;
+    let mut connection = parser(None).serve_connection(TokioIo::new(socket), service);
+    let mut is_ending = false;
+    let served = loop {
+        match serve_until_asked(&mut connection, &tracker, seat, &shared.ending, &mut is_ending).await {
+            Served::Over(served) => break served,
+            Served::Held => {
+                let parts = connection.into_parts();
+                let socket = parts.io.into_inner().reread(&parts.read_buf);
+                connection = parser(Some(HEADERS_MAX)).serve_connection(TokioIo::new(socket), parts.service);
+            }
+        }
+    };
     let Err(error) = served else { return };
     if error.is_parse_too_large() {
         shared.count_over_limit("bytes of a head");
@@ -125,24 +129,55 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, str
     debug!(target: "intake", "a connection ended: {error}");
 }
 
+/// Returns the parser of requests. It takes as many headers as fit into its own small table, or this many.
+fn parser(headers_max: Option<usize>) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // The socket's timeout takes the place of hyper's.
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX);
+    if let Some(headers_max) = headers_max {
+        builder.max_headers(headers_max);
+    }
+    builder
+}
+
+/// Why a connection is no longer served.
+enum Served {
+    /// It has ended, or has to.
+    Over(hyper::Result<()>),
+    /// A head is held back for a parser that takes more headers.
+    Held,
+}
+
 /// Serves a connection until it ends or is evicted, or the agent stops and its last answer is written.
 async fn serve_until_asked<S, B>(
     connection: &mut http1::Connection<TokioIo<ClientSocket>, S>,
+    tracker: &RequestTracker,
     seat: &Seat,
     shutdown: &Shutdown,
-) -> hyper::Result<()>
+    is_ending: &mut bool,
+) -> Served
 where
     S: HttpService<Incoming, ResBody = B, Error = Infallible>,
     B: Body<Error: Into<BoxError>> + 'static,
 {
-    let mut is_ending = false;
+    if *is_ending {
+        std::pin::Pin::new(&mut *connection).graceful_shutdown();
+    }
     loop {
+        let served = poll_fn(|cx| match std::pin::Pin::new(&mut *connection).poll(cx) {
+            Poll::Ready(served) => Poll::Ready(Served::Over(served)),
+            Poll::Pending if tracker.is_held() => Poll::Ready(Served::Held),
+            Poll::Pending => Poll::Pending,
+        });
         tokio::select! {
             biased;
-            served = &mut *connection => return served,
-            () = seat.asked_to_close() => return Ok(()),
-            () = shutdown.requested(), if !is_ending => {
-                is_ending = true;
+            served = served => return served,
+            () = seat.asked_to_close() => return Served::Over(Ok(())),
+            () = shutdown.requested(), if !*is_ending => {
+                *is_ending = true;
                 std::pin::Pin::new(&mut *connection).graceful_shutdown();
             }
         }

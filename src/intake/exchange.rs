@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderName};
 use http::request::Parts;
 use hyper::body::Incoming;
 
@@ -24,7 +24,7 @@ const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Headers that are not kept with a message: those of the connection, those that the lane carries, and those that only
 /// concern this exchange.
-const NOT_KEPT: [header::HeaderName; 6] = [
+static NOT_KEPT: [header::HeaderName; 6] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::EXPECT,
@@ -32,6 +32,7 @@ const NOT_KEPT: [header::HeaderName; 6] = [
     header::AUTHORIZATION,
     header::DATE,
 ];
+const NOT_KEPT_EITHER: [&str; 2] = ["comet-workspace", super::guard::TOKEN_HEADER];
 
 /// One request that is for the server.
 pub(super) struct Exchange {
@@ -131,15 +132,13 @@ pub(super) fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Reply> {
 
 /// Returns the headers that are stored with a message and sent again by replay.
 pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
-    let mut kept = headers.clone();
-    forward::strip_hop_by_hop(&mut kept);
-    for name in NOT_KEPT {
-        kept.remove(name);
-    }
-    for name in ["comet-workspace", super::guard::TOKEN_HEADER] {
-        kept.remove(name);
-    }
-    HeaderSet::new(kept.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect())
+    let named = forward::named_by_connection(headers);
+    let is_kept = |name: &HeaderName| {
+        let is_of_exchange = NOT_KEPT.contains(name) || NOT_KEPT_EITHER.contains(&name.as_str());
+        !is_of_exchange && !forward::is_hop_by_hop(name) && !named.contains(name)
+    };
+    let kept = headers.iter().filter(|(name, _)| is_kept(name));
+    HeaderSet::new(kept.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect())
 }
 
 /// Parses the `Content-Length` of a request.

@@ -119,7 +119,7 @@ impl<'agent> FlushWait<'agent> {
     /// Pushes and queries until nothing is queued any longer, or the timeout has expired.
     async fn run(mut self) -> ClientAnswer {
         let mut now = self.before;
-        while now.waits && self.started.elapsed() < self.timeout && !self.shared.listener.hurry.is_requested() {
+        while now.waits && self.started.elapsed() < self.timeout && !self.shared.hurry.is_requested() {
             if self.pushed.is_none_or(|pushed| pushed.elapsed() >= PUSH_INTERVAL) {
                 self.push().await;
             }

@@ -22,7 +22,7 @@ pub(crate) type AnswerBody = BoxBody<Bytes, BoxError>;
 pub(crate) type ClientAnswer = http::Response<AnswerBody>;
 
 /// Headers that concern one connection and are not forwarded (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -35,23 +35,33 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
+/// Returns whether a header concerns one connection, whatever `Connection` names.
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
+
+/// Returns the headers that `Connection` names besides what nearly every client sends.
+pub(crate) fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(',')).map(str::trim);
+    names.filter(|name| !["keep-alive", "close"].contains(name)).filter_map(|name| name.parse().ok()).collect()
+}
+
 /// Removes what concerns one connection: the hop-by-hop headers and those that `Connection` names.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Most answers have none of them.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    // Most answers have none of them, and most requests only `Connection`.
+    let mut found = [false; HOP_BY_HOP.len()];
+    for name in headers.keys() {
+        if let Some(at) = HOP_BY_HOP.iter().position(|hop| hop == name) {
+            found[at] = true;
+        }
+    }
+    if !found.contains(&true) {
         return;
     }
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        // What nearly every client sends. The first is removed anyway.
-        .filter(|name| !["keep-alive", "close"].contains(name))
-        .filter_map(|name| name.parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    let named = named_by_connection(headers);
+    let found = HOP_BY_HOP.iter().zip(found).filter_map(|(name, is_found)| is_found.then_some(name));
+    for name in named.iter().chain(found) {
         headers.remove(name);
     }
 }
@@ -74,7 +84,7 @@ pub(crate) fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &H
 pub(crate) fn client_answer(
     mut answer: http::Response<ServerBody>,
     server_base: &str,
-    client_base: &str,
+    client_base: impl FnOnce() -> String,
 ) -> ClientAnswer {
     rewrite_for_client(&mut answer, server_base, client_base);
     answer.map(|body| body.map_err(Into::into).boxed())
@@ -146,14 +156,14 @@ pub(crate) fn begun_answer(
     head: http::response::Parts,
     body: AnswerStart,
     server_base: &str,
-    client_base: &str,
+    client_base: impl FnOnce() -> String,
 ) -> ClientAnswer {
     let mut answer = http::Response::from_parts(head, body.boxed());
     rewrite_for_client(&mut answer, server_base, client_base);
     answer
 }
 
-fn rewrite_for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: &str) {
+fn rewrite_for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: impl FnOnce() -> String) {
     // The version concerns one connection, too: a server that speaks HTTP/1.0 must not end the client's.
     *answer.version_mut() = http::Version::HTTP_11;
     strip_hop_by_hop(answer.headers_mut());
@@ -177,10 +187,10 @@ fn set_rate_limit_reset(headers: &mut HeaderMap) {
 }
 
 /// Rewrites only a `Location` inside the API: the server itself shows the pages of its UI.
-fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &str) {
+fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: impl FnOnce() -> String) {
     let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
     let below = location.and_then(|location| location.strip_prefix(server_base)?.strip_prefix('/'));
-    let through = below.filter(|below| is_api(below)).map(|below| format!("{client_base}/{below}"));
+    let through = below.filter(|below| is_api(below)).map(|below| format!("{}/{below}", client_base()));
     if let Some(location) = through.and_then(|location| HeaderValue::from_str(&location).ok()) {
         headers.insert(header::LOCATION, location);
     }
@@ -257,7 +267,7 @@ mod tests {
         ];
         for (server_base, location, expected) in cases {
             let mut headers = HeaderMap::from_iter([(header::LOCATION, HeaderValue::from_static(location))]);
-            rewrite_location(&mut headers, server_base, "http://a:6745/opik/api");
+            rewrite_location(&mut headers, server_base, || "http://a:6745/opik/api".to_owned());
             assert_eq!(headers[header::LOCATION], expected);
         }
     }

@@ -14,6 +14,9 @@ use super::limits::HEAD_BYTES_MAX;
 /// Bytes of a line that is validated; hyper refuses a longer head.
 const LINE_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
+/// Headers of a usual head. hyper parses as many, and some more, without a table from the heap.
+const USUAL_HEADERS_MAX: usize = 64;
+
 /// Validates the framing of the requests of one connection.
 #[derive(Debug)]
 pub(super) struct Framing {
@@ -24,6 +27,16 @@ pub(super) struct Framing {
     /// Requests that have begun.
     requests: u64,
     fault: Option<&'static str>,
+}
+
+/// A head that hyper needs a large table for, which costs as much as parsing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct UnusualHead {
+    /// The number of its request; the first is 1.
+    pub(super) request: u64,
+    /// How many of the bytes that have arrived come before the rest of it. There hyper still knows of neither its end nor
+    /// its fault.
+    pub(super) at: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +56,7 @@ enum FramingState {
 
 #[derive(Debug, Default)]
 struct FramingHeaders {
+    lines: usize,
     length: Option<u64>,
     is_chunked: bool,
 }
@@ -86,11 +100,20 @@ impl Framing {
         }
     }
 
-    /// Validates bytes that have arrived.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
+    /// Validates bytes that have arrived. Returns after how many of them a head was found to be an unusual one: it has
+    /// [`USUAL_HEADERS_MAX`] headers and does not end there, or a fault.
+    pub(super) fn feed(&mut self, arrived: &[u8]) -> Option<UnusualHead> {
+        let (mut bytes, mut unusual) = (arrived, None);
         while !bytes.is_empty() {
+            if self.may_skip_header()
+                && let Some(rest) = after_plain_header(bytes)
+            {
+                self.headers.lines += 1;
+                bytes = rest;
+                continue;
+            }
             match self.state {
-                FramingState::Over => return,
+                FramingState::Over => break,
                 FramingState::Between => {
                     // Empty lines before a request are skipped (RFC 9112, section 2.2).
                     let skipped = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
@@ -115,9 +138,14 @@ impl Framing {
                     let end = memchr::memchr(b'\n', bytes);
                     let piece = &bytes[..end.unwrap_or(bytes.len())];
                     if self.line.len() + piece.len() > LINE_BYTES_MAX {
-                        return self.end();
+                        self.end();
+                        break;
                     }
-                    let Some(end) = end else { return self.line.extend_from_slice(piece) };
+                    let Some(end) = end else {
+                        self.line.extend_from_slice(piece);
+                        break;
+                    };
+                    let before = arrived.len() - bytes.len();
                     bytes = &bytes[end + 1..];
                     // Mostly the whole line is in these bytes, and nothing is copied.
                     let mut begun = std::mem::take(&mut self.line);
@@ -128,16 +156,30 @@ impl Framing {
                             &begun
                         }
                     };
+                    let is_in_head = matches!(self.state, FramingState::RequestLine | FramingState::Header);
                     match self.next_state(line) {
                         Ok(state) => self.state = state,
                         Err(fault) => {
                             self.fault = Some(fault);
-                            return self.end();
+                            let head = UnusualHead { request: self.requests, at: before };
+                            unusual = unusual.or(is_in_head.then_some(head));
+                            self.end();
+                            break;
                         }
+                    }
+                    if self.state == FramingState::Header && self.headers.lines == USUAL_HEADERS_MAX {
+                        let at = arrived.len() - bytes.len();
+                        unusual = unusual.or(Some(UnusualHead { request: self.requests, at }));
                     }
                 }
             }
         }
+        unusual
+    }
+
+    /// Returns whether the next line is a header that begins here, and not the one that makes a head unusual.
+    fn may_skip_header(&self) -> bool {
+        self.state == FramingState::Header && self.line.is_empty() && self.headers.lines + 1 < USUAL_HEADERS_MAX
     }
 
     fn end(&mut self) {
@@ -176,6 +218,7 @@ impl Framing {
     }
 
     fn read_header(&mut self, line: &[u8]) -> Result<(), &'static str> {
+        self.headers.lines += 1;
         if matches!(line.first(), Some(b' ' | b'\t')) {
             return Err("a header is folded over two lines");
         }
@@ -197,6 +240,16 @@ impl Framing {
         }
         Ok(())
     }
+}
+
+/// Returns what follows the first line, if that is whole and without fault, and can't be a header about framing: most
+/// lines, and the names of only a few begin like `Content-Length` or `Transfer-Encoding`.
+fn after_plain_header(bytes: &[u8]) -> Option<&[u8]> {
+    if matches!(bytes.first()?, b'c' | b'C' | b't' | b'T' | b' ' | b'\t' | b'\r' | b'\n') {
+        return None;
+    }
+    let end = memchr::memchr2(b'\r', b'\n', bytes).filter(|end| *end < LINE_BYTES_MAX)?;
+    bytes[end..].strip_prefix(b"\r\n")
 }
 
 fn skip(bytes: &[u8], left: u64) -> (&[u8], u64) {
@@ -264,6 +317,23 @@ mod tests {
             let found = checked(&[wire.as_bytes()]).fault_of(1);
             assert!(found.is_some_and(|found| found.contains(fault)), "{headers:?}: {found:?}");
         }
+    }
+
+    #[test]
+    fn an_unusual_head_is_found_before_its_end() {
+        let many = |count: usize| format!("GET / HTTP/1.1\r\n{}", "A: b\r\n".repeat(count));
+        let usual = GOOD[1].to_owned() + &many(USUAL_HEADERS_MAX - 1) + "\r\n";
+        let mut framing = Framing::default();
+        assert_eq!(framing.feed(usual.as_bytes()), None);
+        let unusual = many(USUAL_HEADERS_MAX);
+        let wire = usual.clone() + &unusual + "\r\n" + &many(USUAL_HEADERS_MAX + 9);
+        assert_eq!(framing.feed(wire.as_bytes()), Some(UnusualHead { request: 5, at: usual.len() + unusual.len() }));
+        let faulty = "GET / HTTP/1.1\r\nA: b\r\n";
+        let wire = GOOD[0].to_owned() + faulty + " c\r\n\r\n";
+        let at = GOOD[0].len() + faulty.len();
+        assert_eq!(Framing::default().feed(wire.as_bytes()), Some(UnusualHead { request: 2, at }));
+        let in_body = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\n";
+        assert_eq!(Framing::default().feed(in_body.as_bytes()), None, "the rest of a body is awaited");
     }
 
     #[test]

@@ -31,7 +31,6 @@ use super::router::handle;
 use super::shared::Shared;
 use super::streams::{StreamHealth, Streams};
 use super::wire::{ClientSocket, io_error};
-use crate::shutdown::Shutdown;
 
 /// Concurrent streams of a connection; nginx's number.
 const STREAMS_MAX: u32 = 128;
@@ -44,7 +43,8 @@ const SEND_BYTES_MAX: usize = 64 * 1024;
 const CHECKS_PER_TIMEOUT: u32 = 4;
 
 /// Serves a connection until it ends, times out or is evicted.
-pub(super) async fn serve(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, socket: ClientSocket) {
+pub(super) async fn serve(shared: &Arc<Shared>, seat: &Seat, socket: ClientSocket) {
+    let shutdown = &shared.ending;
     let timeout = shared.limits.client_timeout;
     let streams = Arc::new(Streams::new());
     let service = {

@@ -47,13 +47,15 @@ impl Asker {
 /// Returns the URL of the server's page that a browser is redirected to, or `None` for a request that goes to the
 /// server.
 pub(super) fn page_of(head: &Parts, target: &Target, server: &ServerAddress) -> Option<String> {
+    if ![Method::GET, Method::HEAD].contains(&head.method) {
+        return None;
+    }
     let is_page = match Asker::of(&head.headers) {
         Asker::Navigation => true,
         Asker::PrefersHtml => target.is_page(server),
         Asker::Program => false,
     };
-    let is_read = [Method::GET, Method::HEAD].contains(&head.method);
-    let page = target.page_url(server).filter(|_| is_read && is_page)?;
+    let page = target.page_url(server).filter(|_| is_page)?;
     Some(match head.uri.query() {
         Some(query) => format!("{page}?{query}"),
         None => page,

@@ -63,13 +63,13 @@ impl IntakeService {
                 }
             };
             let Some((stream, seat)) = gate.admit(stream) else { continue };
-            let (watcher, shutdown) = (graceful.watcher(), shutdown.clone());
+            let watcher = graceful.watcher();
             let (connections, per_worker) = (gate.connections.clone(), per_worker.clone());
             workers.give_connection(move |worker, load| {
                 let Some(shared) = per_worker.get(worker).cloned() else { return };
                 match TcpStream::from_std(stream) {
                     Ok(stream) => {
-                        let client = Client { shared, connections, seat, load, watcher, shutdown };
+                        let client = Client { shared, connections, seat, load, watcher };
                         tokio::spawn(client.serve(stream));
                     }
                     Err(error) => warn!(target: "intake", "cannot serve a connection: {error}"),
@@ -78,20 +78,21 @@ impl IntakeService {
         }
         // Closed before the wait: a client that connects now is refused at once and knows it.
         drop(listener);
+        per_worker.iter().for_each(|shared| shared.ending.request());
         state.windows.close();
         info!(target: "intake", connections = gate.connections.open(), "no new requests are accepted");
-        drain(graceful, &state, grace).await;
+        drain(graceful, &per_worker, grace).await;
     }
 }
 
 /// Waits for requests in flight, with `grace` as the timeout. Halfway, writes that still wait for the server are stored
 /// and acknowledged instead.
-async fn drain(graceful: GracefulShutdown, state: &Listener, grace: Duration) {
+async fn drain(graceful: GracefulShutdown, per_worker: &[Arc<Shared>], grace: Duration) {
     let mut finished = std::pin::pin!(graceful.shutdown());
     if tokio::time::timeout(grace / 2, finished.as_mut()).await.is_ok() {
         return;
     }
-    state.hurry.request();
+    per_worker.iter().for_each(|shared| shared.hurry.request());
     if tokio::time::timeout(grace / 2, finished).await.is_err() {
         warn!(target: "intake", "requests in flight did not finish within the shutdown timeout and were cut off unacknowledged");
     }

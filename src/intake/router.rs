@@ -67,7 +67,7 @@ pub(super) async fn handle(
         Some(fault) => Err(refuse_framing(&shared, fault)),
     };
     match destination {
-        Err(RefusedRequest(answer)) => exchange::refuse_with(*answer, &head.headers, body).await,
+        Err(RefusedRequest(answer)) => Box::pin(exchange::refuse_with(*answer, &head.headers, body)).await,
         Ok(Routed::Answered(answer)) => answer,
         Ok(Routed::Flush) => Box::pin(flush::flush(&shared, &head)).await,
         Ok(Routed::Server { client, route, below }) => {
@@ -184,7 +184,8 @@ fn route_to_server(
         Target::Api { prefix, path, .. } => (prefix, Some(path)),
         Target::Origin { .. } | Target::Own { .. } => (String::new(), None),
     };
-    let client = ClientUrl { host: host.to_owned(), prefix: format!("{token_prefix}{prefix}"), uri };
+    let prefix = if token_prefix.is_empty() { prefix } else { format!("{token_prefix}{prefix}") };
+    let client = ClientUrl { host: host.to_owned(), prefix, uri };
     let Some(below) = below else {
         return Ok(Routed::Server { client, route: Route::PassThrough, below: String::new() });
     };

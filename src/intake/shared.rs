@@ -95,9 +95,6 @@ pub(super) struct Listener {
     pub(super) flush_slots: FlushSlots,
     /// When a request of a foreign host or page was last logged.
     foreign_logged: Mutex<Option<Instant>>,
-    /// Requested while the agent stops, once in-flight writes have had their time to finish: the others are stored
-    /// instead.
-    pub(super) hurry: Shutdown,
 }
 
 /// The state that all requests on one worker share. It dereferences to [`IntakeService`]: `shared.slot`.
@@ -115,6 +112,12 @@ pub(super) struct Shared {
     /// Its address, parsed.
     pub(super) address: ServerAddress,
     pub(super) started: Instant,
+    /// Requested when the agent stops: no new request begins on a connection. Of this worker alone, as is the next one:
+    /// every request waits for both, and whoever waits takes a lock.
+    pub(super) ending: Shutdown,
+    /// Requested while the agent stops, once in-flight writes have had their time to finish: the others are stored
+    /// instead.
+    pub(super) hurry: Shutdown,
 }
 
 impl Deref for Shared {
@@ -140,6 +143,8 @@ impl Shared {
                 listener: listener.clone(),
                 forwarder,
                 started,
+                ending: Shutdown::new(),
+                hurry: Shutdown::new(),
             })
         });
         shared.collect()
@@ -187,7 +192,7 @@ impl Shared {
             biased;
             memory = self.memory.take(by, bytes) => Ok(memory),
             () = tokio::time::sleep(MEMORY_WAIT_MAX) => Err(self.refuse_busy()),
-            () = self.listener.hurry.requested() => Err(self.refuse_busy()),
+            () = self.hurry.requested() => Err(self.refuse_busy()),
         }
     }
 

@@ -67,6 +67,9 @@ impl SitePolicy {
     ///
     /// Fails with the reason of the refusal.
     pub fn judge(&self, head: &Parts, has_token: bool, is_link_target: bool) -> Result<(), ForeignRequest> {
+        if is_plainly_own(head) {
+            return Ok(());
+        }
         let named = head.headers.get(HOST).map(|host| (host.as_bytes(), Authority::parse(host.as_bytes())));
         let target = head
             .uri
@@ -142,6 +145,21 @@ impl SitePolicy {
             _ => Ok(()),
         }
     }
+}
+
+/// Returns whether a request names a host that every policy allows, in the usual spelling, and nothing of its head
+/// can come from a web page: what programs on this machine send.
+fn is_plainly_own(head: &Parts) -> bool {
+    let is_of_page = || [ORIGIN, SEC_FETCH_SITE, REFERER].iter().any(|name| head.headers.contains_key(name));
+    let is_local = |host: &[u8]| {
+        let rest = [&b"localhost"[..], b"127.0.0.1"].into_iter().find_map(|name| host.strip_prefix(name));
+        let port = rest.and_then(|rest| if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b":") });
+        // Any other port is parsed.
+        port.is_some_and(|port| port.len() <= 4 && port.iter().all(u8::is_ascii_digit))
+    };
+    head.uri.authority().is_none()
+        && head.headers.get(HOST).is_some_and(|host| is_local(host.as_bytes()))
+        && !is_of_page()
 }
 
 fn is_localhost(name: &str) -> bool {

@@ -5,6 +5,13 @@
 //! use sockets directly). For hyper the end of input is the end of the connection. So that end is hidden from it until
 //! the answers to all requests that arrived whole are written; meanwhile the operating system reports a client that is
 //! gone.
+//!
+//! # Unusual heads
+//!
+//! hyper fills a table for as many headers as a head may have, twice for each request, which takes longer than parsing
+//! a usual head. So it is given a small one at first. The rest of the first head that may not fit is held back here
+//! until all requests before it are answered; then hyper starts over with a large table, and reads that head again
+//! ([`ClientSocket::reread`]). So a client gets the same answers as if the table had been large from the beginning.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -20,6 +27,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::answering::RequestTracker;
 use super::deadline::Deadline;
+use super::framing::UnusualHead;
 
 /// How often the socket of a client that closed its sending side, and waits for an answer, is checked for errors.
 const GONE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -27,8 +35,10 @@ const GONE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The socket to a client.
 pub(super) struct ClientSocket {
     stream: TcpStream,
-    /// Bytes that were read of it already, to detect the version of HTTP.
+    /// Bytes that were read of it already.
     begun: Bytes,
+    /// The rest of an unusual head, and what follows it; `None` if hyper gets all.
+    held: Option<Bytes>,
     /// `None` for HTTP/2, whose frames say where every request ends.
     tracker: Option<Arc<RequestTracker>>,
     /// The timeout of a client that sends no head, or takes nothing of an answer.
@@ -43,9 +53,25 @@ pub(super) struct ClientSocket {
 
 impl ClientSocket {
     /// Returns an HTTP/1 connection of which something was read already.
-    pub(super) fn http1(stream: TcpStream, begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
-        tracker.received(&begun);
-        Self { tracker: Some(tracker), ..Self::http2(stream, begun, timeout) }
+    pub(super) fn http1(stream: TcpStream, mut begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
+        let mut held = Some(Bytes::new());
+        if let Some(unusual) = tracker.received(&begun) {
+            held = Some(begun.split_off(unusual.at));
+            tracker.hold(unusual.request);
+        }
+        Self { tracker: Some(tracker), held, ..Self::http2(stream, begun, timeout) }
+    }
+
+    /// Returns the connection for a parser that takes every head: with these bytes, which another one read and did not
+    /// parse, and then what is held back.
+    pub(super) fn reread(mut self, unparsed: &[u8]) -> Self {
+        let held = self.held.take().unwrap_or_default();
+        // Nothing is left of what was read before, unless nothing is held back.
+        self.begun = [unparsed, &self.begun, &held].concat().into();
+        if let Some(tracker) = &self.tracker {
+            tracker.hold(0);
+        }
+        self
     }
 
     /// Returns an HTTP/2 connection, whose framing is not validated.
@@ -53,6 +79,7 @@ impl ClientSocket {
         Self {
             stream,
             begun,
+            held: None,
             tracker: None,
             timeout,
             head: (0, Instant::now()),
@@ -112,6 +139,10 @@ impl AsyncRead for ClientSocket {
             buffer.put_slice(&self.begun.split_to(taken));
             return Poll::Ready(Ok(()));
         }
+        if self.held.as_ref().is_some_and(|held| !held.is_empty()) {
+            // The connection is parsed anew once the requests before are answered.
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         if Pin::new(&mut self.stream).poll_read(cx, buffer)?.is_pending() {
             return self.poll_head_timeout(cx).map(Err);
@@ -120,8 +151,16 @@ impl AsyncRead for ClientSocket {
         if read.is_empty() && buffer.remaining() > 0 {
             return self.poll_end(cx);
         }
-        if let Some(tracker) = &self.tracker {
-            tracker.received(read);
+        let unusual = self.tracker.as_ref().and_then(|tracker| tracker.received(read));
+        if let Some(UnusualHead { request, at }) = unusual.filter(|_| self.held.is_some()) {
+            self.held = Some(Bytes::copy_from_slice(&read[at..]));
+            if let Some(tracker) = &self.tracker {
+                tracker.hold(request);
+            }
+            buffer.set_filled(before + at);
+            if at == 0 {
+                return Poll::Pending;
+            }
         }
         Poll::Ready(Ok(()))
     }

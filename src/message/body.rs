@@ -98,22 +98,22 @@ impl Body {
     pub fn announced_bytes(&self) -> Option<u64> {
         match self.encoding {
             Encoding::Identity => Some(self.bytes.len() as u64),
-            Encoding::Gzip if !may_have_more_members(&self.bytes) => Some(self.content_bytes_max()),
-            Encoding::Gzip | Encoding::Deflate => None,
+            Encoding::Gzip => self.trailing_length(),
+            Encoding::Deflate => None,
         }
     }
 
     /// Returns an upper bound of the decoded size, without decoding.
     pub fn content_bytes_max(&self) -> u64 {
-        match self.encoding {
-            Encoding::Identity => self.bytes.len() as u64,
-            Encoding::Gzip if !may_have_more_members(&self.bytes) => {
-                // A body that inflates to another length is corrupt. No body is inflated to the 4 GiB at which this
-                // wraps.
-                self.bytes.last_chunk().map_or(0, |length| u32::from_le_bytes(*length).into())
-            }
-            Encoding::Gzip | Encoding::Deflate => self.bytes.len() as u64 * INFLATION_MAX,
-        }
+        self.announced_bytes().unwrap_or(self.bytes.len() as u64 * INFLATION_MAX)
+    }
+
+    /// Returns the length at the end of a gzip member that no other one follows: a body that inflates to another length
+    /// is corrupt. No body is inflated to the 4 GiB at which it wraps.
+    fn trailing_length(&self) -> Option<u64> {
+        // All of the bytes are searched for another member.
+        let is_one = !may_have_more_members(&self.bytes);
+        is_one.then(|| self.bytes.last_chunk().map_or(0, |length| u32::from_le_bytes(*length).into()))
     }
 
     /// Decodes the payload. At most `bytes_max` bytes are ever buffered, even if a small body inflates to far more.

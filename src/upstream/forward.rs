@@ -4,17 +4,14 @@
 //! too much. The commit that made this choice has the measurement.
 
 mod dial;
+mod direct;
 mod pool;
 
 use std::error::Error;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::uri::Uri;
 use http::{HeaderValue, Request, Response};
-use http_body_util::combinators::BoxBody;
-use http_body_util::{Either, Full};
-use hyper::client::conn::http1;
 
 use self::dial::ServerDialer;
 use self::pool::{NotSent, Pool, ServerConnection};
@@ -25,15 +22,9 @@ use super::tls::TlsSource;
 use super::{UpstreamSettings, tls};
 use crate::protocol::answers::SendFailure;
 
+pub(crate) use self::direct::ForwardBody;
 pub(crate) use self::pool::ServerBody;
 pub(crate) use super::fault::{BoxError, innermost};
-
-/// A request body: buffered, or streamed from the client.
-pub(crate) type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
-
-/// Limits of a response's head: number of headers, bytes.
-const ANSWER_HEADERS_MAX: usize = 1024;
-const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Streams requests over its own keep-alive connections to the server. Must be used within one tokio runtime.
 pub struct Forwarder {
@@ -116,7 +107,7 @@ impl Forwarder {
             }
         }
         loop {
-            let connection = match self.pool.take() {
+            let connection = match self.pool.take(&request) {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
@@ -153,15 +144,7 @@ impl Forwarder {
 
 /// Opens a connection.
 async fn open(dialer: Arc<ServerDialer>) -> Result<ServerConnection, BoxError> {
-    let stream = HalfOpen::new(dialer.connect().await?);
-    let (requests, driver) = http1::Builder::new()
-        // A server that responds has processed the request, even if the response is too large for us: it must not be
-        // retried.
-        .max_headers(ANSWER_HEADERS_MAX)
-        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-        .handshake(stream)
-        .await?;
-    Ok(ServerConnection::new(requests, driver))
+    Ok(ServerConnection::new(Box::new(HalfOpen::new(dialer.connect().await?))))
 }
 
 /// Returns why a connection or a request failed, in words for people.

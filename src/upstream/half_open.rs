@@ -5,14 +5,18 @@
 //! reports a failed write as done, so that the client continues to read: it gets the response, or the end of the
 //! connection.
 //!
+//! An exchange that was begun without hyper can be left to it: [`HalfOpen::go_on`] passes over what was written, and
+//! reads again what was read.
+//!
 //! Reads are limited to a small size. hyper doubles its read buffer as long as reads fill it, up to the limit
 //! of a response's head: with many concurrent large responses that took 3.4 MiB for each of them.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
+use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 
 /// Upper bound of one read of a response.
@@ -23,11 +27,75 @@ const READ_BYTES_MAX: usize = 16 * 1024;
 pub(super) struct HalfOpen<T> {
     inner: T,
     is_broken: bool,
+    begun: Option<Box<Begun>>,
+}
+
+/// What was done of an exchange by somebody else, who has read no whole answer.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// Bytes of the request that were written.
+    written: usize,
+    /// What was read.
+    read: Bytes,
+    /// How reading or writing failed after that.
+    failure: Option<io::Error>,
+    /// Nothing is read before the request is written: a client expects no answer then.
+    is_held: bool,
+    /// Who waits for that.
+    held: Option<Waker>,
+}
+
+impl Begun {
+    pub(super) fn new(written: usize, read: Bytes, failure: Option<io::Error>) -> Self {
+        Self { written, read, failure, is_held: true, held: None }
+    }
+
+    /// Passes over up to this many bytes that were written already.
+    fn pass_over(&mut self, bytes: usize) -> usize {
+        self.is_held = false;
+        if let Some(held) = self.held.take() {
+            held.wake();
+        }
+        let passed = bytes.min(self.written);
+        self.written -= passed;
+        passed
+    }
+
+    /// Reads again; `None` once there is nothing left of it.
+    fn poll_read(&mut self, cx: &Context<'_>, buf: &mut ReadBufCursor<'_>) -> Option<Poll<io::Result<()>>> {
+        if self.is_held {
+            self.held = Some(cx.waker().clone());
+            return Some(Poll::Pending);
+        }
+        if !self.read.is_empty() {
+            let bytes = self.read.len().min(buf.remaining());
+            buf.put_slice(&self.read[..bytes]);
+            self.read.advance(bytes);
+            return Some(Poll::Ready(Ok(())));
+        }
+        self.failure.take().map(|failure| Poll::Ready(Err(failure)))
+    }
 }
 
 impl<T> HalfOpen<T> {
     pub(super) fn new(inner: T) -> Self {
-        Self { inner, is_broken: false }
+        Self { inner, is_broken: false, begun: None }
+    }
+
+    /// Prepares the connection for one who writes the same request from its beginning.
+    pub(super) fn go_on(&mut self, begun: Begun) {
+        self.begun = Some(Box::new(begun));
+    }
+
+    /// Returns whether a write failed, so that the connection serves no other request.
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// Passes over up to this many bytes that were written already; `None` if there are none.
+    fn pass_over(&mut self, bytes: usize) -> Option<usize> {
+        let passed = self.begun.as_mut()?.pass_over(bytes);
+        (passed > 0).then_some(passed)
     }
 
     /// Turns a failed write into a success; the client sees the failure when it reads.
@@ -45,6 +113,13 @@ impl<T> HalfOpen<T> {
 impl<T: Read + Unpin> Read for HalfOpen<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut buf = buf;
+        if let Some(begun) = &mut self.begun {
+            match begun.poll_read(cx, &mut buf) {
+                Some(read) => return read,
+                None if begun.written == 0 => self.begun = None,
+                None => {}
+            }
+        }
         if buf.remaining() <= READ_BYTES_MAX {
             return Pin::new(&mut self.inner).poll_read(cx, buf);
         }
@@ -58,6 +133,9 @@ impl<T: Read + Unpin> Read for HalfOpen<T> {
 
 impl<T: Write + Unpin> Write for HalfOpen<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(passed) = self.pass_over(buf.len()) {
+            return Poll::Ready(Ok(passed));
+        }
         if self.is_broken {
             return Poll::Ready(Ok(buf.len()));
         }
@@ -87,6 +165,9 @@ impl<T: Write + Unpin> Write for HalfOpen<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let all = bufs.iter().map(|buf| buf.len()).sum();
+        if let Some(passed) = self.pass_over(all) {
+            return Poll::Ready(Ok(passed));
+        }
         if self.is_broken {
             return Poll::Ready(Ok(all));
         }

@@ -160,7 +160,7 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
     ),
     (&["ureq"], &["src/upstream"], "upstream is the only room that opens connections to the server"),
     (
-        &["hyper", "hyper_util", "http_body", "http_body_util"],
+        &["hyper", "hyper_util", "http_body", "http_body_util", "httparse"],
         &["src/intake", "src/upstream"],
         "only the door and the way to the server speak HTTP; the rooms between them have plain values",
     ),

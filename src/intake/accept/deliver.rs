@@ -31,7 +31,7 @@ impl Write {
         let flight = shared.listener.windows.of(&self.message.lane).arrive(self.locked()).await;
         let mut held = Held { flight, ticket: Some(ticket), memory };
         match turn {
-            Turn::Behind => self.register_or_send(&mut held).await,
+            Turn::Behind => Box::pin(self.register_or_send(&mut held)).await,
             Turn::First => self.decide(&mut held).await,
         }
     }
@@ -100,7 +100,7 @@ impl Write {
             Some(_) => Admission::ForwardOnly,
         };
         match admission {
-            Admission::Register => self.register_or_send(held).await,
+            Admission::Register => Box::pin(self.register_or_send(held)).await,
             Admission::Forward => self.forward_or_register(held).await,
             Admission::ForwardOnly => self.forward_only(held).await,
             Admission::Refuse(why) => shared.refuse_unprotected(why),
@@ -120,7 +120,7 @@ impl Write {
             // It may have followed others that are not answered yet.
             ticket.turn().await;
         }
-        self.answer_unregistered(not_stored, held).await
+        Box::pin(self.answer_unregistered(not_stored, held)).await
     }
 
     /// Answers a write that could not be stored.

@@ -118,7 +118,7 @@ impl Shared {
         }
         let Ok(_turn) = tokio::time::timeout(TURN_TIMEOUT, self.listener.unkept_ping.lock()).await else { return };
         if !self.connection.is_pinged_since(came) {
-            let (connection, hurry) = (self.connection.clone(), self.listener.hurry.clone());
+            let (connection, hurry) = (self.connection.clone(), self.hurry.clone());
             // Its result is in the connection.
             let _ = tokio::task::spawn_blocking(move || connection.look_again(AWAY_TIMEOUT, &hurry)).await;
         }

@@ -78,11 +78,11 @@ impl Write {
                 if let Some(partial) = partial {
                     self.record_partial(head.status, &partial);
                 }
-                Forwarded::Answered(forward::begun_answer(head, body, base_url, &client.base()))
+                Forwarded::Answered(forward::begun_answer(head, body, base_url, || client.base()))
             }
             (ForwardVerdict::Keep(_), Ok(_)) if is_false_success => Forwarded::Keep { fallback: None },
             (ForwardVerdict::Keep(_), Ok((head, body))) => {
-                Forwarded::Keep { fallback: Some(forward::begun_answer(head, body, base_url, &client.base())) }
+                Forwarded::Keep { fallback: Some(forward::begun_answer(head, body, base_url, || client.base())) }
             }
             (_, Err(_)) => Forwarded::Keep { fallback: None },
         }
@@ -122,8 +122,9 @@ impl Write {
         loop {
             let pause = SILENCE_CHECK_INTERVAL.min(timeout.saturating_sub(silence()));
             tokio::select! {
+                biased;
                 result = answer.as_mut() => return result,
-                () = shared.listener.hurry.requested() => return Err(shared.timed_out(started.elapsed())),
+                () = shared.hurry.requested() => return Err(shared.timed_out(started.elapsed())),
                 () = tokio::time::sleep(pause) => {}
             }
             let elapsed = silence();

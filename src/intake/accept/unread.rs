@@ -41,6 +41,8 @@ const CONTENT_BYTES_MAX: u64 = 256 * 1024;
 pub(super) struct UnreadCreate {
     /// The write, with neither entities nor headers to store.
     write: Write,
+    /// What its body decodes to.
+    content_bytes: usize,
     evidence: Arc<CreateEvidence>,
     memory: Arc<Option<Grant>>,
     /// The same write once it was read, or the answer to a client whose write no server could read. What fails for now is
@@ -54,17 +56,17 @@ pub(super) type NotUnread = Box<(WriteRequest, Bytes, Grant)>;
 /// Returns a write that may go unread, as far as itself, its connection and the state of its lane show.
 pub(super) fn candidate(request: WriteRequest, bytes: Bytes, memory: Grant) -> Result<Arc<UnreadCreate>, NotUnread> {
     match unread_lane(&request, &bytes) {
-        Some((lane, encoding)) => {
+        Some((lane, encoding, content_bytes)) => {
             let body = Body::new(unshared(bytes), encoding);
-            Ok(Arc::new(UnreadCreate::new(request, lane, body, memory)))
+            Ok(Arc::new(UnreadCreate::new(request, lane, (body, content_bytes), memory)))
         }
         None => Err(Box::new((request, bytes, memory))),
     }
 }
 
-/// Returns the lane and the encoding of a create that may be forwarded unread, as far as its head, its connection and
-/// its lane show.
-fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding)> {
+/// Returns the lane, the encoding and the decoded size of a create that may be forwarded unread, as far as its head, its
+/// connection and its lane show.
+fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding, usize)> {
     let WriteRequest { exchange, route, .. } = request;
     let (shared, headers) = (&exchange.shared, &exchange.head.headers);
     let is_batch = matches!(route.message_type, MessageType::CreateTraceBatch | MessageType::CreateSpansBatch);
@@ -80,11 +82,15 @@ fn unread_lane(request: &WriteRequest, bytes: &Bytes) -> Option<(Lane, Encoding)
     let lane = lane_of(&shared.server, headers);
     let is_free = !shared.connection.lanes().is_failing(&lane);
     // Last, because it counts.
-    (is_free && exchange.evidence.is_trusted(route.message_type)).then_some((lane, encoding))
+    (is_free && exchange.evidence.is_trusted(route.message_type)).then_some((
+        lane,
+        encoding,
+        usize::try_from(content).ok()?,
+    ))
 }
 
 impl UnreadCreate {
-    fn new(request: WriteRequest, lane: Lane, body: Body, memory: Grant) -> Self {
+    fn new(request: WriteRequest, lane: Lane, (body, content_bytes): (Body, usize), memory: Grant) -> Self {
         let ReceivedWrite { shared, head, client, evidence, route, below } = request.into();
         let method = head.method.as_str().to_owned();
         let message = Message {
@@ -107,7 +113,7 @@ impl UnreadCreate {
             acknowledged_as: None,
             large: None,
         };
-        Self { write, evidence, memory: Arc::new(Some(memory)), read: OnceCell::new() }
+        Self { write, content_bytes, evidence, memory: Arc::new(Some(memory)), read: OnceCell::new() }
     }
 
     /// Reads the body; once, however many ask for it.
@@ -177,8 +183,7 @@ pub(super) async fn deliver(create: Arc<UnreadCreate>) -> ClientAnswer {
     let Write { shared, message, .. } = &create.write;
     let flights = shared.listener.windows.of(&message.lane);
     // It takes as much as it decodes to, if ids have to be added to it.
-    let content_bytes = message.request.body.announced_bytes().unwrap_or(CONTENT_BYTES_MAX);
-    let bytes = message.request.body.bytes.len().max(usize::try_from(content_bytes).unwrap_or(usize::MAX));
+    let bytes = message.request.body.bytes.len().max(create.content_bytes);
     let kept = || (Kept::Unread(create.clone()), bytes);
     // In this order: the window lets nothing be stored from then on that this create could overtake.
     let flight = flights.begin_unread(kept).filter(|_| shared.is_lane_clear(&message.lane));

@@ -238,3 +238,27 @@ fn a_refusal_names_the_setting_and_escapes_the_host() {
     assert!(text.contains("OPIK_OFFLINE_ALLOWED_HOSTS") && text.contains("xxx...\""), "{text}");
     assert!(text.len() < 400 && text.chars().all(|c| c.is_ascii_graphic() || c == ' '), "{text}");
 }
+
+#[test]
+fn what_is_plainly_its_own_is_judged_alike_when_it_is_parsed() {
+    let head = |host: &str, more: Option<&str>| {
+        let mut request = http::Request::post("/api/x").header("host", host);
+        if let Some(more) = more {
+            request = request.header(more, "null");
+        }
+        request.body(()).expect("a request").into_parts().0
+    };
+    for host in ["localhost", "localhost:", "localhost:6745", "127.0.0.1", "127.0.0.1:80"] {
+        assert!(is_plainly_own(&head(host, None)), "{host}");
+        for listener in [LOOPBACK, NETWORK, "10.0.0.7", "::1"] {
+            let authority = Authority::parse(host.as_bytes()).expect("a host");
+            assert!(policy(listener, &[]).is_own_name(&authority, false), "{host} at {listener}");
+        }
+    }
+    for host in ["localhosts", "localhost.evil.example", "127.0.0.10", "localhost:x", "localhost:99999", "127.1", ""] {
+        assert!(!is_plainly_own(&head(host, None)), "{host}");
+    }
+    for of_page in ["origin", "referer", "sec-fetch-site"] {
+        assert!(!is_plainly_own(&head("localhost", Some(of_page))), "{of_page}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! The request that uses a connection drives it: reading and writing happen when that request's task is polled, and the
 //! connection is moved to the body of the answer and then back to the pool. So a request costs no second task, no wake-up
-//! of one, and no timer. An idle connection is driven by nobody; [`Pool::sweep`] closes those that have expired or that
+//! of one, and no timer. A write needs no hyper for that ([`super::direct`]). An idle connection is driven by nobody; [`Pool::sweep`] closes those that have expired or that
 //! the server has closed.
 
 use std::collections::VecDeque;
@@ -16,28 +16,48 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Either;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::http1::{self, SendRequest};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
 
 use super::super::IDLE_AGE_MAX;
-use super::ForwardBody;
+use super::super::half_open::HalfOpen;
+use super::dial::ServerStream;
+use super::direct::{self, Exchanged, ForwardBody};
 
+/// Limits of a response's head: number of headers, bytes.
+const ANSWER_HEADERS_MAX: usize = 1024;
+const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How often idle connections are checked. It is also the shortest timer of a busy worker: tokio makes a system call for
 /// every timer that is set to expire before all others.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
+/// A bare connection to the server. Boxed, because it is moved for every request.
+pub(super) type ServerSocket = Box<HalfOpen<ServerStream>>;
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
 
 /// A connection to the server.
 pub(super) struct ServerConnection {
-    requests: SendRequest<ForwardBody>,
-    /// Reads and writes; ends when the connection is closed.
-    driver: Driver,
+    link: Link,
     /// Whether it has served a request: then the server may have closed it in the meantime.
     is_reused: bool,
     idle_since: Instant,
+}
+
+/// Who reads and writes.
+enum Link {
+    /// Nobody yet, or [`direct`].
+    Bare(ServerSocket),
+    /// Hyper.
+    Driven(DrivenLink),
+}
+
+/// A connection of hyper's.
+struct DrivenLink {
+    requests: SendRequest<ForwardBody>,
+    /// Reads and writes; ends when the connection is closed.
+    driver: Driver,
 }
 
 /// A request without an answer.
@@ -48,22 +68,26 @@ pub(super) enum NotSent {
     Failed(hyper::Error),
 }
 
-impl ServerConnection {
-    pub(super) fn new(
-        requests: SendRequest<ForwardBody>,
-        driver: impl Future<Output = hyper::Result<()>> + Send + Sync + 'static,
-    ) -> Self {
-        let driver = Box::pin(driver);
-        Self { requests, driver, is_reused: false, idle_since: Instant::now() }
+impl DrivenLink {
+    /// Leaves a connection to hyper.
+    async fn begin(socket: ServerSocket) -> hyper::Result<Self> {
+        let (requests, driver) = http1::Builder::new()
+            // A server that responds has processed the request, even if the response is too large for us: it must not
+            // be retried.
+            .max_headers(ANSWER_HEADERS_MAX)
+            .max_buf_size(ANSWER_HEAD_BYTES_MAX)
+            .handshake(socket)
+            .await?;
+        Ok(Self { requests, driver: Box::pin(driver) })
     }
 
-    /// Sends a request and waits for the head of its answer. The body brings the connection back to the pool.
-    pub(super) async fn send(
+    /// Sends a request and waits for the head of its answer. `is_reused`: the connection has served another one.
+    async fn send(
         mut self,
         request: Request<ForwardBody>,
+        is_reused: bool,
         pool: &Arc<Pool>,
     ) -> Result<Response<ServerBody>, NotSent> {
-        let is_reused = self.is_reused;
         let is_streamed = matches!(request.body(), Either::Right(body) if !body.is_end_stream());
         // Only the driver makes an answer ready, and is polled right before it: so the answer needs no waker. Without
         // the limit of tokio's budget, which would count on one.
@@ -76,7 +100,7 @@ impl ServerConnection {
                 (Poll::Pending, Poll::Pending) => Poll::Pending,
             }
         });
-        let (answered, connection) = match answered.await {
+        let (answered, link) = match answered.await {
             Some((answered, is_closed)) => (answered, (!is_closed).then_some(self)),
             None => {
                 // Returns a request that was not begun.
@@ -85,7 +109,7 @@ impl ServerConnection {
             }
         };
         match answered {
-            Ok(answer) => Ok(answer.map(|incoming| ServerBody::new(incoming, connection, is_streamed, pool))),
+            Ok(answer) => Ok(answer.map(|incoming| ServerBody::new(incoming, link, is_streamed, pool))),
             Err(mut error) => Err(match error.take_message().filter(|_| is_reused) {
                 Some(request) => NotSent::Unused(Box::new(request)),
                 None => NotSent::Failed(error.into_error()),
@@ -96,6 +120,62 @@ impl ServerConnection {
     /// Advances the connection without being woken for it; returns whether it is still open.
     fn is_open(&mut self) -> bool {
         self.driver.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+}
+
+impl ServerConnection {
+    /// Returns a connection that was just opened.
+    pub(super) fn new(socket: ServerSocket) -> Self {
+        Self::of(Link::Bare(socket))
+    }
+
+    fn of(link: Link) -> Self {
+        Self { link, is_reused: false, idle_since: Instant::now() }
+    }
+
+    /// Sends a request and waits for the head of its answer. The body brings the connection back to the pool.
+    pub(super) async fn send(
+        self,
+        mut request: Request<ForwardBody>,
+        pool: &Arc<Pool>,
+    ) -> Result<Response<ServerBody>, NotSent> {
+        let mut socket = match self.link {
+            Link::Driven(link) => return link.send(request, self.is_reused, pool).await,
+            Link::Bare(socket) => socket,
+        };
+        let mut is_reused = self.is_reused;
+        // Without the limit of tokio's budget, which would make a closed connection look open.
+        if is_reused && unconstrained(poll_fn(|cx| Poll::Ready(direct::is_over(&mut *socket, cx)))).await {
+            return Err(NotSent::Unused(Box::new(request)));
+        }
+        if let Some(body) = direct::prepare(&mut request) {
+            match direct::exchange(&mut *socket, &request, body).await {
+                Exchanged::Answered(answer) => {
+                    if !socket.is_broken() {
+                        pool.keep(Self::new(socket));
+                    }
+                    return Ok(answer.map(ServerBody::whole));
+                }
+                // What was begun is never sent again.
+                Exchanged::Begun(begun) => {
+                    socket.go_on(begun);
+                    is_reused = false;
+                }
+            }
+        }
+        Box::pin(async move {
+            let link = DrivenLink::begin(socket).await.map_err(NotSent::Failed)?;
+            link.send(request, is_reused, pool).await
+        })
+        .await
+    }
+
+    /// Returns whether an idle connection is still open.
+    fn is_open(&mut self) -> bool {
+        match &mut self.link {
+            Link::Bare(socket) => !direct::is_over(&mut **socket, &mut Context::from_waker(Waker::noop())),
+            Link::Driven(link) => link.is_open(),
+        }
     }
 }
 
@@ -118,9 +198,16 @@ impl Pool {
         Arc::new(Self { idle_max, state: Mutex::default() })
     }
 
-    /// Takes the connection that was used last. The server is least likely to have closed that one.
-    pub(super) fn take(&self) -> Option<ServerConnection> {
-        let connection = self.state().idle.pop()?;
+    /// Takes the connection that was used last, if there is one of those that suit this request: a write needs no hyper,
+    /// and any other request does. The server is least likely to have closed that one.
+    pub(super) fn take(&self, request: &Request<ForwardBody>) -> Option<ServerConnection> {
+        let is_suited = |connection: &ServerConnection| {
+            matches!(connection.link, Link::Bare(_)) == matches!(request.body(), Either::Left(_))
+        };
+        let mut state = self.state();
+        let suited = state.idle.iter().rposition(is_suited).or(state.idle.len().checked_sub(1))?;
+        let connection = state.idle.remove(suited);
+        drop(state);
         (connection.idle_since.elapsed() < IDLE_AGE_MAX).then_some(connection)
     }
 
@@ -135,28 +222,28 @@ impl Pool {
     }
 
     /// Takes back a connection whose answer was read.
-    fn release(self: &Arc<Self>, mut connection: ServerConnection) {
-        if !connection.is_open() {
+    fn release(self: &Arc<Self>, mut link: DrivenLink) {
+        if !link.is_open() {
             return;
         }
-        match connection.requests.is_ready() {
-            true => self.keep(connection),
+        match link.requests.is_ready() {
+            true => self.keep(ServerConnection::of(Link::Driven(link))),
             // The server answered early: the rest of the request is still sent, so that its client gets to read the answer.
-            false => self.drive(connection),
+            false => self.drive(link),
         }
     }
 
     /// Drives a connection in a task of its own until it is ready for another request.
-    fn drive(self: &Arc<Self>, mut connection: ServerConnection) {
+    fn drive(self: &Arc<Self>, mut link: DrivenLink) {
         let pool = self.clone();
         spawn(async move {
-            let is_done = poll_fn(|cx| match connection.driver.as_mut().poll(cx) {
+            let is_done = poll_fn(|cx| match link.driver.as_mut().poll(cx) {
                 Poll::Ready(_) => Poll::Ready(false),
-                Poll::Pending if connection.requests.is_ready() => Poll::Ready(true),
+                Poll::Pending if link.requests.is_ready() => Poll::Ready(true),
                 Poll::Pending => Poll::Pending,
             });
             if is_done.await {
-                pool.keep(connection);
+                pool.keep(ServerConnection::of(Link::Driven(link)));
             }
         });
     }
@@ -217,31 +304,64 @@ pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// The body of an answer, which drives its connection.
-pub(crate) struct ServerBody {
+pub(crate) struct ServerBody(BodyContent);
+
+enum BodyContent {
+    /// All of it; empty once it was taken.
+    Whole(Bytes),
+    Streamed(StreamedContent),
+}
+
+struct StreamedContent {
     incoming: Incoming,
-    connection: Option<ServerConnection>,
+    link: Option<DrivenLink>,
     pool: Arc<Pool>,
 }
 
 impl ServerBody {
-    /// `is_streamed`: the body of the request came from its client piece by piece, and may not have been sent whole.
-    fn new(incoming: Incoming, connection: Option<ServerConnection>, is_streamed: bool, pool: &Arc<Pool>) -> Self {
-        let mut body = Self { incoming, connection, pool: pool.clone() };
-        if body.incoming.is_end_stream() {
-            body.finish();
-        } else if is_streamed && let Some(connection) = body.connection.take() {
-            // A client that sends all of its body before it reads an answer waits for the upload, and this body is not
-            // polled meanwhile.
-            pool.drive(connection);
-        }
-        body
+    fn whole(bytes: Bytes) -> Self {
+        Self(BodyContent::Whole(bytes))
     }
 
+    /// `is_streamed`: the body of the request came from its client piece by piece, and may not have been sent whole.
+    fn new(incoming: Incoming, link: Option<DrivenLink>, is_streamed: bool, pool: &Arc<Pool>) -> Self {
+        let mut content = StreamedContent { incoming, link, pool: pool.clone() };
+        if content.incoming.is_end_stream() {
+            content.finish();
+        } else if is_streamed && let Some(link) = content.link.take() {
+            // A client that sends all of its body before it reads an answer waits for the upload, and this body is not
+            // polled meanwhile.
+            pool.drive(link);
+        }
+        Self(BodyContent::Streamed(content))
+    }
+}
+
+impl StreamedContent {
     /// Gives the connection back: the answer was read to its end.
     fn finish(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.release(connection);
+        if let Some(link) = self.link.take() {
+            self.pool.release(link);
         }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // As for the head: only the driver makes a frame ready.
+        let mut unwoken = Context::from_waker(Waker::noop());
+        let mut frame = match self.link {
+            Some(_) => Pin::new(&mut self.incoming).poll_frame(&mut unwoken),
+            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        };
+        if let (Poll::Pending, Some(link)) = (&frame, &mut self.link) {
+            if link.driver.as_mut().poll(cx).is_ready() {
+                self.link = None;
+            }
+            frame = Pin::new(&mut self.incoming).poll_frame(&mut unwoken);
+        }
+        if matches!(frame, Poll::Ready(None)) {
+            self.finish();
+        }
+        frame
     }
 }
 
@@ -249,36 +369,30 @@ impl Body for ServerBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        // As for the head: only the driver makes a frame ready.
-        let mut unwoken = Context::from_waker(Waker::noop());
-        let mut frame = match this.connection {
-            Some(_) => Pin::new(&mut this.incoming).poll_frame(&mut unwoken),
-            None => Pin::new(&mut this.incoming).poll_frame(cx),
-        };
-        if let (Poll::Pending, Some(connection)) = (&frame, &mut this.connection) {
-            if connection.driver.as_mut().poll(cx).is_ready() {
-                this.connection = None;
-            }
-            frame = Pin::new(&mut this.incoming).poll_frame(&mut unwoken);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            BodyContent::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            BodyContent::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            BodyContent::Streamed(content) => content.poll_frame(cx),
         }
-        if matches!(frame, Poll::Ready(None)) {
-            this.finish();
-        }
-        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.0 {
+            BodyContent::Whole(bytes) => bytes.is_empty(),
+            BodyContent::Streamed(content) => content.incoming.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.0 {
+            BodyContent::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyContent::Streamed(content) => content.incoming.size_hint(),
+        }
     }
 }
 
-impl Drop for ServerBody {
+impl Drop for StreamedContent {
     fn drop(&mut self) {
         // An answer that was not read to its end closes its connection.
         if self.incoming.is_end_stream() {
