@@ -1,8 +1,8 @@
 //! The record of one stored message: its row of `messages` and its row of `bodies`.
 //!
-//! Every message enters the store through [`Record::insert`], whether a client sent it, a server divided it or a
+//! Every message enters the store through an [`Inserter`], whether a client sent it, a server divided it or a
 //! recovery found it in a damaged file; every reader that needs the whole message reads the same columns in the same
-//! order. So a new column is a field here, a line in `insert`, a line in each reader that needs it, and a migration in
+//! order. So a new column is a field here, a line in `insert_row`, a line in each reader that needs it, and a migration in
 //! [`super::schema`]. The test at the end of this file counts: it fails when another file names a column of `messages`
 //! without an entry in its list of queries that filter, sort or update by it.
 //!
@@ -33,13 +33,13 @@
 use std::borrow::Cow;
 
 use libdeflater::Crc;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{CachedStatement, Row, Transaction, params};
 
 use super::codec::Packed;
 use super::fault::Fault;
 use super::schema::columns;
 use super::seal::{Destination, KeptBody, SealContext, Sealer};
-use super::{large, rows, touch_index};
+use super::{large, queries, rows, touch_index};
 use crate::message::{Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch};
 use crate::sqlite_format::record::ColumnValue;
 use crate::store::work::LastAnswer;
@@ -145,6 +145,11 @@ impl<'a> MessageContent<'a> {
 
     /// Returns the checksum of the message with this body, as sent.
     pub(super) fn checksum(&self, body: &[u8]) -> i64 {
+        self.checksum_with(&self.headers.to_wire(), &Touch::to_bytes(&self.touches), body)
+    }
+
+    /// The same, with headers and touches that are encoded already.
+    fn checksum_with(&self, headers: &[u8], touches: &[u8], body: &[u8]) -> i64 {
         let mut crc = Crc::new();
         let mut part = |bytes: Option<&[u8]>| {
             // The lengths make it unambiguous where one part ends and the next one begins.
@@ -157,9 +162,9 @@ impl<'a> MessageContent<'a> {
         part(self.lane.credential.as_ref().map(|credential| credential.reveal()));
         part(Some(self.method.as_bytes()));
         part(Some(self.path.as_bytes()));
-        part(Some(&self.headers.to_wire()));
+        part(Some(headers));
         part(Some(&[rows::encoding_code(self.encoding)]));
-        part(Some(&Touch::to_bytes(&self.touches)));
+        part(Some(touches));
         part(Some(&self.items.to_le_bytes()));
         part(self.project.as_deref().map(str::as_bytes));
         part(Some(&self.accepted_at_ms.to_le_bytes()));
@@ -193,14 +198,59 @@ pub(super) struct RowKeys {
     pub(super) header_set: i64,
 }
 
-impl Record<'_> {
+/// Stores records in one transaction: what their rows have in common is prepared once.
+pub(super) struct Inserter<'tx> {
+    tx: &'tx Transaction<'tx>,
+    sealer: &'tx Sealer,
+    row: CachedStatement<'tx>,
+    body: CachedStatement<'tx>,
+    touch: CachedStatement<'tx>,
+    /// The headers of the last record, which most others share, as the checksum covers them.
+    headers: (HeaderSet, Vec<u8>),
+}
+
+impl<'tx> Inserter<'tx> {
+    pub(super) fn new(tx: &'tx Transaction<'tx>, sealer: &'tx Sealer) -> Result<Self, Fault> {
+        let (row, body) = (tx.prepare_cached(INSERT)?, tx.prepare_cached(INSERT_BODY)?);
+        let (touch, headers) = (tx.prepare_cached(queries::ADD_TOUCH)?, Default::default());
+        Ok(Self { tx, sealer, row, body, touch, headers })
+    }
+
+    /// Stores a message with a body that was packed from `sent`.
+    pub(super) fn insert(
+        &mut self,
+        record: &Record<'_>,
+        keys: RowKeys,
+        packed: &Packed,
+        sent: &[u8],
+    ) -> Result<(), Fault> {
+        let content = &record.content;
+        let touches = Touch::to_bytes(&content.touches);
+        if self.headers.0 != *content.headers {
+            self.headers = (HeaderSet::clone(&content.headers), content.headers.to_wire());
+        }
+        let checksum = content.checksum_with(&self.headers.1, &touches, sent);
+        self.insert_row(record, keys, &touches)?;
+        self.insert_body(content, packed, checksum)?;
+        self.insert_touches(content)
+    }
+
+    /// Stores a message with a body that is compressed already, with its checksum.
+    pub(super) fn insert_kept(&mut self, record: &Record<'_>, keys: RowKeys, body: KeptBody<'_>) -> Result<(), Fault> {
+        let content = &record.content;
+        self.insert_row(record, keys, &Touch::to_bytes(&content.touches))?;
+        let kept = self.sealer.seal_body(content.id, &content.destination(), body)?;
+        self.body.execute(params![content.id, &kept.bytes[..], kept.codec, kept.checksum])?;
+        self.insert_touches(content)
+    }
+
     /// Stores the row of the message. Its body and its index entries follow in the same transaction.
-    fn insert_row(&self, tx: &Transaction<'_>, sealer: &Sealer, keys: RowKeys) -> Result<(), Fault> {
-        let Self { content, status, position, attempts, answer, body_bytes } = self;
+    fn insert_row(&mut self, record: &Record<'_>, keys: RowKeys, touches: &[u8]) -> Result<(), Fault> {
+        let (sealer, Record { content, status, position, attempts, answer, body_bytes }) = (self.sealer, record);
         let answer = answer.as_deref();
         let context = SealContext::Answer { message: content.id };
         let (next_attempt_at_ms, claim_epoch): (i64, Option<i64>) = (0, None);
-        tx.prepare_cached(INSERT)?.execute(params![
+        self.row.execute(params![
             content.id,
             status.code(),
             content.message_type,
@@ -220,70 +270,48 @@ impl Record<'_> {
             sealer.seal_path(content.id, &content.path)?,
             keys.header_set,
             rows::encoding_code(content.encoding),
-            Touch::to_bytes(&content.touches),
+            touches,
         ])?;
         Ok(())
     }
 
-    /// Stores the message with a body that was packed from `sent`.
-    pub(super) fn insert(
-        &self,
-        tx: &Transaction<'_>,
-        sealer: &Sealer,
-        keys: RowKeys,
-        packed: &Packed,
-        sent: &[u8],
-    ) -> Result<(), Fault> {
-        self.insert_row(tx, sealer, keys)?;
-        self.insert_body(tx, sealer, packed, self.content.checksum(sent))?;
-        touch_index::add_touches(tx, self.content.id, &self.content.touches)
-    }
-
-    /// Stores the message with a body that is compressed already, with its checksum.
-    pub(super) fn insert_kept(
-        &self,
-        tx: &Transaction<'_>,
-        sealer: &Sealer,
-        keys: RowKeys,
-        body: KeptBody<'_>,
-    ) -> Result<(), Fault> {
-        self.insert_row(tx, sealer, keys)?;
-        let id = self.content.id;
-        let kept = sealer.seal_body(id, &self.content.destination(), body)?;
-        tx.prepare_cached(INSERT_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
-        touch_index::add_touches(tx, id, &self.content.touches)
-    }
-
     /// Seals the body where the store is encrypted, and stores it.
-    fn insert_body(&self, tx: &Transaction<'_>, sealer: &Sealer, packed: &Packed, checksum: i64) -> Result<(), Fault> {
-        let (id, to) = (self.content.id, self.content.destination());
-        let mut insert = tx.prepare_cached(INSERT_BODY)?;
+    fn insert_body(&mut self, content: &MessageContent<'_>, packed: &Packed, checksum: i64) -> Result<(), Fault> {
+        let (id, to) = (content.id, content.destination());
         let kept = match packed.is_streamed() {
-            true => match sealer.seal_streamed(id, &to, packed, checksum)? {
+            true => match self.sealer.seal_streamed(id, &to, packed, checksum)? {
                 Some(kept) => kept,
                 None => {
                     let none: Option<i64> = None;
-                    insert.execute(params![id, large::room_of_stream(packed), packed.codec as i64, none])?;
-                    return large::stream(tx, id, packed, checksum);
+                    self.body.execute(params![id, large::room_of_stream(packed), packed.codec as i64, none])?;
+                    return large::stream(self.tx, id, packed, checksum);
                 }
             },
             false => {
                 let bytes = packed.bytes.as_ref().into();
                 let plain = KeptBody { bytes, codec: packed.codec as i64, checksum: Some(checksum) };
-                sealer.seal_body(id, &to, plain)?
+                self.sealer.seal_body(id, &to, plain)?
             }
         };
         match large::is_large(&kept.bytes) {
             true => {
                 let room = large::room_of(kept.bytes.len());
-                insert.execute(params![id, room, kept.codec, kept.checksum])?;
-                large::write(tx, id, &kept.bytes)
+                self.body.execute(params![id, room, kept.codec, kept.checksum])?;
+                large::write(self.tx, id, &kept.bytes)
             }
             false => {
-                insert.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
+                self.body.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
                 Ok(())
             }
         }
+    }
+
+    /// Adds the index entries of a message.
+    fn insert_touches(&mut self, content: &MessageContent<'_>) -> Result<(), Fault> {
+        for touch in content.touches.iter().filter(|touch| touch_index::is_indexed(touch)) {
+            self.touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], content.id])?;
+        }
+        Ok(())
     }
 }
 

@@ -17,7 +17,7 @@ use rusqlite::{Transaction, params};
 use super::codec::Packed;
 use super::fault::Fault;
 use super::lanes::BatchKeys;
-use super::record::{MessageContent, Record, RowKeys, position_of};
+use super::record::{Inserter, MessageContent, Record, RowKeys, position_of};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, queries, rows, stranded};
@@ -72,11 +72,23 @@ fn register_with_files(
     let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let mut updates_exist = tx.prepare_cached(queries::ANY_UPDATE)?.exists([])?;
     let mut ids = Vec::with_capacity(messages.len());
+    let mut inserter = Inserter::new(tx, sealer)?;
+    let mut last: Option<(&Message, RowKeys)> = None;
     for (id, (message, packed)) in (first..).zip(messages.iter().zip(bodies)) {
-        let lane = batch.lane(tx, sealer, &message.lane)?;
-        let header_set = batch.header_set(tx, sealer, &message.request.headers)?;
+        // Most messages come from one client.
+        let keys = match last {
+            Some((other, keys)) if other.lane == message.lane && other.request.headers == message.request.headers => {
+                keys
+            }
+            _ => RowKeys {
+                lane: batch.lane(tx, sealer, &message.lane)?,
+                header_set: batch.header_set(tx, sealer, &message.request.headers)?,
+            },
+        };
+        last = Some((message, keys));
+        let RowKeys { lane, .. } = keys;
         let record = record_of(id, message, file_bytes);
-        record.insert(tx, sealer, RowKeys { lane, header_set }, packed, &message.request.body.bytes)?;
+        inserter.insert(&record, keys, packed, &message.request.body.bytes)?;
         if updates_exist {
             for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
                 move_early_updates(tx, lane, id, &touch.key)?;

@@ -23,7 +23,7 @@ use super::delete::Deletion;
 use super::fault::Fault;
 use super::lanes::{BatchKeys, LaneCache};
 use super::queries::{self, SqlFilter};
-use super::record::{Inherited, MessageContent, Record, RowKeys, keep_answer};
+use super::record::{Inherited, Inserter, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{rows, stranded};
@@ -140,11 +140,12 @@ fn add_parts(
     let first = next.max(changes.highest_deleted() + 1);
     let inherited = Inherited::read(tx, whole)?;
     let lane = LaneCache::default().get(tx, sealer, inherited.lane)?;
+    let mut inserter = Inserter::new(tx, sealer)?;
     for (id, part) in (first..).zip(parts) {
         let body = &part.request.body;
         let keys = RowKeys { lane: inherited.lane, header_set: batch.header_set(tx, sealer, &part.request.headers)? };
         let record = part_record(id, part, &inherited, &lane);
-        record.insert(tx, sealer, keys, &packer.pack(body), &body.bytes)?;
+        inserter.insert(&record, keys, &packer.pack(body), &body.bytes)?;
         let is_rejected = record.status == MessageStatus::Rejected;
         let answer_status = record.answer.filter(|_| is_rejected).and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: record.body_bytes };

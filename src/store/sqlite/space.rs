@@ -47,17 +47,29 @@ pub(super) struct Space {
 impl Space {
     /// Measures the store; cheap enough for every commit.
     pub(super) fn of(connection: &Connection, path: &Path, log: &Path) -> Result<Self, Fault> {
-        let pages: i64 = connection.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
+        let (least, page_bytes) = Self::least(connection, path, log)?;
         let free: i64 = connection.prepare_cached("PRAGMA freelist_count")?.query_row([], |row| row.get(0))?;
+        Ok(Self {
+            owed_bytes: fs::metadata(path).map_or(0, |metadata| least.owed_bytes.saturating_sub(metadata.len())),
+            free_bytes: (free * page_bytes).unsigned_abs(),
+            ..least
+        })
+    }
+
+    /// Measures only what a store with much room has to know: as if it had no free page, and all of it were still owed.
+    /// Also returns the size of a page.
+    fn least(connection: &Connection, path: &Path, log: &Path) -> Result<(Self, i64), Fault> {
+        let pages: i64 = connection.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
         let page_bytes: i64 = connection.prepare_cached("PRAGMA page_size")?.query_row([], |row| row.get(0))?;
         let log_bytes = fs::metadata(log).map_or(0, |metadata| metadata.len());
         let database_bytes = (pages * page_bytes).unsigned_abs();
-        Ok(Self {
-            owed_bytes: fs::metadata(path).map_or(0, |metadata| database_bytes.saturating_sub(metadata.len())),
+        let least = Self {
+            owed_bytes: database_bytes,
             file_bytes: database_bytes + log_bytes,
-            free_bytes: (free * page_bytes).unsigned_abs(),
+            free_bytes: 0,
             disk_free_bytes: disk_free_bytes(path)?,
-        })
+        };
+        Ok((least, page_bytes))
     }
 
     /// Returns the limit that storing `needed` bytes would exceed, if any.
@@ -113,6 +125,9 @@ pub(super) fn make_room(
     limits: &Limits,
     needed: u64,
 ) -> Result<(), Fault> {
+    if limit_exceeded_by(&Space::least(tx, path, log)?.0, limits, needed).is_none() {
+        return Ok(());
+    }
     let space = Space::of(tx, path, log)?;
     let Some(Fullness { limit, reason }) = limit_exceeded_by(&space, limits, needed) else { return Ok(()) };
     let full = |reason| Fault::from(StoreError::Full { at: path.into(), limit, needed, reason });
@@ -235,6 +250,8 @@ pub(super) fn truncate_log(connection: &Connection) -> rusqlite::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
@@ -251,6 +268,28 @@ mod tests {
         assert!(!fits(&space, MIB / 2), "its log and its growth would take what the log's writing back needs");
         assert!(!fits(&Space { owed_bytes: 2 * MIB, ..space }, 1), "the log could not be written back");
         assert!(!fits(&Space { disk_free_bytes: 0, owed_bytes: 0, ..space }, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn what_fits_without_free_pages_and_with_all_owed_fits(
+            (database, log, free) in (0..64 * MIB, 0..8 * MIB, 0..64 * MIB),
+            (disk_free, written) in (0..512 * MIB, 0..64 * MIB),
+            (size_max, disk_reserve, needed) in (0..128 * MIB, 0..256 * MIB, 0..32 * MIB),
+        ) {
+            let (file_bytes, free_bytes) = (database + log, free.min(database));
+            let space = Space {
+                file_bytes,
+                free_bytes,
+                disk_free_bytes: disk_free,
+                owed_bytes: database.saturating_sub(written),
+            };
+            let least = Space { free_bytes: 0, owed_bytes: database, ..space };
+            let limits = Limits { size_max, disk_reserve, when_full: WhenFull::Refuse };
+            if limit_exceeded_by(&least, &limits, needed).is_none() {
+                prop_assert!(limit_exceeded_by(&space, &limits, needed).is_none(), "{space:?} {limits:?} {needed}");
+            }
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::lanes::BatchKeys;
 use crate::store::sqlite::large;
 use crate::store::sqlite::queries;
-use crate::store::sqlite::record::{Column, FoundRow, MessageContent, Record, RowKeys};
+use crate::store::sqlite::record::{Column, FoundRow, Inserter, MessageContent, Record, RowKeys};
 use crate::store::sqlite::register::move_early_updates;
 use crate::store::sqlite::seal::{Destination, KeptBody, Lookup, SEALED, SealContext, Sealer};
 use crate::store::sqlite::summary::{CountChanges, CountGroup, Size};
@@ -215,7 +215,8 @@ impl<'a> CandidateReader<'a> {
         let mut batch = BatchKeys::default();
         let lane = batch.lane(tx, sealer, &content.lane)?;
         let header_set = batch.header_set(tx, sealer, &content.headers)?;
-        message.record.insert_kept(tx, sealer, RowKeys { lane, header_set }, message.body.borrowed())?;
+        let keys = RowKeys { lane, header_set };
+        Inserter::new(tx, sealer)?.insert_kept(&message.record, keys, message.body.borrowed())?;
         if message.record.status == MessageStatus::Failed {
             for touch in content.touches.iter().filter(|touch| touch.effect == Effect::Create) {
                 move_early_updates(tx, lane, content.id, &touch.key)?;
