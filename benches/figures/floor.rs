@@ -4,8 +4,7 @@
 //! answers. It parses no more of a request than its length, and inflates nothing.
 //!
 //! Generator and floor share the machine with what is compared, so a generator that costs less per request raises the
-//! floor's rate more than the agent's: at 64 connections a generator with 18 us more per request halved the floor's and
-//! took a quarter of the agent's. Ratios of different generators don't compare.
+//! floor's rate more than the agent's. Ratios of different generators don't compare.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
