@@ -2,8 +2,8 @@
 //!
 //! The request that uses a connection drives it: reading and writing happen when that request's task is polled, and the
 //! connection is moved to the body of the answer and then back to the pool. So a request costs no second task, no wake-up
-//! of one, and no timer. A write needs no hyper for that ([`super::direct`]). An idle connection is driven by nobody; [`Pool::sweep`] closes those that have expired or that
-//! the server has closed.
+//! of one, and no timer. A write needs no hyper for that ([`super::direct`]). An idle connection is driven by nobody;
+//! [`Pool::sweep`] closes those that have expired or that the server has closed.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
