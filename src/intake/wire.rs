@@ -37,8 +37,10 @@ pub(super) struct ClientSocket {
     stream: TcpStream,
     /// Bytes that were read of it already.
     begun: Bytes,
-    /// The rest of an unusual head, and what follows it; `None` if hyper gets all.
+    /// The rest of an unusual head and the bytes behind it, perhaps none so far; `None` if no head is held back.
     held: Option<Bytes>,
+    /// Whether the parser needs unusual heads held back.
+    holds_back: bool,
     /// `None` for HTTP/2, whose frames say where every request ends.
     tracker: Option<Arc<RequestTracker>>,
     /// The timeout of a client that sends no head, or takes nothing of an answer.
@@ -54,18 +56,18 @@ pub(super) struct ClientSocket {
 impl ClientSocket {
     /// Returns an HTTP/1 connection of which something was read already.
     pub(super) fn http1(stream: TcpStream, mut begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
-        let mut held = Some(Bytes::new());
-        if let Some(unusual) = tracker.received(&begun) {
-            held = Some(begun.split_off(unusual.at));
+        let held = tracker.received(&begun).map(|unusual| {
             tracker.hold(unusual.request);
-        }
-        Self { tracker: Some(tracker), held, ..Self::http2(stream, begun, timeout) }
+            begun.split_off(unusual.at)
+        });
+        Self { tracker: Some(tracker), held, holds_back: true, ..Self::http2(stream, begun, timeout) }
     }
 
     /// Returns the connection for a parser that takes every head: with these bytes, which another one read and did not
     /// parse, and then what is held back.
     pub(super) fn reread(mut self, unparsed: &[u8]) -> Self {
         let held = self.held.take().unwrap_or_default();
+        self.holds_back = false;
         // Nothing is left of what was read before, unless nothing is held back.
         self.begun = [unparsed, &self.begun, &held].concat().into();
         if let Some(tracker) = &self.tracker {
@@ -80,6 +82,7 @@ impl ClientSocket {
             stream,
             begun,
             held: None,
+            holds_back: false,
             tracker: None,
             timeout,
             head: (0, Instant::now()),
@@ -139,8 +142,9 @@ impl AsyncRead for ClientSocket {
             buffer.put_slice(&self.begun.split_to(taken));
             return Poll::Ready(Ok(()));
         }
-        if self.held.as_ref().is_some_and(|held| !held.is_empty()) {
-            // The connection is parsed anew once the requests before are answered.
+        if self.held.is_some() {
+            // The connection is parsed anew once the requests before are answered. Also if the head was held at the end of
+            // the bytes that had arrived: the small table must not get the rest.
             return Poll::Pending;
         }
         let before = buffer.filled().len();
@@ -152,7 +156,7 @@ impl AsyncRead for ClientSocket {
             return self.poll_end(cx);
         }
         let unusual = self.tracker.as_ref().and_then(|tracker| tracker.received(read));
-        if let Some(UnusualHead { request, at }) = unusual.filter(|_| self.held.is_some()) {
+        if let Some(UnusualHead { request, at }) = unusual.filter(|_| self.holds_back) {
             self.held = Some(Bytes::copy_from_slice(&read[at..]));
             if let Some(tracker) = &self.tracker {
                 tracker.hold(request);
@@ -204,4 +208,45 @@ impl AsyncWrite for ClientSocket {
 /// Returns the operating system's error that ended a connection, if one did.
 pub(super) fn io_error(error: &hyper::Error) -> Option<&io::Error> {
     std::error::Error::source(error)?.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write as _;
+
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A client whose first bytes end right behind the header that makes its head unusual would otherwise lose the
+    /// request that is being answered, and its body would be read as another request.
+    #[tokio::test]
+    async fn a_head_that_is_held_where_the_bytes_end_is_held() {
+        let lines = format!("POST / HTTP/1.1\r\n{}", "A: b\r\n".repeat(64));
+        let rest = "Content-Length: 2\r\n\r\n{}";
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut client = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let (stream, _) = listener.accept().await.expect("a client");
+        client.write_all(rest.as_bytes()).expect("it is connected");
+        stream.readable().await.expect("the rest arrives");
+        let tracker = Arc::new(RequestTracker::default());
+        let begun = Bytes::from(lines.clone());
+        let mut socket = ClientSocket::http1(stream, begun, tracker.clone(), Duration::from_secs(60));
+        let mut read = vec![0; lines.len()];
+        socket.read_exact(&mut read).await.expect("the bytes that had arrived");
+        let mut byte = [0];
+        let is_pending = poll_fn(|cx| {
+            let mut buffer = ReadBuf::new(&mut byte);
+            Poll::Ready(Pin::new(&mut socket).poll_read(cx, &mut buffer).is_pending())
+        });
+        assert!(is_pending.await, "the small table gets the rest of the head");
+        assert!(tracker.is_held());
+        let mut socket = socket.reread(&read);
+        let mut all = vec![0; lines.len() + rest.len()];
+        socket.read_exact(&mut all).await.expect("everything");
+        assert_eq!(all, (lines + rest).into_bytes());
+        assert!(!tracker.is_held());
+    }
 }
