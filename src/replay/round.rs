@@ -111,6 +111,7 @@ impl Replayer<'_> {
             workers: LaneWorkers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
             lanes: VecDeque::new(),
             sweep: Sweep::default(),
+            began_idle: false,
             listing: Duration::ZERO,
             list_at: Instant::now(),
             next_due_at_ms: i64::MAX,
@@ -133,6 +134,9 @@ impl Replayer<'_> {
                     if let Err(error) = keeper.renew_if_due() {
                         round.fail(error);
                     }
+                }
+                if round.must_list_again() {
+                    continue;
                 }
                 if round.workers.is_empty() {
                     if let Err(error) = small.finish() {
@@ -173,7 +177,7 @@ impl Replayer<'_> {
     }
 }
 
-/// What the coordinator of a round is told.
+/// An event for the coordinator of a round.
 pub(super) enum RoundEvent {
     /// A worker has ended, with this number and result.
     Ended(u64, Result<(), StoreError>),
@@ -196,6 +200,8 @@ struct Round<'r> {
     lanes: VecDeque<LaneWork>,
     /// Which lanes are listed next.
     sweep: Sweep,
+    /// Whether no worker had a lane when the sweep began. Otherwise a lane may have become due behind it.
+    began_idle: bool,
     /// How long listing them took so far.
     listing: Duration,
     /// When the store is asked for all lanes again.
@@ -211,6 +217,12 @@ struct Round<'r> {
 impl<'r> Round<'r> {
     fn fail(&mut self, error: StoreError) {
         self.failed.get_or_insert(error);
+    }
+
+    /// Returns whether the round would end with a sweep that began while workers had lanes: these may be due again.
+    fn must_list_again(&self) -> bool {
+        let is_over = self.workers.is_empty() && self.sweep.is_over() && !self.began_idle;
+        is_over && self.failed.is_none() && self.replay.stop_reason(self.quota).is_none()
     }
 
     /// Returns whether another page of lanes is listed at once.
@@ -232,6 +244,7 @@ impl<'r> Round<'r> {
                 return self.fail(error);
             }
             (self.sweep, self.listing, self.next_due_at_ms) = (Sweep::start(), Duration::ZERO, i64::MAX);
+            self.began_idle = self.workers.is_empty();
         } else if !self.wants_lanes() {
             return;
         }
