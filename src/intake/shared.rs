@@ -113,7 +113,7 @@ pub(super) struct Shared {
     pub(super) address: ServerAddress,
     pub(super) started: Instant,
     /// Requested when the agent stops: no new request begins on a connection. Of this worker alone, as is the next one:
-    /// every request waits for both, and whoever waits takes a lock.
+    /// every request waits for both, and waiting takes a lock.
     pub(super) ending: Shutdown,
     /// Requested while the agent stops, once in-flight writes have had their time to finish: the others are stored
     /// instead.

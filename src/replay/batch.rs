@@ -163,6 +163,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
             let request = shipment.pack(&give_way);
             let attempt = self.attempt(shipment.message_type(), &request, shipment.messages(), shipment.only())?;
+            drop(request);
             match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.leave(&shipment, answer),

@@ -1,4 +1,4 @@
-//! What an outage leaves behind: waits for a server that is back.
+//! Remains of an outage: waits for a server that is back.
 //!
 //! A request that gets no answer while pings still pass may hold its lane, and defer its message, for seconds to
 //! minutes. If the server is then found unavailable, these were the beginning of the outage. Once it has ended there is

@@ -30,18 +30,18 @@ pub(super) struct HalfOpen<T> {
     begun: Option<Box<Begun>>,
 }
 
-/// What was done of an exchange by somebody else, who has read no whole answer.
+/// The part of an exchange that happened without hyper, which has read no whole answer.
 #[derive(Debug)]
 pub(super) struct Begun {
     /// Bytes of the request that were written.
     written: usize,
-    /// What was read.
+    /// The bytes that were read.
     read: Bytes,
     /// How reading or writing failed after that.
     failure: Option<io::Error>,
     /// Nothing is read before the request is written: a client expects no answer then.
     is_held: bool,
-    /// Who waits for that.
+    /// The waker of the read that waits for that.
     held: Option<Waker>,
 }
 

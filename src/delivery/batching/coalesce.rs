@@ -138,7 +138,7 @@ impl Shipment {
         batch_request(first, path, &content, between)
     }
 
-    /// Returns the request to send, in steps, and lets go of the contents that were joined in it: while it waits for its
+    /// Returns the request to send, in steps, and drops the contents that were joined in it: while it waits for its
     /// answer, they would be in memory once more. It has to be [unpacked](Self::unpack) before it is sent again.
     pub(crate) fn pack(&mut self, between: &dyn Fn()) -> Request {
         let request = self.request_in_steps(between);

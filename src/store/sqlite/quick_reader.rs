@@ -44,11 +44,11 @@ pub(super) struct QuickReader {
     known: Known,
 }
 
-/// What is known of one version of the data.
+/// Known facts about one version of the data.
 #[derive(Default)]
 struct Known {
     version: Option<i64>,
-    /// What waits in lanes, and what was refused there.
+    /// Counts of waiting and of refused messages of lanes.
     lanes: HashMap<Lane, InLane>,
     has_no_notes: bool,
 }

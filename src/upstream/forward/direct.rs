@@ -3,12 +3,12 @@
 //! The head and the body of the request are written at once, and the answer is parsed from what was read. hyper's client
 //! fills 64 KiB of tables for 1,024 headers at each answer, which takes longer than parsing it.
 //!
-//! Whatever is not as simple as that is left to hyper ([`Begun`]): it is given the same request and the bytes that were
+//! Every other exchange is left to hyper ([`Begun`]): it is given the same request and the bytes that were
 //! read, and the connection passes over what was written already (`HalfOpen::go_on`). So every unusual answer and
 //! every failure is parsed and worded in one place only, and an answer that is parsed here is one that hyper would
 //! parse alike.
 //!
-//! What counts as a simple answer is decided by [`parse`], which is pure.
+//! [`parse`], which is pure, decides whether an answer is simple.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Write as _};
@@ -47,7 +47,7 @@ static SPECIAL: [HeaderName; 5] =
 pub(super) enum Exchanged {
     /// The answer was read to its end, and the connection is ready for another request.
     Answered(Response<Bytes>),
-    /// Hyper goes on, with the same request.
+    /// Hyper continues with the same request.
     Begun(Begun),
 }
 

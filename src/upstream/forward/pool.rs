@@ -45,7 +45,7 @@ pub(super) struct ServerConnection {
     idle_since: Instant,
 }
 
-/// Who reads and writes.
+/// The client that reads and writes.
 enum Link {
     /// Nobody yet, or [`direct`].
     Bare(ServerSocket),
@@ -156,7 +156,7 @@ impl ServerConnection {
                     }
                     return Ok(answer.map(ServerBody::whole));
                 }
-                // What was begun is never sent again.
+                // A request that was begun is never sent again.
                 Exchanged::Begun(begun) => {
                     socket.go_on(begun);
                     is_reused = false;

@@ -1,4 +1,4 @@
-//! Every answer is the same as through hyper: whatever the server sends, in whatever pieces.
+//! Every answer is the same as through hyper: for any answer of a server, in any pieces.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
