@@ -22,7 +22,7 @@ pub(super) struct RequestTracker {
     answered: AtomicU64,
     /// Whether some of the last one may still be in that buffer.
     is_unflushed: AtomicBool,
-    /// The number of the request whose head is held back ([`super::wire`]); 0 if none is.
+    /// The number of the request whose head is held back ([`super::wire`]), once hyper waits for it; 0 if none is.
     held: AtomicU64,
 }
 
@@ -54,12 +54,12 @@ impl RequestTracker {
         self.framing().feed(bytes)
     }
 
-    /// Notes that the rest of the head of this request is held back; 0 for none.
+    /// Notes that hyper waits for the head of this request, which is held back; 0 for none.
     pub(super) fn hold(&self, request: u64) {
         self.held.store(request, Ordering::Relaxed);
     }
 
-    /// Returns whether the rest of a head is held back, and all requests before it are answered.
+    /// Returns whether hyper waits for a head that is held back, and all requests before it are answered.
     pub(super) fn is_held(&self) -> bool {
         let held = self.held.load(Ordering::Relaxed);
         held > 0 && self.answered.load(Ordering::Relaxed) + 1 == held && !self.is_unflushed.load(Ordering::Relaxed)

@@ -37,8 +37,9 @@ pub(super) struct ClientSocket {
     stream: TcpStream,
     /// Bytes that were read of it already.
     begun: Bytes,
-    /// The rest of an unusual head and the bytes behind it, perhaps none so far; `None` if no head is held back.
-    held: Option<Bytes>,
+    /// The request of an unusual head, with the rest of it and the bytes behind it, perhaps none so far; `None` if no head
+    /// is held back.
+    held: Option<(u64, Bytes)>,
     /// Whether the parser needs unusual heads held back.
     holds_back: bool,
     /// `None` for HTTP/2, whose frames say where every request ends.
@@ -56,17 +57,14 @@ pub(super) struct ClientSocket {
 impl ClientSocket {
     /// Returns an HTTP/1 connection of which something was read already.
     pub(super) fn http1(stream: TcpStream, mut begun: Bytes, tracker: Arc<RequestTracker>, timeout: Duration) -> Self {
-        let held = tracker.received(&begun).map(|unusual| {
-            tracker.hold(unusual.request);
-            begun.split_off(unusual.at)
-        });
+        let held = tracker.received(&begun).map(|unusual| (unusual.request, begun.split_off(unusual.at)));
         Self { tracker: Some(tracker), held, holds_back: true, ..Self::http2(stream, begun, timeout) }
     }
 
     /// Returns the connection for a parser that takes every head: with these bytes, which another one read and did not
     /// parse, and then what is held back.
     pub(super) fn reread(mut self, unparsed: &[u8]) -> Self {
-        let held = self.held.take().unwrap_or_default();
+        let (_, held) = self.held.take().unwrap_or_default();
         self.holds_back = false;
         // Nothing is left of what was read before, unless nothing is held back.
         self.begun = [unparsed, &self.begun, &held].concat().into();
@@ -90,6 +88,14 @@ impl ClientSocket {
             stalled: None,
             gone_check: None,
         }
+    }
+
+    /// Notes that hyper has parsed all bytes before an unusual head, and waits for more.
+    fn wait_for_parser(&self) -> Poll<io::Result<()>> {
+        if let (Some(tracker), Some((request, _))) = (&self.tracker, &self.held) {
+            tracker.hold(*request);
+        }
+        Poll::Pending
     }
 
     /// Times out the head of a request. The time begins when the previous answer is on its way.
@@ -144,8 +150,9 @@ impl AsyncRead for ClientSocket {
         }
         if self.held.is_some() {
             // The connection is parsed anew once the requests before are answered. Also if the head was held at the end of
-            // the bytes that had arrived: the small table must not get the rest.
-            return Poll::Pending;
+            // the bytes that had arrived: the small table must not get the rest. Not earlier than here: hyper may still have
+            // some of the previous body, because a server may answer before it reads that.
+            return self.wait_for_parser();
         }
         let before = buffer.filled().len();
         if Pin::new(&mut self.stream).poll_read(cx, buffer)?.is_pending() {
@@ -157,13 +164,10 @@ impl AsyncRead for ClientSocket {
         }
         let unusual = self.tracker.as_ref().and_then(|tracker| tracker.received(read));
         if let Some(UnusualHead { request, at }) = unusual.filter(|_| self.holds_back) {
-            self.held = Some(Bytes::copy_from_slice(&read[at..]));
-            if let Some(tracker) = &self.tracker {
-                tracker.hold(request);
-            }
+            self.held = Some((request, Bytes::copy_from_slice(&read[at..])));
             buffer.set_filled(before + at);
             if at == 0 {
-                return Poll::Pending;
+                return self.wait_for_parser();
             }
         }
         Poll::Ready(Ok(()))

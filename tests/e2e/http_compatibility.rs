@@ -112,6 +112,17 @@ fn serve(stream: TcpStream, state: &Mutex<RawState>) -> Option<()> {
             }
         }
         let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
+        if text.contains("transfer-encoding: chunked") {
+            // Answered before its body is read.
+            reader.get_mut().write_all(CREATED).ok()?;
+            let mut line = Vec::new();
+            while line != b"0\r\n" {
+                line.clear();
+                reader.read_until(b'\n', &mut line).ok().filter(|read| *read > 0)?;
+            }
+            reader.read_until(b'\n', &mut line).ok()?;
+            continue;
+        }
         let length = text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok());
         reader.read_exact(&mut vec![0; length.unwrap_or(0)]).ok()?;
         let answer = {
@@ -326,4 +337,61 @@ fn odd_requests_are_taken_as_nginx_takes_them() {
         assert_eq!(statuses(&answers), expected, "{what}: {answers}");
     }
     server.assert_no_violations();
+}
+
+/// A head of this many headers and bytes, without its end.
+fn long_head(path: &str, headers: usize, bytes: usize, body: &[u8]) -> Vec<u8> {
+    let mut head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+    (2..headers - 1).for_each(|n| head += &format!("X-{n}: v\r\n"));
+    let padding = bytes - head.len() - "X: \r\n".len();
+    head += &format!("X: {}\r\n", "p".repeat(padding));
+    head.into_bytes()
+}
+
+#[test]
+fn a_head_of_many_headers_is_parsed_once_wherever_it_is_cut() {
+    let server = RawServer::start();
+    let agent = server.agent();
+    wait_until_it_is("available", &agent);
+    let inside = b"POST /api/inside HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    let rest = |more: usize| {
+        let lines: String = (0..more).map(|n| format!("Y-{n}: v\r\n")).collect();
+        lines + "Connection: close\r\n\r\n"
+    };
+    // The first bytes of a connection are read 4,096 at a time.
+    for (headers, bytes, more) in [(64, 4096, 0), (64, 4096, 300), (64, 4095, 0), (64, 4097, 0), (63, 4096, 0)] {
+        let what = format!("{headers} headers in {bytes} bytes, then {more}");
+        let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = [long_head("/api/first", headers, bytes, inside), rest(more).into_bytes()].concat();
+        stream.write_all(&head).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        stream.write_all(inside).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(statuses(&answer), ["201"], "{what}: {answer}");
+        let arrived = std::mem::take(&mut server.state.lock().unwrap().heads);
+        let targets: Vec<_> = arrived.iter().map(|head| String::from_utf8_lossy(&head[..16]).into_owned()).collect();
+        assert_eq!(targets, ["POST /api/first "], "{what}");
+    }
+}
+
+#[test]
+fn a_head_of_many_headers_interrupts_no_body_that_was_answered_early() {
+    let server = RawServer::start();
+    let agent = server.agent();
+    wait_until_it_is("available", &agent);
+    let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"POST /api/early HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    let mut early = [0; 12];
+    stream.read_exact(&mut early).unwrap();
+    assert_eq!(&early, b"HTTP/1.1 201");
+    let body = "2\r\n{}\r\n".repeat(8_000) + "0\r\n\r\n";
+    let next = [long_head("/api/next", 90, 2_000, b""), b"Connection: close\r\n\r\n".to_vec()].concat();
+    stream.write_all(&[body.as_bytes(), &next].concat()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(statuses(&answer), ["201"], "{answer}");
+    assert_eq!(server.state.lock().unwrap().heads.len(), 1, "the next one arrives, and nothing else");
 }
