@@ -25,6 +25,24 @@ pub(crate) fn give_way() {
     if NEXT.get().is_none_or(|next| now >= next) {
         std::thread::yield_now();
         let back = Instant::now();
-        NEXT.set(Some(back + STRETCH.max(back - now)));
+        NEXT.set(Some(back + stretch_after(back - now)));
+    }
+}
+
+/// Returns how long a thread computes after a yield that took this long.
+fn stretch_after(yielded: Duration) -> Duration {
+    STRETCH.max(yielded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_gets_half_of_a_busy_core_and_yields_often_on_an_idle_one() {
+        for (yielded_us, expected_us) in [(0, 150), (1, 150), (150, 150), (4_000, 4_000), (40_000, 40_000)] {
+            let stretch = stretch_after(Duration::from_micros(yielded_us));
+            assert_eq!(stretch, Duration::from_micros(expected_us), "{yielded_us}");
+        }
     }
 }
