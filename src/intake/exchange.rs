@@ -24,15 +24,16 @@ const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Headers that are not kept with a message: those of the connection, those that the lane carries, and those that only
 /// concern this exchange.
-static NOT_KEPT: [header::HeaderName; 6] = [
+static NOT_KEPT: [HeaderName; 8] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::EXPECT,
     header::ACCEPT_ENCODING,
     header::AUTHORIZATION,
     header::DATE,
+    HeaderName::from_static("comet-workspace"),
+    HeaderName::from_static(super::guard::TOKEN_HEADER),
 ];
-const NOT_KEPT_EITHER: [&str; 2] = ["comet-workspace", super::guard::TOKEN_HEADER];
 
 /// One request that is for the server.
 pub(super) struct Exchange {
@@ -133,10 +134,8 @@ pub(super) fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Reply> {
 /// Returns the headers that are stored with a message and sent again by replay.
 pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
     let named = forward::named_by_connection(headers);
-    let is_kept = |name: &HeaderName| {
-        let is_of_exchange = NOT_KEPT.contains(name) || NOT_KEPT_EITHER.contains(&name.as_str());
-        !is_of_exchange && !forward::is_hop_by_hop(name) && !named.contains(name)
-    };
+    let is_kept =
+        |name: &HeaderName| !NOT_KEPT.contains(name) && !forward::is_hop_by_hop(name) && !named.contains(name);
     let kept = headers.iter().filter(|(name, _)| is_kept(name));
     HeaderSet::new(kept.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect())
 }

@@ -29,7 +29,8 @@ pub(super) struct Framing {
     fault: Option<&'static str>,
 }
 
-/// A head that hyper needs a large table for, which costs as much as parsing it.
+/// A head that hyper needs a large table for, which costs as much as parsing it: one with many headers, a fault, or a
+/// body in chunks, because the limit of headers is the one of trailers, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UnusualHead {
     /// The number of its request; the first is 1.
@@ -101,7 +102,7 @@ impl Framing {
     }
 
     /// Validates bytes that have arrived. Returns after how many of them a head was found to be an unusual one: it has
-    /// [`USUAL_HEADERS_MAX`] headers and does not end there, or a fault.
+    /// [`USUAL_HEADERS_MAX`] headers and does not end there, a fault, or a body in chunks.
     pub(super) fn feed(&mut self, arrived: &[u8]) -> Option<UnusualHead> {
         let (mut bytes, mut unusual) = (arrived, None);
         while !bytes.is_empty() {
@@ -156,6 +157,7 @@ impl Framing {
                             &begun
                         }
                     };
+                    let was_chunked = self.headers.is_chunked;
                     let is_in_head = matches!(self.state, FramingState::RequestLine | FramingState::Header);
                     match self.next_state(line) {
                         Ok(state) => self.state = state,
@@ -167,7 +169,9 @@ impl Framing {
                             break;
                         }
                     }
-                    if self.state == FramingState::Header && self.headers.lines == USUAL_HEADERS_MAX {
+                    let becomes_chunked = self.headers.is_chunked && !was_chunked;
+                    let is_long = self.headers.lines == USUAL_HEADERS_MAX;
+                    if self.state == FramingState::Header && (is_long || becomes_chunked) {
                         let at = arrived.len() - bytes.len();
                         unusual = unusual.or(Some(UnusualHead { request: self.requests, at }));
                     }
@@ -332,8 +336,11 @@ mod tests {
         let wire = GOOD[0].to_owned() + faulty + " c\r\n\r\n";
         let at = GOOD[0].len() + faulty.len();
         assert_eq!(Framing::default().feed(wire.as_bytes()), Some(UnusualHead { request: 2, at }));
-        let in_body = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\n";
-        assert_eq!(Framing::default().feed(in_body.as_bytes()), None, "the rest of a body is awaited");
+        let mut framing = Framing::default();
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n";
+        let unusual = UnusualHead { request: 1, at: chunked.len() };
+        assert_eq!(framing.feed(format!("{chunked}\r\n").as_bytes()), Some(unusual), "it may have many trailers");
+        assert_eq!(framing.feed(b"1\n"), None, "the rest of a body is awaited");
     }
 
     #[test]

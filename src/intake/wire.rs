@@ -226,31 +226,35 @@ mod tests {
 
     /// A client whose first bytes end right behind the header that makes its head unusual would otherwise lose the
     /// request that is being answered, and its body would be read as another request.
-    #[tokio::test]
-    async fn a_head_that_is_held_where_the_bytes_end_is_held() {
-        let lines = format!("POST / HTTP/1.1\r\n{}", "A: b\r\n".repeat(64));
-        let rest = "Content-Length: 2\r\n\r\n{}";
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let mut client = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
-        let (stream, _) = listener.accept().await.expect("a client");
-        client.write_all(rest.as_bytes()).expect("it is connected");
-        stream.readable().await.expect("the rest arrives");
-        let tracker = Arc::new(RequestTracker::default());
-        let begun = Bytes::from(lines.clone());
-        let mut socket = ClientSocket::http1(stream, begun, tracker.clone(), Duration::from_secs(60));
-        let mut read = vec![0; lines.len()];
-        socket.read_exact(&mut read).await.expect("the bytes that had arrived");
-        let mut byte = [0];
-        let is_pending = poll_fn(|cx| {
-            let mut buffer = ReadBuf::new(&mut byte);
-            Poll::Ready(Pin::new(&mut socket).poll_read(cx, &mut buffer).is_pending())
+    #[test]
+    fn a_head_that_is_held_where_the_bytes_end_is_held() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let lines = format!("POST / HTTP/1.1\r\n{}", "A: b\r\n".repeat(64));
+            let rest = "Content-Length: 2\r\n\r\n{}";
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let mut client =
+                std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+            let (stream, _) = listener.accept().await.expect("a client");
+            client.write_all(rest.as_bytes()).expect("it is connected");
+            stream.readable().await.expect("the rest arrives");
+            let tracker = Arc::new(RequestTracker::default());
+            let begun = Bytes::from(lines.clone());
+            let mut socket = ClientSocket::http1(stream, begun, tracker.clone(), Duration::from_secs(60));
+            let mut read = vec![0; lines.len()];
+            socket.read_exact(&mut read).await.expect("the bytes that had arrived");
+            let mut byte = [0];
+            let is_pending = poll_fn(|cx| {
+                let mut buffer = ReadBuf::new(&mut byte);
+                Poll::Ready(Pin::new(&mut socket).poll_read(cx, &mut buffer).is_pending())
+            });
+            assert!(is_pending.await, "the small table gets the rest of the head");
+            assert!(tracker.is_held());
+            let mut socket = socket.reread(&read);
+            let mut all = vec![0; lines.len() + rest.len()];
+            socket.read_exact(&mut all).await.expect("everything");
+            assert_eq!(all, (lines + rest).into_bytes());
+            assert!(!tracker.is_held());
         });
-        assert!(is_pending.await, "the small table gets the rest of the head");
-        assert!(tracker.is_held());
-        let mut socket = socket.reread(&read);
-        let mut all = vec![0; lines.len() + rest.len()];
-        socket.read_exact(&mut all).await.expect("everything");
-        assert_eq!(all, (lines + rest).into_bytes());
-        assert!(!tracker.is_held());
     }
 }

@@ -112,18 +112,13 @@ fn serve(stream: TcpStream, state: &Mutex<RawState>) -> Option<()> {
             }
         }
         let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
-        if text.contains("transfer-encoding: chunked") {
+        let length = text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok());
+        if text.starts_with("post /api/early ") {
             // Answered before its body is read.
             reader.get_mut().write_all(CREATED).ok()?;
-            let mut line = Vec::new();
-            while line != b"0\r\n" {
-                line.clear();
-                reader.read_until(b'\n', &mut line).ok().filter(|read| *read > 0)?;
-            }
-            reader.read_until(b'\n', &mut line).ok()?;
+            reader.read_exact(&mut vec![0; length.unwrap_or(0)]).ok()?;
             continue;
         }
-        let length = text.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok());
         reader.read_exact(&mut vec![0; length.unwrap_or(0)]).ok()?;
         let answer = {
             let mut state = state.lock().unwrap();
@@ -313,6 +308,7 @@ fn odd_requests_are_taken_as_nginx_takes_them() {
     for (what, wire, expected) in [
         ("a thousand headers", get("/api/is-alive/ping", &format!("{close}{headers}")), &["200"][..]),
         ("trailers", chunked(&format!("{close}Trailer: X-Sum\r\n"), "X-Sum: 1\r\n"), &["201"]),
+        ("a thousand trailers", chunked(close, &headers), &["201"]),
         ("two credentials", post(b"Connection: close\r\nAuthorization: a\r\nAuthorization: b\r\n"), &["400"]),
         (
             "an upgrade to HTTP/2, which nobody has to follow",
@@ -383,11 +379,13 @@ fn a_head_of_many_headers_interrupts_no_body_that_was_answered_early() {
     wait_until_it_is("available", &agent);
     let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(b"POST /api/early HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    // Whatever part of it is left: it could be a request.
+    let body = "POST /api/inside HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".repeat(1_000);
+    let early_head = format!("POST /api/early HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(early_head.as_bytes()).unwrap();
     let mut early = [0; 12];
     stream.read_exact(&mut early).unwrap();
     assert_eq!(&early, b"HTTP/1.1 201");
-    let body = "2\r\n{}\r\n".repeat(8_000) + "0\r\n\r\n";
     let next = [long_head("/api/next", 90, 2_000, b""), b"Connection: close\r\n\r\n".to_vec()].concat();
     stream.write_all(&[body.as_bytes(), &next].concat()).unwrap();
     let mut answer = String::new();
