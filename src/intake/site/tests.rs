@@ -240,7 +240,7 @@ fn a_refusal_names_the_setting_and_escapes_the_host() {
 }
 
 #[test]
-fn what_is_plainly_its_own_is_judged_alike_when_it_is_parsed() {
+fn plainly_local_requests_are_judged_like_parsed_ones() {
     let head = |host: &str, more: Option<&str>| {
         let mut request = http::Request::post("/api/x").header("host", host);
         if let Some(more) = more {

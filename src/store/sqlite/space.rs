@@ -272,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_fits_without_free_pages_and_with_all_owed_fits(
+        fn the_short_check_never_admits_more_than_the_whole_one(
             (database, log, free) in (0..64 * MIB, 0..8 * MIB, 0..64 * MIB),
             (disk_free, written) in (0..512 * MIB, 0..64 * MIB),
             (size_max, disk_reserve, needed) in (0..128 * MIB, 0..256 * MIB, 0..32 * MIB),
