@@ -9,7 +9,7 @@
 //! | this one | the agent's loop: a round whenever the server is available and something is due |
 //! | `round` | one round: takes the lease, gives due lanes to workers; what the `replay` command calls |
 //! | `lane`, `batch` | one worker's turn with a lane; one claim, sent request by request |
-//! | `sweep` | which lanes a round lists next |
+//! | `sweep`, `lane_pages` | which lanes a round lists next; all lanes in pages |
 //! | `small_lanes` | the same for lanes with a few messages each, many in a commit |
 //! | `sender` | sends for one lane, and settles outcomes in the store |
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
@@ -54,6 +54,7 @@ mod batch;
 mod bounds;
 mod context;
 mod lane;
+mod lane_pages;
 mod lease;
 mod otlp;
 mod outage;
@@ -87,8 +88,8 @@ use crate::store::slot::StoreSlot;
 use crate::store::{Filter, Owner, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
+use lane_pages::lane_pages;
 use round::has_held;
-use sweep::LANES_LISTED;
 
 /// How often the agent checks the age of the oldest waiting create.
 const AGE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -227,17 +228,11 @@ impl ReplayManager<'_> {
     fn has_work(&self, store: &dyn Store, state: &ReplayState) -> Result<bool, StoreError> {
         let now = now_ms();
         let ended = state.is_outage_ended(self.connection.outages_ended());
-        let mut after = None;
-        loop {
-            let page = store.lane_page(&self.settings.filter, after, LANES_LISTED, now)?;
-            if page.lanes.iter().any(|lane| lane.due_at_ms <= now || ended && outage::delays(lane, now).is_some()) {
+        for page in lane_pages(store, &self.settings.filter, now) {
+            if page?.iter().any(|lane| lane.due_at_ms <= now || ended && outage::delays(lane, now).is_some()) {
                 return Ok(true);
             }
             self.shutdown.beat();
-            after = page.next;
-            if after.is_none() {
-                break;
-            }
         }
         // Messages that a killed process left in flight are in no lane's count; a round requeues them.
         let servers = self.settings.filter.servers.clone();

@@ -14,8 +14,8 @@
 use tracing::debug;
 
 use super::context::Replayer;
+use super::lane_pages::lane_pages;
 use super::lease::LeaseKeeper;
-use super::sweep::LANES_LISTED;
 use crate::store::{LaneWork, StoreError, WaitEnd, now_ms};
 
 /// Lanes whose waits one commit ends: some thousand messages of each are looked at.
@@ -47,11 +47,11 @@ impl Replayer<'_> {
             return Ok(());
         }
         let now = now_ms();
-        let mut after = None;
-        loop {
-            let page = self.store.lane_page(&self.settings.filter, after, LANES_LISTED, now)?;
-            let waits: Vec<_> = page.lanes.iter().filter_map(|work| Some((work.id, delays(work, now)?))).collect();
+        for page in lane_pages(self.store, &self.settings.filter, now) {
+            let waits: Vec<_> = page?.iter().filter_map(|work| Some((work.id, delays(work, now)?))).collect();
             debug!(target: "replay_manager", "the waits of {} lanes end with the outage", waits.len());
+            self.shutdown.beat();
+            keeper.renew_if_due()?;
             for some in waits.chunks(LANES_PER_COMMIT) {
                 self.shutdown.beat();
                 keeper.renew_if_due()?;
@@ -59,10 +59,6 @@ impl Replayer<'_> {
                     return Ok(());
                 }
                 self.store.make_due(&keeper.lease, some, now)?;
-            }
-            after = page.next;
-            if after.is_none() {
-                break;
             }
         }
         self.state.outages_noted(outages);

@@ -14,7 +14,7 @@ use super::sender::Sender;
 use super::small_lanes::{SmallLanes, WORKERS};
 use super::sweep::{LANES_LISTED, Sweep};
 use super::throttle::{MessageQuota, PauseGate};
-use super::workers::LaneWorkers;
+use super::workers::{LaneWorkers, RoundEvent};
 use crate::delivery::pacing::Pace;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
@@ -111,7 +111,6 @@ impl Replayer<'_> {
             workers: LaneWorkers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
             lanes: VecDeque::new(),
             sweep: Sweep::default(),
-            began_idle: false,
             listing: Duration::ZERO,
             list_at: Instant::now(),
             next_due_at_ms: i64::MAX,
@@ -177,14 +176,6 @@ impl Replayer<'_> {
     }
 }
 
-/// An event for the coordinator of a round.
-pub(super) enum RoundEvent {
-    /// A worker has ended, with this number and result.
-    Ended(u64, Result<(), StoreError>),
-    /// Fewer lanes wait than should while there are more.
-    WantsLanes,
-}
-
 /// A round in progress, as its coordinator sees it.
 struct Round<'r> {
     replay: &'r Replayer<'r>,
@@ -200,8 +191,6 @@ struct Round<'r> {
     lanes: VecDeque<LaneWork>,
     /// Which lanes are listed next.
     sweep: Sweep,
-    /// Whether no worker had a lane when the sweep began. Otherwise a lane may have become due behind it.
-    began_idle: bool,
     /// How long listing them took so far.
     listing: Duration,
     /// When the store is asked for all lanes again.
@@ -210,7 +199,7 @@ struct Round<'r> {
     next_due_at_ms: i64,
     /// The first error of the store: the round ends with it.
     failed: Option<StoreError>,
-    /// Takes what the workers tell.
+    /// Takes the events of the workers.
     done: mpsc::Sender<RoundEvent>,
 }
 
@@ -219,10 +208,10 @@ impl<'r> Round<'r> {
         self.failed.get_or_insert(error);
     }
 
-    /// Returns whether the round would end with a sweep that began while workers had lanes: these may be due again.
+    /// Returns whether the round would end although the lanes have to be listed once more.
     fn must_list_again(&self) -> bool {
-        let is_over = self.workers.is_empty() && self.sweep.is_over() && !self.began_idle;
-        is_over && self.failed.is_none() && self.replay.stop_reason(self.quota).is_none()
+        let is_open = self.workers.is_empty() && self.sweep.is_over() && !self.sweep.is_conclusive();
+        is_open && self.failed.is_none() && self.replay.stop_reason(self.quota).is_none()
     }
 
     /// Returns whether another page of lanes is listed at once.
@@ -243,13 +232,13 @@ impl<'r> Round<'r> {
             if let Err(error) = self.replay.end_outage_waits(self.keeper) {
                 return self.fail(error);
             }
-            (self.sweep, self.listing, self.next_due_at_ms) = (Sweep::start(), Duration::ZERO, i64::MAX);
-            self.began_idle = self.workers.is_empty();
+            let sweep = Sweep::start(self.workers.is_empty());
+            (self.sweep, self.listing, self.next_due_at_ms) = (sweep, Duration::ZERO, i64::MAX);
         } else if !self.wants_lanes() {
             return;
         }
         let filter = &self.replay.settings.filter;
-        match self.replay.store.lane_page(filter, self.sweep.after(), LANES_LISTED, now_ms()) {
+        match self.replay.store.lane_page(filter, self.sweep.range(), now_ms()) {
             Err(error) => return self.fail(error),
             Ok(page) => {
                 let Self { sweep, replay, .. } = self;

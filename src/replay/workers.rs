@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::store::{LaneId, LaneWork};
+use crate::store::{LaneId, LaneWork, StoreError};
 
 /// How many lanes are replayed concurrently.
 const LANES_MAX: usize = 24;
@@ -21,6 +21,14 @@ const SLOW_AFTER: Duration = Duration::from_secs(3);
 const WORKERS_OF_A_LANE_MAX: usize = 4;
 /// How many such workers there are in all.
 const EXTRA_WORKERS_MAX: usize = 16;
+
+/// An event for the coordinator of a round.
+pub(super) enum RoundEvent {
+    /// A worker has ended, with this number and result.
+    Ended(u64, Result<(), StoreError>),
+    /// Fewer lanes wait than should while there are more.
+    WantsLanes,
+}
 
 /// Which worker is with which lane.
 pub(super) struct LaneWorkers {

@@ -103,7 +103,7 @@ pub use self::view::{
     Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoredMessage, Stranded, Unproven, Whose,
 };
 pub use self::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneWork, LastAnswer, Lease, Outcome, Owner, Part,
-    SalvagedRow, WaitEnd,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneRange, LaneWork, LastAnswer, Lease, Outcome,
+    Owner, Part, SalvagedRow, WaitEnd,
 };
 pub use crate::message::Claimed;

@@ -15,8 +15,8 @@ use super::view::{
     StoredMessage, Stranded, Whose,
 };
 use super::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneWork, Lease, Outcome, Owner, SalvagedRow,
-    WaitEnd,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneRange, LaneWork, Lease, Outcome, Owner,
+    SalvagedRow, WaitEnd,
 };
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -271,23 +271,9 @@ pub trait Browse: Send + Sync {
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
 
-    /// Returns the next of these lanes by id: up to `most` of those behind the lane `after`. However many lanes there
-    /// are, this takes the time and the memory of one page.
-    fn lane_page(
-        &self,
-        filter: &Filter,
-        after: Option<LaneId>,
-        most: usize,
-        now_ms: i64,
-    ) -> Result<LanePage, StoreError> {
-        let mut lanes = self.lanes(filter, now_ms)?;
-        let mut ids: Vec<LaneId> = lanes.iter().map(|work| work.id).filter(|id| Some(*id) > after).collect();
-        ids.sort_unstable();
-        let is_last = ids.len() <= most;
-        ids.truncate(most);
-        lanes.retain(|work| ids.binary_search(&work.id).is_ok());
-        Ok(LanePage { lanes, next: ids.last().copied().filter(|_| !is_last) })
-    }
+    /// Returns these lanes in this range of their ids. However many lanes there are, this takes the time and the memory of
+    /// those in the range.
+    fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> Result<LanePage, StoreError>;
 
     /// Returns every lane that has a message, in the order of their ids. Needs no key.
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError>;

@@ -165,6 +165,27 @@ impl LaneWork {
     }
 }
 
+/// Which lanes are listed, in the order of their ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneRange {
+    /// Those behind this one.
+    pub after: Option<LaneId>,
+    /// This many at most.
+    pub most: Option<usize>,
+}
+
+impl LaneRange {
+    /// Returns the first of all lanes.
+    pub fn first(most: usize) -> Self {
+        Self { after: None, most: Some(most) }
+    }
+
+    /// Returns the next lanes behind this one.
+    pub fn behind(after: LaneId, most: usize) -> Self {
+        Self { after: Some(after), most: Some(most) }
+    }
+}
+
 /// Some of the lanes with messages to replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LanePage {
@@ -172,6 +193,19 @@ pub struct LanePage {
     pub lanes: Vec<LaneWork>,
     /// The lane behind which the next page begins, unless this is the last one.
     pub next: Option<LaneId>,
+}
+
+impl LanePage {
+    /// Returns a page of these lanes, for a store that has all of them in memory.
+    pub fn of(mut lanes: Vec<LaneWork>, range: LaneRange) -> Self {
+        let mut ids: Vec<LaneId> = lanes.iter().map(|work| work.id).filter(|id| Some(*id) > range.after).collect();
+        ids.sort_unstable();
+        let most = range.most.unwrap_or(usize::MAX);
+        let is_last = ids.len() <= most;
+        ids.truncate(most);
+        lanes.retain(|work| ids.binary_search(&work.id).is_ok());
+        Self { lanes, next: ids.last().copied().filter(|_| !is_last) }
+    }
 }
 
 /// How much one claim may take.

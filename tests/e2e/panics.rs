@@ -20,8 +20,9 @@ use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
-    Hold, Intake, LaneId, LaneListed, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay,
-    ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
+    Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
+    Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd,
+    Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -189,6 +190,7 @@ impl Browse for Panicking {
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
+        fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> LanePage;
         fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;
         fn stranded(&self) -> Vec<Stranded>;
         fn newest(&self) -> MessageId;

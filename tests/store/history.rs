@@ -16,8 +16,8 @@ use opik_offline::message::{
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    Claim, ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store,
-    StoreError, WaitEnd, Whose,
+    Claim, ClaimLimits, Filter, Hold, Keys, LaneId, LaneRange, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part,
+    Store, StoreError, WaitEnd, Whose,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -389,13 +389,13 @@ impl Side {
 /// The lanes, listed one at a time.
 fn page_by_page(store: &dyn Store, filter: &Filter, now_ms: i64) -> Vec<LaneWork> {
     let mut lanes = Vec::new();
-    let mut after = None;
+    let mut range = LaneRange::first(1);
     loop {
-        let page = store.lane_page(filter, after, 1, now_ms).expect("lanes can be read");
+        let page = store.lane_page(filter, range, now_ms).expect("lanes can be read");
         lanes.extend(page.lanes);
-        after = page.next;
-        if after.is_none() {
-            return lanes;
+        match page.next {
+            Some(after) => range = LaneRange::behind(after, 1),
+            None => return lanes,
         }
     }
 }

@@ -17,9 +17,9 @@ use opik_offline::message::{
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
-    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
-    Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose, now_ms,
+    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
+    LaneWork, LastAnswer, Lease, Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord,
+    SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose, now_ms,
 };
 
 const MINUTE_MS: i64 = 60 * 1000;
@@ -899,6 +899,10 @@ impl Browse for MemoryStore {
             request: item.message.request.clone(),
             touches: item.message.touches.clone(),
         }))
+    }
+
+    fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> Result<LanePage, StoreError> {
+        Ok(LanePage::of(self.lanes(filter, now_ms)?, range))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {

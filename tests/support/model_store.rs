@@ -14,9 +14,9 @@ use opik_offline::message::{
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
-    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
-    Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
+    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
+    LaneWork, LastAnswer, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow,
+    Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -924,6 +924,10 @@ impl Browse for ModelStore {
             request: record.message.request.clone(),
             touches: record.message.touches.clone(),
         }))
+    }
+
+    fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> Result<LanePage, StoreError> {
+        Ok(LanePage::of(self.lanes(filter, now_ms)?, range))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {

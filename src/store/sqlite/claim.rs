@@ -41,7 +41,7 @@ use crate::message::Claimed;
 use crate::message::{Buckets, Effect, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
 use crate::store::clock::now_ms;
 use crate::store::view::Filter;
-use crate::store::work::{ClaimLimits, Hold, LaneId, LanePage, LaneWork, LastAnswer};
+use crate::store::work::{ClaimLimits, Hold, LaneId, LanePage, LaneRange, LaneWork, LastAnswer};
 
 /// A next attempt later than this comes from a wrong clock, and counts as due.
 const BACKOFF_MS_MAX: i64 = 60 * 60 * 1000;
@@ -471,29 +471,20 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
     Ok(claimed)
 }
 
-/// Which lanes are listed, by their ids.
-#[derive(Clone, Copy, Default)]
-pub(super) struct WhichLanes {
-    /// Those behind this one.
-    pub(super) after: Option<LaneId>,
-    /// This many at most.
-    pub(super) most: Option<usize>,
-}
-
 /// Returns some of the lanes that have failed messages, ordered by their oldest message.
 pub(super) fn lanes(
     connection: &Connection,
     sealer: &Sealer,
     (recent, memo): (&RecentCreates, &Memo),
-    (filter, which): (&Filter, WhichLanes),
+    (filter, range): (&Filter, LaneRange),
     now_ms: i64,
 ) -> Result<LanePage, Fault> {
     let selection = SqlFilter::of(filter);
     let mut names = LaneCache::default();
     let mut work = Vec::new();
     let (facts, window_max) = (&StoreFacts::read(connection)?, WINDOW_MAX);
-    let found = failed_by_lane(connection, &selection, which)?;
-    let next = found.last().map(|(lane, ..)| LaneId(*lane)).filter(|_| which.most == Some(found.len()));
+    let found = failed_by_lane(connection, &selection, range)?;
+    let next = found.last().map(|(lane, ..)| LaneId(*lane)).filter(|_| range.most == Some(found.len()));
     for (lane, failed, body_bytes) in found {
         let mut may_go = false;
         let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max, facts };
@@ -525,13 +516,13 @@ pub(super) fn lanes(
 fn failed_by_lane(
     connection: &Connection,
     selection: &SqlFilter,
-    which: WhichLanes,
+    range: LaneRange,
 ) -> Result<Vec<(i64, u64, u64)>, Fault> {
     let mut statement = connection.prepare_cached(&queries::failed_by_lane(selection))?;
     selection.bind(&mut statement)?;
-    bind(&mut statement, ":after", &which.after.map_or(i64::MIN, |lane| lane.0))?;
+    bind(&mut statement, ":after", &range.after.map_or(i64::MIN, |lane| lane.0))?;
     // A negative limit is none.
-    bind(&mut statement, ":most", &which.most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX)))?;
+    bind(&mut statement, ":most", &range.most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX)))?;
     let mut found = statement.raw_query();
     let mut lanes = Vec::new();
     while let Some(row) = found.next()? {

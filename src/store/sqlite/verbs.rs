@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::debug;
 
-use super::claim::{StoreFacts, WINDOW_MAX, WalkScope, WhichLanes};
+use super::claim::{StoreFacts, WINDOW_MAX, WalkScope};
 use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
 use super::queries::SqlFilter;
@@ -32,8 +32,8 @@ use crate::store::view::{
     StoredMessage, Stranded, Whose,
 };
 use crate::store::work::{
-    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneWork, Lease, Outcome, Owner, SalvagedRow,
-    WaitEnd,
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneRange, LaneWork, Lease, Outcome, Owner,
+    SalvagedRow, WaitEnd,
 };
 
 /// How long truncating the log waits for readers.
@@ -355,21 +355,11 @@ impl Browse for SqliteStore {
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let known = (&self.recent, &self.memo);
-        let all = (filter, WhichLanes::default());
-        let listed = self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, all, now_ms));
-        Ok(listed?.lanes)
+        Ok(self.lane_page(filter, LaneRange::default(), now_ms)?.lanes)
     }
 
-    fn lane_page(
-        &self,
-        filter: &Filter,
-        after: Option<LaneId>,
-        most: usize,
-        now_ms: i64,
-    ) -> Result<LanePage, StoreError> {
-        let known = (&self.recent, &self.memo);
-        let some = (filter, WhichLanes { after, most: Some(most) });
+    fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> Result<LanePage, StoreError> {
+        let (known, some) = ((&self.recent, &self.memo), (filter, range));
         self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, some, now_ms))
     }
 
