@@ -117,6 +117,11 @@ fn serve(stream: TcpStream, state: &Mutex<RawState>) -> Option<()> {
             // Answered before its body is read.
             reader.get_mut().write_all(CREATED).ok()?;
             reader.read_exact(&mut vec![0; length.unwrap_or(0)]).ok()?;
+            let mut line = if length.is_some() { b"\r\n".to_vec() } else { Vec::new() };
+            while line != b"\r\n" {
+                line.clear();
+                reader.read_until(b'\n', &mut line).ok().filter(|read| *read > 0)?;
+            }
             continue;
         }
         reader.read_exact(&mut vec![0; length.unwrap_or(0)]).ok()?;
@@ -377,19 +382,25 @@ fn a_head_of_many_headers_interrupts_no_body_that_was_answered_early() {
     let server = RawServer::start();
     let agent = server.agent();
     wait_until_it_is("available", &agent);
-    let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let chunks = "2\r\n{}\r\n".repeat(8_000) + "0\r\n\r\n";
     // Whatever part of it is left: it could be a request.
-    let body = "POST /api/inside HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".repeat(1_000);
-    let early_head = format!("POST /api/early HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
-    stream.write_all(early_head.as_bytes()).unwrap();
-    let mut early = [0; 12];
-    stream.read_exact(&mut early).unwrap();
-    assert_eq!(&early, b"HTTP/1.1 201");
-    let next = [long_head("/api/next", 90, 2_000, b""), b"Connection: close\r\n\r\n".to_vec()].concat();
-    stream.write_all(&[body.as_bytes(), &next].concat()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert_eq!(statuses(&answer), ["201"], "{answer}");
-    assert_eq!(server.state.lock().unwrap().heads.len(), 1, "the next one arrives, and nothing else");
+    let requests = "POST /api/inside HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".repeat(1_000);
+    let sized = format!("Content-Length: {}", requests.len());
+    for (framing, body) in [("Transfer-Encoding: chunked", chunks), (&sized, requests)] {
+        let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+            .write_all(format!("POST /api/early HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n").as_bytes())
+            .unwrap();
+        let mut early = [0; 12];
+        stream.read_exact(&mut early).unwrap();
+        assert_eq!(&early, b"HTTP/1.1 201", "{framing}");
+        let next = [long_head("/api/next", 90, 2_000, b""), b"Connection: close\r\n\r\n".to_vec()].concat();
+        stream.write_all(&[body.as_bytes(), &next].concat()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(statuses(&answer), ["201"], "{framing}: {answer}");
+        let heads = std::mem::take(&mut server.state.lock().unwrap().heads);
+        assert_eq!(heads.len(), 1, "{framing}: the next one arrives, and nothing else");
+    }
 }
