@@ -28,6 +28,7 @@
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | the durable queue: bytes that survive, behind six small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
+//! | [`sealing`] | values and files that only their recipients can open |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -58,6 +59,7 @@ pub mod cli;
 pub(crate) mod completion;
 pub mod config;
 pub mod delivery;
+pub mod depot;
 pub(crate) mod export;
 pub(crate) mod figures;
 pub(crate) mod give_way;
@@ -73,6 +75,7 @@ pub mod protocol;
 pub mod replay;
 pub(crate) mod report;
 pub mod sdk;
+pub mod sealing;
 pub mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod sqlite_format;
