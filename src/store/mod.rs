@@ -98,7 +98,7 @@ pub use self::identity::StoreIdentity;
 pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
-pub use self::stream::{ShippedMessage, StreamRecord, StreamState, Unshipped};
+pub use self::stream::{ShippedMessage, StreamRecord, StreamState, UnshippedCount};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,

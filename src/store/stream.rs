@@ -14,13 +14,15 @@ pub struct StreamRecord {
     /// Whether this store still delivers it.
     pub state: StreamState,
     /// The fencing token: raised by every process that continues with the stream.
-    pub epoch: u64,
+    pub epoch: u32,
     /// The number of the next bundle; bundles with lower numbers are in the depot.
-    pub next_bundle: u64,
+    pub next_bundle: u32,
     /// The highest id of a message that was chosen for a bundle that is in the depot.
     pub shipped_through: MessageId,
     /// When its first bundle was begun, in milliseconds since the Unix epoch.
     pub began_at_ms: i64,
+    /// Whether any of its messages is outstanding; ignored by [`super::Shipped::note_stream`].
+    pub is_outstanding: bool,
 }
 
 /// Who delivers a stream.
@@ -47,7 +49,7 @@ pub struct ShippedMessage {
 
 /// What still has to be copied to a depot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unshipped {
+pub struct UnshippedCount {
     /// How many messages wait for the server and have no copy that is known to be in the depot.
     pub messages: u64,
     /// The bytes of their bodies.

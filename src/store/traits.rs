@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::error::StoreError;
 use super::identity::StoreIdentity;
-use super::stream::{ShippedMessage, StreamRecord, Unshipped};
+use super::stream::{ShippedMessage, StreamRecord, UnshippedCount};
 use super::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
     StoredMessage, Stranded, Whose,
@@ -391,8 +391,8 @@ pub trait Shipped: Send + Sync {
     /// neither confirmed nor withdrawn, they are what is left of its choice.
     fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError>;
 
-    /// Records that the bundle is in the depot.
-    fn confirm_bundle(&self, stream: Uuid) -> Result<(), StoreError>;
+    /// Records that the chosen messages are in the depot, in bundles with numbers below `next_bundle`.
+    fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError>;
 
     /// Records that the bundle is certainly not in the depot: its messages have no copy again.
     fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError>;
@@ -400,15 +400,15 @@ pub trait Shipped: Send + Sync {
     /// Returns which of these messages are outstanding. Costs one look-up while no stream is recorded.
     fn outstanding(&self, ids: &[MessageId]) -> Result<Vec<ShippedMessage>, StoreError>;
 
-    /// Returns up to `limit` outstanding messages that this store no longer has, or no longer delivers because they were
-    /// rejected: each still needs a mark.
+    /// Returns up to `limit` outstanding messages that this store no longer has: each still needs a mark. Of a divided
+    /// message only once all its parts are gone; then the mark of the whole says it.
     fn outstanding_and_gone(&self, limit: usize) -> Result<Vec<ShippedMessage>, StoreError>;
 
     /// Records that the depot has marks of these.
     fn note_marked(&self, ids: &[MessageId]) -> Result<(), StoreError>;
 
     /// Counts what has no copy in the depot yet. Costs one look-up while nothing waits.
-    fn unshipped(&self) -> Result<Unshipped, StoreError>;
+    fn unshipped(&self) -> Result<UnshippedCount, StoreError>;
 
     /// Records that somebody else delivers a stream by now: none of its messages is claimed here any more, and later
     /// messages about the same entities wait behind them.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::fault::Fault;
 use super::queries;
 use crate::message::MessageId;
-use crate::store::stream::{ShippedMessage, StreamRecord, StreamState, Unshipped};
+use crate::store::stream::{ShippedMessage, StreamRecord, StreamState, UnshippedCount};
 use crate::store::work::{ClaimLimits, Outcome};
 
 /// A stream's row, as far as its bundles need it.
@@ -47,10 +47,11 @@ pub(super) fn streams(connection: &Connection) -> Result<Vec<StreamRecord>, Faul
             stream: uuid(row, 0)?,
             depot: row.get(1)?,
             state: if row.get::<_, i64>(2)? == 1 { StreamState::Open } else { StreamState::HandedOver },
-            epoch: row.get::<_, i64>(3)?.unsigned_abs(),
-            next_bundle: row.get::<_, i64>(4)?.unsigned_abs(),
+            epoch: row.get(3)?,
+            next_bundle: row.get(4)?,
             shipped_through: MessageId(row.get(5)?),
             began_at_ms: row.get(6)?,
+            is_outstanding: row.get(7)?,
         });
     }
     Ok(streams)
@@ -62,8 +63,8 @@ pub(super) fn note_stream(tx: &Transaction<'_>, record: &StreamRecord) -> Result
         &record.stream.as_bytes()[..],
         record.depot,
         if record.state == StreamState::Open { 1 } else { 2 },
-        i64::try_from(record.epoch).unwrap_or(i64::MAX),
-        i64::try_from(record.next_bundle).unwrap_or(i64::MAX),
+        record.epoch,
+        record.next_bundle,
         record.shipped_through.0,
         record.began_at_ms,
     ])?;
@@ -114,9 +115,9 @@ pub(super) fn begin_bundle(tx: &Transaction<'_>, stream: Uuid, limits: ClaimLimi
 }
 
 /// Records that the bundle is in the depot.
-pub(super) fn confirm_bundle(tx: &Transaction<'_>, stream: Uuid) -> Result<(), Fault> {
+pub(super) fn confirm_bundle(tx: &Transaction<'_>, stream: Uuid, next_bundle: u32) -> Result<(), Fault> {
     if let Some(row) = StreamRow::find(tx, stream)? {
-        tx.prepare_cached(queries::CONFIRM_BUNDLE)?.execute([row.id])?;
+        tx.prepare_cached(queries::CONFIRM_BUNDLE)?.execute(params![row.id, next_bundle])?;
     }
     Ok(())
 }
@@ -207,13 +208,13 @@ pub(super) fn depot(connection: &Connection) -> Result<Option<String>, Fault> {
 }
 
 /// Counts what has no copy in the depot yet.
-pub(super) fn unshipped(connection: &Connection) -> Result<Unshipped, Fault> {
+pub(super) fn unshipped(connection: &Connection) -> Result<UnshippedCount, Fault> {
     if !connection.prepare_cached(queries::ANY_ON_ITS_WAY)?.exists([])? {
-        return Ok(Unshipped::default());
+        return Ok(UnshippedCount::default());
     }
     let through: i64 = connection.prepare_cached(queries::SHIPPED_THROUGH)?.query_row([], |row| row.get(0))?;
     let counted = connection.prepare_cached(queries::COUNT_UNSHIPPED)?.query_row([through], |row| {
-        Ok(Unshipped {
+        Ok(UnshippedCount {
             messages: row.get::<_, i64>(0)?.unsigned_abs(),
             body_bytes: row.get::<_, i64>(1)?.unsigned_abs(),
             oldest_accepted_at_ms: row.get(2)?,

@@ -28,7 +28,7 @@ use crate::store::full_state::USUAL_BYTES;
 use crate::store::identity::StoreIdentity;
 use crate::store::limits::{Limits, WhenFull};
 use crate::store::room;
-use crate::store::stream::{ShippedMessage, StreamRecord, Unshipped};
+use crate::store::stream::{ShippedMessage, StreamRecord, UnshippedCount};
 use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped};
 use crate::store::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
@@ -585,8 +585,8 @@ impl Shipped for SqliteStore {
         self.write(|tx, _| shipped::begin_bundle(tx, stream, limits))
     }
 
-    fn confirm_bundle(&self, stream: Uuid) -> Result<(), StoreError> {
-        self.write(|tx, _| shipped::confirm_bundle(tx, stream))
+    fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError> {
+        self.write(|tx, _| shipped::confirm_bundle(tx, stream, next_bundle))
     }
 
     fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError> {
@@ -605,7 +605,7 @@ impl Shipped for SqliteStore {
         self.write(|tx, _| shipped::note_marked(tx, ids))
     }
 
-    fn unshipped(&self) -> Result<Unshipped, StoreError> {
+    fn unshipped(&self) -> Result<UnshippedCount, StoreError> {
         self.read(&self.reader, |connection, _| shipped::unshipped(connection))
     }
 

@@ -1,7 +1,9 @@
 //! Messages with a copy in a depot.
 
 pub(crate) const STREAMS: &str = "
-    SELECT name, depot, state, epoch, next_bundle, shipped_through, began_at_ms FROM streams ORDER BY stream_id";
+    SELECT name, depot, state, epoch, next_bundle, shipped_through, began_at_ms,
+        EXISTS (SELECT 1 FROM shipped WHERE shipped.stream_id = streams.stream_id)
+    FROM streams ORDER BY stream_id";
 pub(crate) const NOTE_STREAM: &str = "
     INSERT INTO streams (name, depot, state, epoch, next_bundle, shipped_through, began_at_ms)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -37,15 +39,21 @@ pub(crate) const ADD_SHIPPED: &str = "INSERT OR IGNORE INTO shipped VALUES (?1, 
 pub(crate) const ADD_SHIPPED_PART: &str = "
     INSERT OR IGNORE INTO shipped SELECT ?1, stream_id, origin, 1, NULL FROM shipped WHERE message_id = ?2";
 pub(crate) const CONFIRM_BUNDLE: &str = "
-    UPDATE streams SET next_bundle = next_bundle + 1, shipped_through = max(shipped_through,
-        coalesce((SELECT max(message_id) FROM shipped WHERE shipped.stream_id = streams.stream_id AND bundle = next_bundle), 0))
+    UPDATE streams SET next_bundle = ?2, shipped_through = max(shipped_through, coalesce((
+        SELECT max(message_id) FROM shipped
+        WHERE shipped.stream_id = streams.stream_id AND bundle >= streams.next_bundle), 0))
     WHERE stream_id = ?1";
 pub(crate) const WITHDRAW_BUNDLE: &str = "DELETE FROM shipped WHERE stream_id = ?1 AND bundle >= ?2";
 pub(crate) const OUTSTANDING: &str = "
     SELECT message_id, name, origin, is_part FROM shipped JOIN streams USING (stream_id) WHERE message_id = ?1";
+/// Outstanding messages that are no longer stored; a part of a message only once no other part of it is.
 pub(crate) const OUTSTANDING_AND_GONE: &str = "
-    SELECT shipped.message_id, name, origin, is_part FROM shipped JOIN streams USING (stream_id)
-    LEFT JOIN messages USING (message_id) WHERE messages.message_id IS NULL OR messages.status = 4 LIMIT ?1";
+    SELECT gone.message_id, name, gone.origin, gone.is_part FROM shipped AS gone JOIN streams USING (stream_id)
+    LEFT JOIN messages USING (message_id)
+    WHERE messages.message_id IS NULL AND NOT (gone.is_part AND EXISTS (
+        SELECT 1 FROM shipped AS other JOIN messages USING (message_id)
+        WHERE other.stream_id = gone.stream_id AND other.origin = gone.origin))
+    LIMIT ?1";
 pub(crate) const FORGET_SHIPPED: &str = "DELETE FROM shipped WHERE message_id = ?1";
 pub(crate) const HAND_OVER: &str = "UPDATE streams SET state = 2 WHERE stream_id = ?1";
 pub(crate) const MESSAGES_OF_STREAM: &str = "SELECT message_id FROM shipped WHERE stream_id = ?1 ORDER BY message_id";
