@@ -28,6 +28,7 @@
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | the durable queue: bytes that survive, behind five small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
+//! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -60,6 +61,7 @@ pub mod config;
 pub mod delivery;
 pub(crate) mod export;
 pub(crate) mod figures;
+pub mod fleet;
 pub(crate) mod give_way;
 pub(crate) mod health;
 pub mod intake;
