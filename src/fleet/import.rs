@@ -225,7 +225,7 @@ fn part_of(whole: &FleetRecord, open: &OpenPart) -> FleetRecord {
     message.items = part.items;
     FleetRecord {
         reference: MessageRef { message: whole.reference.message, part: Some(*digest) },
-        place: whole.place,
+        position: whole.position,
         message,
         fingerprint: whole.fingerprint,
         attempts: 0,

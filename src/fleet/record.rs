@@ -159,9 +159,9 @@ impl ShippedFile {
 pub struct FleetRecord {
     /// Its name in the stream.
     pub reference: MessageRef,
-    /// The id in whose place it is delivered, when that is not its own: that of the whole, for a part of a message that
-    /// was divided before its stream began.
-    pub place: Option<u64>,
+    /// Its position in the delivery order of the store that shipped it ([`position_of_id`] where nothing moved it): a
+    /// part keeps that of its whole, and an early update is behind its create.
+    pub position: i64,
     /// The message. Without its credential where `fingerprint` names it, and with an empty body where `file` holds it.
     pub message: Message,
     /// Names the credential of its lane, which is not in the record ([`fingerprint`]).
@@ -179,7 +179,7 @@ impl FleetRecord {
     pub fn waiting(message_id: u64, message: Message) -> Self {
         Self {
             reference: MessageRef::whole(message_id),
-            place: None,
+            position: position_of_id(message_id),
             message,
             fingerprint: None,
             attempts: 0,
@@ -188,10 +188,15 @@ impl FleetRecord {
         }
     }
 
-    /// Returns what it is delivered in the order of: the place, then the id.
-    pub fn order(&self) -> (u64, u64) {
-        (self.place.unwrap_or(self.reference.message), self.reference.message)
+    /// Returns the key by which records are delivered in order: the position, then the id.
+    pub fn order(&self) -> (i64, u64) {
+        (self.position, self.reference.message)
     }
+}
+
+/// Returns the position of a message that nothing moved, as stores assign it.
+pub fn position_of_id(message: u64) -> i64 {
+    i64::try_from(message).unwrap_or(i64::MAX).saturating_mul(2)
 }
 
 /// The header of a record. No `Debug`: it may hold a credential.
@@ -201,7 +206,7 @@ struct RecordFields {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     part: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    place: Option<u64>,
+    position: Option<i64>,
     #[serde(rename = "type")]
     message_type: String,
     #[serde(flatten)]
@@ -261,7 +266,7 @@ impl RecordFields {
         Self {
             message: reference.message,
             part: reference.part.map(|part| part.to_string()),
-            place: record.place,
+            position: (record.position != position_of_id(reference.message)).then_some(record.position),
             message_type: message.message_type.name().to_owned(),
             request: RequestFields::of(&message.request, &message.touches, message.items),
             project: message.project.clone(),
@@ -305,7 +310,7 @@ impl RecordFields {
         };
         Ok(FleetRecord {
             reference: MessageRef { message: self.message, part: digest(self.part)? },
-            place: self.place,
+            position: self.position.unwrap_or_else(|| position_of_id(self.message)),
             message,
             fingerprint: digest(self.fingerprint)?,
             attempts: self.attempts,
