@@ -29,6 +29,7 @@
 //! | [`store`] | the durable queue: bytes that survive, behind six small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`sealing`] | values and files that only their recipients can open |
+//! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -62,6 +63,7 @@ pub mod delivery;
 pub mod depot;
 pub(crate) mod export;
 pub(crate) mod figures;
+pub mod fleet;
 pub(crate) mod give_way;
 pub(crate) mod health;
 pub mod intake;

@@ -117,8 +117,6 @@ impl Loader<'_> {
             }
             None => None,
         };
-        // Two positions belong to each message: its own, and one for an early update that was moved behind it.
-        let place = u64::try_from(position / 2).ok().filter(|place| *place != reference.message);
         let state = match (listed.status, listed.answer) {
             (MessageStatus::Held, Some(answer)) => RecordState::Held(answer),
             (MessageStatus::Rejected, Some(answer)) => RecordState::Rejected(answer),
@@ -133,7 +131,7 @@ impl Loader<'_> {
             project: listed.project,
             accepted_at_ms: listed.accepted_at_ms,
         };
-        Ok(FleetRecord { reference, place, message, fingerprint: None, attempts: listed.attempts, state, file })
+        Ok(FleetRecord { reference, position, message, fingerprint: None, attempts: listed.attempts, state, file })
     }
 
     fn put_attachment(

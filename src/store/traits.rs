@@ -385,10 +385,11 @@ pub trait Shipped: Send + Sync {
     fn end_stream(&self, stream: Uuid) -> Result<(), StoreError>;
 
     /// Chooses the messages of a stream's next bundle and records, in one commit, that they may be in the depot from
-    /// now on; returns them in the order of their ids.
+    /// now on; returns them in an order in which they may be delivered.
     ///
     /// Those are the first messages that still have to reach the server and have no copy. If an earlier call was
-    /// neither confirmed nor withdrawn, they are what is left of its choice.
+    /// neither confirmed nor withdrawn, they are what is left of its choice. More than `limits` allows where parts of
+    /// divided messages have to keep their place.
     fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError>;
 
     /// Records that the chosen messages are in the depot, in bundles with numbers below `next_bundle`.

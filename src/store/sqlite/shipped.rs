@@ -91,25 +91,39 @@ pub(super) fn begin_bundle(tx: &Transaction<'_>, stream: Uuid, limits: ClaimLimi
     if !chosen.is_empty() {
         return Ok(chosen);
     }
-    let chosen = {
-        let mut statement = tx.prepare_cached(queries::UNSHIPPED)?;
-        let mut found = statement.query([row.shipped_through])?;
-        let (mut chosen, mut bytes) = (Vec::new(), 0_u64);
-        while chosen.len() < limits.messages_max
-            && let Some(row) = found.next()?
-        {
-            bytes = bytes.saturating_add(row.get::<_, i64>(1)?.unsigned_abs());
-            // A single message may be larger.
-            if bytes > limits.bytes_max && !chosen.is_empty() {
-                break;
-            }
-            chosen.push(MessageId(row.get(0)?));
-        }
-        chosen
-    };
+    let chosen = choose(tx, &row, limits)?;
     let mut add = tx.prepare_cached(queries::ADD_SHIPPED)?;
     for id in &chosen {
         add.execute(params![id.0, row.id, row.next_bundle])?;
+    }
+    Ok(chosen)
+}
+
+/// Chooses messages without a copy, in an order in which they may be delivered.
+fn choose(tx: &Transaction<'_>, stream: &StreamRow, limits: ClaimLimits) -> Result<Vec<MessageId>, Fault> {
+    /// A stream that is shipped to meets only parts of messages that were divided within seconds.
+    const PARTS_SCAN_MAX: i64 = 5000;
+    let (through, scanned) = (stream.shipped_through, if stream.next_bundle == 0 { -1 } else { PARTS_SCAN_MAX });
+    let last_part: Option<i64> =
+        tx.prepare_cached(queries::LAST_PART_UNSHIPPED)?.query_row([through, scanned], |row| row.get(0))?;
+    if let Some(position) = last_part {
+        // All up to it: what was accepted behind its whole has a lower id than the part.
+        let mut statement = tx.prepare_cached(queries::UNSHIPPED_UP_TO)?;
+        let ids = statement.query_map([through, position], |row| row.get(0).map(MessageId))?;
+        return Ok(ids.collect::<rusqlite::Result<_>>()?);
+    }
+    let mut statement = tx.prepare_cached(queries::UNSHIPPED)?;
+    let mut found = statement.query([through])?;
+    let (mut chosen, mut bytes) = (Vec::new(), 0_u64);
+    while chosen.len() < limits.messages_max
+        && let Some(row) = found.next()?
+    {
+        bytes = bytes.saturating_add(row.get::<_, i64>(1)?.unsigned_abs());
+        // A single message may be larger.
+        if bytes > limits.bytes_max && !chosen.is_empty() {
+            break;
+        }
+        chosen.push(MessageId(row.get(0)?));
     }
     Ok(chosen)
 }

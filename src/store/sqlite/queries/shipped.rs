@@ -15,15 +15,30 @@ pub(crate) const ANY_STREAM: &str = "SELECT 1 FROM streams";
 /// The depot of a stream with an outstanding message.
 pub(crate) const OUTSTANDING_DEPOT: &str = "
     SELECT depot FROM streams WHERE stream_id IN (SELECT stream_id FROM shipped) ORDER BY stream_id LIMIT 1";
-/// What is left of a choice that was neither confirmed nor withdrawn.
+/// What is left of a choice that was neither confirmed nor withdrawn, in delivery order.
 pub(crate) const OPEN_BUNDLE: &str = "
-    SELECT message_id FROM shipped WHERE stream_id = ?1 AND bundle >= ?2 ORDER BY message_id";
+    SELECT message_id FROM shipped JOIN messages USING (message_id) WHERE stream_id = ?1 AND bundle >= ?2
+    ORDER BY position, message_id";
 /// Messages that still have to reach the server, behind ?1, and have no copy.
 pub(crate) const UNSHIPPED: &str = "
     SELECT message_id, body_bytes FROM messages
     WHERE message_id > ?1 AND status IN (1, 3, 5)
         AND NOT EXISTS (SELECT 1 FROM shipped WHERE shipped.message_id = messages.message_id)
     ORDER BY message_id";
+/// The last position of a part among the first ?2 of these: its place is that of the whole.
+pub(crate) const LAST_PART_UNSHIPPED: &str = "
+    SELECT max(position) FROM (
+        SELECT position, message_id FROM messages
+        WHERE message_id > ?1 AND status IN (1, 3, 5)
+            AND NOT EXISTS (SELECT 1 FROM shipped WHERE shipped.message_id = messages.message_id)
+        ORDER BY message_id LIMIT ?2)
+    WHERE position < 2 * message_id";
+/// Those up to a position, in delivery order.
+pub(crate) const UNSHIPPED_UP_TO: &str = "
+    SELECT message_id FROM messages
+    WHERE message_id > ?1 AND status IN (1, 3, 5) AND position <= ?2
+        AND NOT EXISTS (SELECT 1 FROM shipped WHERE shipped.message_id = messages.message_id)
+    ORDER BY position, message_id";
 /// The same, counted; those of a bundle that may not be in the depot count as well.
 pub(crate) const COUNT_UNSHIPPED: &str = "
     SELECT count(*), coalesce(sum(body_bytes), 0), min(accepted_at_ms) FROM messages
@@ -38,9 +53,10 @@ pub(crate) const ADD_SHIPPED: &str = "INSERT OR IGNORE INTO shipped VALUES (?1, 
 /// A part ?1 of ?2 has its copy where the whole has it.
 pub(crate) const ADD_SHIPPED_PART: &str = "
     INSERT OR IGNORE INTO shipped SELECT ?1, stream_id, origin, 1, NULL FROM shipped WHERE message_id = ?2";
+/// A part has a higher id than messages that were accepted behind its whole.
 pub(crate) const CONFIRM_BUNDLE: &str = "
     UPDATE streams SET next_bundle = ?2, shipped_through = max(shipped_through, coalesce((
-        SELECT max(message_id) FROM shipped
+        SELECT max(min(message_id, position / 2)) FROM shipped JOIN messages USING (message_id)
         WHERE shipped.stream_id = streams.stream_id AND bundle >= streams.next_bundle), 0))
     WHERE stream_id = ?1";
 pub(crate) const WITHDRAW_BUNDLE: &str = "DELETE FROM shipped WHERE stream_id = ?1 AND bundle >= ?2";
