@@ -327,6 +327,7 @@ pub(crate) fn agent_settings(
             lane: lane(config),
             listen: config.listen.value,
         }),
+        fleet: None,
         service_manager,
     })
 }

@@ -72,6 +72,22 @@ pub struct FleetSettings {
     pub when_away: WhenDepotAway,
 }
 
+/// What an agent needs to ship.
+#[derive(Clone)]
+pub struct FleetUse {
+    /// The depot.
+    pub depot: Arc<dyn Depot>,
+    /// How.
+    pub settings: FleetSettings,
+}
+
+impl std::fmt::Debug for FleetUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { depot, settings } = self;
+        f.debug_struct("FleetUse").field("depot", &depot.describe()).field("settings", settings).finish()
+    }
+}
+
 /// The state of shipping, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FleetStanding {

@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::fleet_file::FleetFile;
 use super::head::{Head, HeadState};
-use super::ledger::{Acknowledge, AgentLedger, OwnedStream};
+use super::ledger::{AgentLedger, OwnedStream};
 use super::loading::{LoadError, Loaded, Loader};
 use super::names::{ObjectName, StreamId, all_files_of, bundles_of, marks_of};
 use super::object_names::{depot_name, folder_name};
@@ -82,7 +82,7 @@ pub struct Shipper {
     pub ledger: Arc<AgentLedger>,
     /// The store, as it is used by all.
     pub slot: Arc<StoreSlot>,
-    /// Requested when the agent begins to stop: from then on nothing waits for company.
+    /// Requested when the agent begins to stop: from then on an outage's messages don't wait for company.
     pub stopping: Shutdown,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
@@ -107,6 +107,8 @@ struct Turns {
     silent: Option<(String, Duration)>,
     said: String,
     is_announced: bool,
+    /// Whether everything else has stopped: whatever waits is shipped.
+    is_ending: bool,
 }
 
 impl Shipper {
@@ -126,6 +128,7 @@ impl Shipper {
             silent: None,
             said: String::new(),
             is_announced: false,
+            is_ending: false,
         };
         while !shutdown.is_requested() {
             shutdown.beat();
@@ -133,6 +136,7 @@ impl Shipper {
             self.ledger.wait_until_woken(TICK);
         }
         let until = Instant::now() + self.end_within;
+        turns.is_ending = true;
         loop {
             shutdown.beat();
             turns.retry_due = None;
@@ -200,7 +204,7 @@ impl Shipper {
             (turns.opened, turns.head, turns.may_be_there) = (opened, None, true);
             (turns.retry_due, turns.silent) = (None, None);
         }
-        if turns.retry_due.is_some_and(|due| Instant::now() < due) && !self.ledger.is_stopping(&self.stopping) {
+        if turns.retry_due.is_some_and(|due| Instant::now() < due) {
             return self.still_failing(turns);
         }
         turns.retry_due = None;
@@ -245,7 +249,9 @@ impl Shipper {
                 oldest_age: Some(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))),
                 fills_a_bundle: unshipped.messages >= CHOICE.messages_max as u64
                     || unshipped.body_bytes >= CHOICE.bytes_max,
-                is_urgent: self.ledger.lock().waiting > 0 || self.ledger.is_stopping(&self.stopping),
+                is_urgent: self.ledger.lock().waiting > 0
+                    || turns.is_ending
+                    || turns.head.is_some() && self.stopping.is_requested(),
             };
             match turns.schedule.next(waiting, since_boot()) {
                 ShipNext::Now => {}

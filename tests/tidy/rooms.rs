@@ -66,6 +66,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "fleet",
             "sdk",
             "figures",
             "printable",
@@ -87,6 +88,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "fleet",
+            "sealing",
+            "depot",
             "sdk",
             "export",
             "agent",

@@ -3,18 +3,10 @@
 use tracing::{debug, info, warn};
 
 use super::{
-    AgentLedger, Depot, DepotError, HeadState, HeadWritten, OBJECTS_STEP, ObjectName, ShipError, Shipper, Shutdown, Store,
-    StreamId, Turns, all_files_of, bundles_of, depot_name, folder_name, marks_of,
+    Depot, DepotError, HeadState, OBJECTS_STEP, ObjectName, ShipError, Shipper, Store, StreamId, Turns, all_files_of, bundles_of, depot_name, folder_name, marks_of,
 };
 use crate::message::MessageStatus;
 use crate::store::{Filter, StreamState};
-
-impl AgentLedger {
-    /// Returns whether the agent is about to end.
-    pub(super) fn is_stopping(&self, stopping: &Shutdown) -> bool {
-        stopping.is_requested()
-    }
-}
 
 impl Shipper {
     /// Ends the stream once all that was shipped is settled.
@@ -29,11 +21,7 @@ impl Shipper {
             self.set_outstanding(true);
             return Ok(());
         }
-        // A choice is recorded before this process knows; nobody else makes one meanwhile.
         self.set_outstanding(false);
-        if record.next_bundle == 0 && turns.may_be_there {
-            return Ok(());
-        }
         self.renew(store, turns, HeadState::Closed)?;
         store.end_stream(record.stream)?;
         self.ledger.change(|state| state.owned = None);
