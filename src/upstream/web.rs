@@ -137,3 +137,12 @@ fn in_memory<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Option<Bytes> {
         }
     }
 }
+
+/// Returns the addresses of a host; none if it can't be resolved.
+pub(crate) fn addresses(host: &str) -> Vec<std::net::IpAddr> {
+    use std::net::ToSocketAddrs as _;
+    (host, 443)
+        .to_socket_addrs()
+        .map(|found| found.map(|address| address.ip().to_canonical()).collect())
+        .unwrap_or_default()
+}
