@@ -44,7 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("export", &["printable", "figures", "sdk", "replay", "store", "protocol", "message"]),
-    ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
+    ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     ("overview", &["replay", "monitor", "store", "upstream", "delivery", "message", "telemetry", "shutdown"]),
     (
         "intake",
@@ -130,6 +130,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "depot",
             "sdk",
             "completion",
             "report",
