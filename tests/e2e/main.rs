@@ -23,6 +23,7 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_shipping;
 mod flushing;
 mod foreign_answers;
 mod forwarding;
