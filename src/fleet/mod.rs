@@ -43,5 +43,7 @@ mod json;
 pub mod marks;
 pub mod names;
 pub mod record;
+#[cfg(test)]
+mod samples;
 pub mod schedule;
 pub mod takeover;
