@@ -179,7 +179,11 @@ impl Depot for ObjectDepot {
 
     fn list(&self, under: &Name, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, DepotError> {
         let prefix = format!("{}{under}/", self.prefix);
-        let offset = after.map(|after| format!("{}{after}", self.prefix));
+        let offset = after.map(|after| format!("{}{after}", self.prefix)).filter(|offset| *offset > prefix);
+        if offset.as_ref().is_some_and(|offset| !offset.starts_with(&prefix)) {
+            // Behind everything in the folder; not every service takes such an offset.
+            return Ok(Vec::new());
+        }
         let mut entries: Vec<Entry> = Vec::new();
         let mut token: Option<String> = None;
         while entries.len() < limit {
