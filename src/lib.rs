@@ -31,6 +31,7 @@
 //! | [`sealing`] | values and files that only their recipients can open |
 //! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
 //! | [`upstream`] | the only connections to the server |
+//! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
 //! | [`overview`] | the state of agent, server and store, gathered once for the page, JSON and `status` |
