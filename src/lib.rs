@@ -29,6 +29,7 @@
 //! | [`store`] | the durable queue: bytes that survive, behind five small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`sealing`] | values and files that only their recipients can open |
+//! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -68,6 +69,7 @@ pub(crate) mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
 pub mod protocol;
