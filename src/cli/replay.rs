@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
 use super::selection::{SelectionArgs, duration, number_from_one, refuse_jsonl};
@@ -134,6 +135,9 @@ pub(super) struct ReplayArgs {
     dry_run: bool,
 
     #[command(flatten)]
+    moving: MovingArgs,
+
+    #[command(flatten)]
     selection: SelectionArgs,
 
     #[command(flatten)]
@@ -167,6 +171,12 @@ struct ReplayReport {
     /// The result of `--verify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Readback>,
+    /// The result of `--to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed: Option<SealedReport>,
+    /// The result of `--make-identity`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<IdentityReport>,
 }
 
 impl ReplayReport {
@@ -177,6 +187,12 @@ impl ReplayReport {
 
 pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
+    if let Some(path) = &args.moving.make_identity {
+        let identity = Some(moving::new_identity(common, path)?);
+        let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
+        let text = |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
+        return Ok(common.renderer().result(&report, text)?);
+    }
     let flags = Flags {
         replay_batch_size: args.batch_size.clone(),
         replay_batch_replay_delay: args.delay.clone(),
@@ -186,6 +202,11 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     common.start_logging(&config, Some(LogLevel::Error))?;
     let shutdown = Shutdown::new();
     let mut report = ReplayReport::of_nothing(args.dry_run);
+    if let Some(to) = &args.moving.to {
+        report.sealed = moving::seal(&config, &args.moving, to, args.dry_run, &shutdown)?;
+        let text = |_: &Renderer, report: &ReplayReport| sealed_text(report.sealed.as_ref(), report.dry_run);
+        return Ok(common.renderer().result(&report, text)?);
+    }
     let mut source_failed = false;
     if !args.from.is_empty() {
         stop_on_signals(&shutdown)?;
@@ -194,6 +215,7 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             files: &args.from,
             attachments: &args.attachments_from,
             owner: args.owner.as_deref(),
+            identities: &args.moving.identity,
             remove: args.remove_source,
         };
         (report.sources, source_failed) = take_in(&config, &given, readdress, args.dry_run, &shutdown)?;
