@@ -42,6 +42,11 @@ Examples:
     opik-offline replay --rekey
   Salvage and deliver what killed Python processes left behind, then delete it:
     opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source
+  Move the messages of a dead pod's store into this one, and deliver them:
+    opik-offline replay --from /old-volume/opik_messages.db
+  Carry a backlog to a machine that can reach the server:
+    opik-offline replay --to backlog.age --recipient age1...
+    opik-offline replay --from backlog.age --identity KEYFILE
   From cron, for at most a minute:
     opik-offline replay --timeout 60s --quiet
 
@@ -101,13 +106,17 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify", hide_short_help = true)]
     verify_timeout: Duration,
 
-    /// Salvage what a Python process left behind, then deliver
+    /// Take in what a Python process left behind, or another store, then deliver
     ///
     /// A file, a directory or a glob pattern; may be given more than once.
     ///
-    /// Files are read from a private copy. Messages salvaged earlier are recognised, even in a copied file, so running
-    /// this again sends nothing twice. Messages get the configured workspace and API key, because the file contains
-    /// none.
+    /// Files are read from a private copy. Messages taken in earlier are recognised, even in a copied file, so running
+    /// this again sends nothing twice. Messages of a Python process get the configured workspace and API key, because
+    /// its file contains none.
+    ///
+    /// The messages of another opik-offline store, or of a sealed copy of one (--identity), keep their servers,
+    /// workspaces, keys and states. The store must not be in use; once all its messages are stored here, it is renamed
+    /// to FILE.moved-TIME. The key of an encrypted store is set as OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE.
     #[arg(long, value_name = "FILE", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
     from: Vec<PathBuf>,
 

@@ -196,3 +196,97 @@ impl StoreSnapshot {
         self.store.condition()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::message::{Body, Encoding, EntityKind, HeaderSet, Message, MessageType, Request};
+    use crate::store::limits::WhenFull;
+    use crate::store::traits::{Intake, Replay};
+    use crate::store::work::{ClaimLimits, Outcome, Owner, Part};
+
+    const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
+
+    fn request(path: &str) -> Request {
+        let (method, path) = ("POST".into(), path.into());
+        Request { method, path, headers: HeaderSet::default(), body: Body::new("{}", Encoding::Identity) }
+    }
+
+    fn message(name: &str, id: &str, effect: Effect) -> Message {
+        Message {
+            lane: Lane::default(),
+            message_type: if effect == Effect::Create { MessageType::CreateTrace } else { MessageType::UpdateTrace },
+            request: request(name),
+            touches: vec![Touch { key: EntityKey::new(EntityKind::Trace, id), effect }],
+            items: 1,
+            project: None,
+            accepted_at_ms: 1,
+        }
+    }
+
+    fn paths(path: &Path) -> Vec<String> {
+        let opened = StoreSnapshot::open(path, OpenMode::Existing, LIMITS, &Keys::default());
+        let mut snapshot = opened.expect("a store");
+        let mut paths = Vec::new();
+        loop {
+            match snapshot.next_step().expect("it can be read") {
+                SnapshotStep::Message(message) => paths.push(message.stored.request.path),
+                SnapshotStep::Unreadable(id, reason) => panic!("message {id} is lost: {reason}"),
+                SnapshotStep::End => return paths,
+            }
+        }
+    }
+
+    #[test]
+    fn messages_come_in_the_order_of_delivery() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("store.db");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("a new store");
+        let ids: Vec<String> = (0..4).map(|_| uuid::Uuid::now_v7().to_string()).collect();
+        let accepted = [
+            message("first", &ids[0], Effect::Create),
+            message("early update", &ids[1], Effect::Update),
+            message("divided", &ids[2], Effect::Create),
+            message("its create", &ids[1], Effect::Create),
+            message("last", &ids[3], Effect::Create),
+        ];
+        for message in &accepted {
+            store.register(std::slice::from_ref(message)).expect("there is room");
+        }
+        assert_eq!(paths(&path), ["first", "divided", "its create", "early update", "last"]);
+
+        let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
+        let lane = store.lanes(&Filter::default(), 10).expect("lanes")[0].id;
+        let limits = ClaimLimits { messages_max: 2, bytes_max: 1 << 20 };
+        let claimed = store.claim(&lease, lane, &Filter::default(), limits, 10).expect("they are due").into_messages();
+        assert_eq!(claimed[1].request.path, "divided");
+        let part = |name: &str| Part {
+            request: request(name),
+            touches: Vec::new(),
+            items: 1,
+            rejected: None,
+            held: None,
+        };
+        let parts = vec![part("one half"), part("other half")];
+        store.settle(&lease, &[(claimed[1].id, Outcome::Divided { parts })]).expect("it was claimed");
+        let in_order = ["first", "one half", "other half", "its create", "early update", "last"];
+        assert_eq!(paths(&path), in_order, "an older write comes behind a newer one");
+    }
+
+    #[test]
+    fn a_snapshot_sees_nothing_of_what_comes_later() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("store.db");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("a new store");
+        let id = uuid::Uuid::now_v7().to_string();
+        store.register(&[message("before", &id, Effect::Create)]).expect("there is room");
+        let opened = StoreSnapshot::open(&path, OpenMode::Existing, LIMITS, &Keys::default());
+        let mut snapshot = opened.expect("a store");
+        store.register(&[message("after", &id, Effect::Update)]).expect("a snapshot keeps nobody from writing");
+        assert!(matches!(snapshot.next_step(), Ok(SnapshotStep::Message(_))));
+        assert!(matches!(snapshot.next_step(), Ok(SnapshotStep::End)), "half of a later state is moved");
+        assert_eq!(snapshot.backlog().expect("counts").messages(), 1);
+    }
+}
