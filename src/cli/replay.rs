@@ -199,7 +199,8 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     if let Some(path) = &args.moving.make_identity {
         let identity = Some(moving::new_identity(common, path)?);
         let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
-        let text = |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
+        let text =
+            |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
         return Ok(common.renderer().result(&report, text)?);
     }
     let flags = Flags {
