@@ -30,6 +30,7 @@
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`sealing`] | values and files that only their recipients can open |
 //! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
+//! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
 //! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |
 //! | [`monitor`] | whether the server is available |
@@ -72,6 +73,7 @@ pub(crate) mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
 pub mod protocol;
