@@ -20,8 +20,8 @@ use opik_offline::message::{Effect, MessageId};
 use opik_offline::shutdown::Shutdown;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
-    ClaimLimits, Claimed, Filter, Intake, LastAnswer, Lease, Maintain, Outcome, Owner, Part, Replay, Shipped, Store,
-    StoreError, StreamRecord, StreamState, now_ms,
+    ClaimLimits, Claimed, Filter, LastAnswer, Lease, Outcome, Owner, Part, Store, StoreError, StreamRecord,
+    StreamState, now_ms,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use uuid::Uuid;
@@ -490,6 +490,21 @@ fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_se
     let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
     ship.wait_until("what was delivered stays for good", |ship| {
         ship.store.backlog(&Filter::default()).expect("it can be read").messages() == 0
+    });
+}
+
+#[test]
+fn a_choice_that_was_not_confirmed_is_not_handed_over() {
+    on_every_engine(|store| {
+        let first = register(store, "a");
+        let stream = record(1);
+        store.note_stream(&stream).expect("it is recorded");
+        store.begin_bundle(stream.stream, MANY).expect("a choice");
+        store.confirm_bundle(stream.stream, 1).expect("it is there");
+        let second = register(store, "b");
+        assert_eq!(store.begin_bundle(stream.stream, MANY).expect("a choice"), [second]);
+        assert_eq!(store.hand_over(stream.stream).expect("it is recorded"), [first], "nobody would deliver the other");
+        assert_eq!(store.unshipped().expect("it is counted").messages, 1);
     });
 }
 

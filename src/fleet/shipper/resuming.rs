@@ -1,7 +1,5 @@
 //! Streams of an earlier process, and those that somebody else has taken over.
 
-use std::time::Duration;
-
 use tracing::{info, warn};
 
 use super::{
@@ -14,8 +12,7 @@ impl Shipper {
     pub(super) fn resume(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
         for record in store.streams()? {
             if record.state == StreamState::Open && !self.resume_stream(store, turns, record)? {
-                // Another process of this store has it: look again later.
-                return Ok(());
+                return Err(self.beside_another(turns));
             }
         }
         self.ledger.change(|state| state.is_resumed = true);
@@ -31,7 +28,7 @@ impl Shipper {
                 "messages of this store are in the depot {}: an agent with that depot has to deliver them first",
                 record.depot
             );
-            return Err(ShipError::NoRecipients(reason));
+            return Err(ShipError::Hopeless(reason));
         }
         // Marks need to know for whom to seal.
         self.seals()?;
@@ -56,7 +53,7 @@ impl Shipper {
         let next = Head { state: HeadState::Open, epoch, owner: this_process(&turns.nonce), ..head };
         turns.head = Some(StreamHead::new(stream, next, Some(version))?);
         (turns.may_be_there, turns.silent) = (true, None);
-        self.own(stream, epoch, record.is_outstanding);
+        self.own(stream, epoch);
         self.renew(store, turns, HeadState::Open)?;
         info!(target: "fleet", "continues with stream {stream} in the depot {depot}");
         Ok(true)
@@ -87,8 +84,7 @@ impl Shipper {
         let record = store.streams()?.into_iter().find(|it| it.stream == owned.stream.uuid());
         if record.is_some_and(|it| it.epoch > owned.epoch) {
             warn!(target: "fleet", "another agent ships the messages of this store; this one leaves it to that");
-            turns.silent = Some((String::new(), Duration::ZERO));
-            return Ok(());
+            return Err(self.beside_another(turns));
         }
         // A head that is gone or closed by somebody else was taken as well.
         if let Some(read) = read_head(self.ledger.depot.as_ref(), owned.stream)? {
@@ -118,6 +114,7 @@ impl Shipper {
                 continue;
             }
             let ids = store.hand_over(record.stream)?;
+            self.ledger.change(|state| state.clearing = Some(record.stream));
             let mut deleted = 0;
             for step in ids.chunks(DELETE_STEP) {
                 deleted += store.purge(&Filter { ids: step.to_vec(), ..Filter::default() }, step.len())?.messages;
