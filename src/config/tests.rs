@@ -573,6 +573,15 @@ fn unsendable_tokens_are_rejected() {
 }
 
 #[test]
+fn a_token_in_a_file_is_taken_without_its_line_end_and_never_quoted() {
+    assert_eq!(token_in("  s3cret-token\n").map(|token| token.expose().to_owned()).as_deref(), Ok("s3cret-token"));
+    for bad in ["", "\n", "two words-of-a-token", "caf\u{e9}-token", ".."] {
+        let reason = token_in(bad).expect_err(bad);
+        assert!(!reason.is_empty() && !reason.contains("words-of"), "{bad:?}: {reason}");
+    }
+}
+
+#[test]
 fn wrapped_commands_resolve_the_server_behind_their_agent() {
     let agent = "http://127.0.0.1:4000/-/token/t/api";
     let known = format!("{agent} https://opik.example/api");
