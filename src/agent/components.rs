@@ -109,7 +109,11 @@ impl Composition {
             files_problem: settings.files_problem.clone(),
         });
         Ok(Self {
-            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(&agent_mark, &slot, &server))),
+            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(
+                &agent_mark,
+                &slot,
+                &server,
+            ))),
             owner: Owner::this_process("agent"),
             collector: Arc::new(collector),
             intake_heartbeat: Arc::default(),

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 
 use crate::agent::AgentError;
-use crate::agent::hub_lock::HubLockError;
 use crate::agent::child::ChildError;
+use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::health::CheckError;

@@ -325,7 +325,11 @@ mod tests {
         }
         let mut both = end(true, 0, 1);
         both.add_hub(QueueEnd { reason: Some("at the hub: it is slow".into()), ..end(false, 7, 0) });
-        assert_eq!((both.is_empty, both.remaining, both.rejected), (false, 7, 1), "a client would lose what waits there");
+        assert_eq!(
+            (both.is_empty, both.remaining, both.rejected),
+            (false, 7, 1),
+            "a client would lose what waits there"
+        );
     }
 
     #[test]

@@ -174,7 +174,11 @@ pub(crate) fn begun_answer(
     answer
 }
 
-fn rewrite_for_client<B>(answer: &mut http::Response<B>, source: AnswerSource<'_>, client_base: impl FnOnce() -> String) {
+fn rewrite_for_client<B>(
+    answer: &mut http::Response<B>,
+    source: AnswerSource<'_>,
+    client_base: impl FnOnce() -> String,
+) {
     // The version concerns one connection, too: a server that speaks HTTP/1.0 must not end the client's.
     *answer.version_mut() = http::Version::HTTP_11;
     strip_hop_by_hop(answer.headers_mut());

@@ -103,13 +103,16 @@ impl EdgeRegistry {
             known: heard.len() as u64,
             recent: heard.iter().filter(|heard| silence(heard) < RECENT).count() as u64,
             waiting_messages: heard.iter().filter_map(|heard| heard.edge.waiting).fold(0, u64::saturating_add),
-            list: heard.into_iter().take(LISTED_MAX).map(|heard| EdgeOverview {
-                host: heard.edge.host.clone(),
-                version: heard.edge.version.clone(),
-                silent_seconds: silence(heard).as_secs(),
-                waiting: heard.edge.waiting,
-            })
-            .collect(),
+            list: heard
+                .into_iter()
+                .take(LISTED_MAX)
+                .map(|heard| EdgeOverview {
+                    host: heard.edge.host.clone(),
+                    version: heard.edge.version.clone(),
+                    silent_seconds: silence(heard).as_secs(),
+                    waiting: heard.edge.waiting,
+                })
+                .collect(),
         }
     }
 

@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_lying_header_shows_nothing_that_is_too_long_or_not_a_name() {
-        for bad in ["", "id=", "host=h", "id=a b", "id=\u{1b}[31m", "id=a\u{202e}b", "id==", "id", ";;;", "id=<script>"] {
+        for bad in ["", "id=", "host=h", "id=a b", "id=\u{1b}[31m", "id=a\u{202e}b", "id==", "id", ";;;", "id=<script>"]
+        {
             assert_eq!(Edge::of_header(bad.as_bytes()), None, "{bad:?}");
         }
         assert_eq!(Edge::of_header(&[b'i', b'd', b'=', 0xff]), None, "not a text");
@@ -256,7 +257,8 @@ mod tests {
             let read = Edge::of_header(format!("id=a; {field}={bad}").as_bytes()).expect("its id is valid");
             assert_eq!((read.host, read.version, read.waiting), (None, None, None), "{field}={bad:?}");
         }
-        for bad in ["javascript:alert(1)", "http://user:key@host/api", "http://host/?a=b", "http://a b/", "ftp://host"] {
+        for bad in ["javascript:alert(1)", "http://user:key@host/api", "http://host/?a=b", "http://a b/", "ftp://host"]
+        {
             let read = Hub::of_header(format!("server=available; url={bad}").as_bytes()).expect("a hub");
             assert_eq!(read.server_url, None, "{bad}");
         }

@@ -54,12 +54,7 @@ impl Upstream {
     }
 
     /// Pings once; `introduces` this agent to a hub.
-    fn ping_once(
-        &self,
-        connect: Option<Duration>,
-        answer: Duration,
-        introduces: bool,
-    ) -> Result<Pong, PingFailure> {
+    fn ping_once(&self, connect: Option<Duration>, answer: Duration, introduces: bool) -> Result<Pong, PingFailure> {
         let started = Instant::now();
         let mut request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ping", self.base_url));
         if let Some(edge) = self.edge.as_ref().filter(|_| introduces) {

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -74,17 +74,20 @@ fn with_token(agent: &Agent, args: &[&str], hub_url: &str) -> crate::support::pr
 struct Relay {
     port: u16,
     target: Arc<AtomicU16>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Relay {
     fn to(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, target) = (listener.local_addr().unwrap().port(), Arc::new(AtomicU16::new(target)));
-        let to = target.clone();
+        let open = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let (to, connections) = (target.clone(), open.clone());
         // Ends with the test's process.
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", to.load(Ordering::Relaxed))) else { continue };
+                connections.lock().expect("no panic").push(client.try_clone().unwrap());
                 for (mut from, mut to) in [
                     (client.try_clone().unwrap(), server.try_clone().unwrap()),
                     (server.try_clone().unwrap(), client.try_clone().unwrap()),
@@ -96,7 +99,15 @@ impl Relay {
                 }
             }
         });
-        Self { port, target }
+        Self { port, target, open }
+    }
+
+    /// Leads elsewhere from now on; open connections end.
+    fn lead_to(&self, target: u16) {
+        self.target.store(target, Ordering::Relaxed);
+        for connection in self.open.lock().expect("no panic").drain(..) {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
     }
 
     fn url(&self) -> String {
@@ -116,7 +127,8 @@ fn work(app: &mut Told<'_>, n: u64) {
 }
 
 fn otlp(trace: u8) -> Request {
-    let span = json!({ "traceId": format!("{trace:02x}").repeat(16), "spanId": "00f067aa0ba902b7", "name": "s", "kind": 1 });
+    let span =
+        json!({ "traceId": format!("{trace:02x}").repeat(16), "spanId": "00f067aa0ba902b7", "name": "s", "kind": 1 });
     let spans = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [span] }] }] });
     Request::new("POST", "/v1/private/otel/v1/traces").json(&spans)
 }
@@ -300,12 +312,22 @@ fn a_token_that_is_missing_or_wrong_costs_no_write_and_is_named() {
     server.assert_equals(&ledger);
     for request in server.requests() {
         for name in ["x-opik-offline-token", "x-opik-offline-edge"] {
-            assert_eq!(request.header(name), None, "{name} went beyond the hub, to {} {}", request.method, request.path);
+            assert_eq!(
+                request.header(name),
+                None,
+                "{name} went beyond the hub, to {} {}",
+                request.method,
+                request.path
+            );
         }
     }
     let unusable = Agent::builder(&hub.url()).arg("--hub-token-file").arg("/does/not/exist").refused();
     assert_eq!(unusable.code(), Some(2), "{}", unusable.stderr);
-    assert!(unusable.stderr.contains("hub's token") && unusable.stderr.contains("/does/not/exist"), "{}", unusable.stderr);
+    assert!(
+        unusable.stderr.contains("hub's token") && unusable.stderr.contains("/does/not/exist"),
+        "{}",
+        unusable.stderr
+    );
 }
 
 #[test]
@@ -361,7 +383,8 @@ fn an_edge_that_lies_in_its_headers_changes_nothing_but_its_own_line() {
         let mut stream = TcpStream::connect(("127.0.0.1", hub.port())).unwrap();
         let head = format!("GET /api/is-alive/ping HTTP/1.1\r\nHost: 127.0.0.1:{}\r\n", hub.port());
         let token = format!("x-opik-offline-token: {token}\r\n");
-        let request = [head.as_bytes(), token.as_bytes(), b"X-Opik-Offline-Edge: ", edge, b"\r\nConnection: close\r\n\r\n"];
+        let request =
+            [head.as_bytes(), token.as_bytes(), b"X-Opik-Offline-Edge: ", edge, b"\r\nConnection: close\r\n\r\n"];
         std::io::Write::write_all(&mut stream, &request.concat()).unwrap();
         let mut answer = Vec::new();
         let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
@@ -420,11 +443,18 @@ fn a_key_that_opik_refuses_holds_its_lane_at_the_hub_and_no_other() {
     wait_until_empty(&hub);
     server.assert_order(&bad);
     server.assert_order(&good);
-    let keys: BTreeSet<_> = server.requests().iter().filter(|request| request.processed).filter_map(|request| {
-        Some((request.workspace.clone(), request.header("Authorization")?.to_owned()))
-    }).collect();
+    let keys: BTreeSet<_> = server
+        .requests()
+        .iter()
+        .filter(|request| request.processed)
+        .filter_map(|request| Some((request.workspace.clone(), request.header("Authorization")?.to_owned())))
+        .collect();
     let expected = [("locked", "an-expired-key-0123"), ("default", "a-valid-key-0123456")];
-    assert_eq!(keys, expected.map(|(workspace, key)| (workspace.to_owned(), key.to_owned())).into(), "keys were mixed up");
+    assert_eq!(
+        keys,
+        expected.map(|(workspace, key)| (workspace.to_owned(), key.to_owned())).into(),
+        "keys were mixed up"
+    );
 }
 
 #[test]
@@ -517,18 +547,11 @@ fn an_edge_goes_on_when_its_hub_becomes_an_opik_server_and_the_other_way_round()
     let mut app = Told::new(&edge.url(), &ledger);
     let is_hub = |edge: &Agent| ready(edge)["server"]["hub"].is_object();
     for (target, expected) in [(hub.port(), true), (server.port(), false), (hub.port(), true)] {
-        relay.target.store(target, Ordering::Relaxed);
-        // Connections that are open lead where they led.
-        wait_until("the edge knows who its server is", PATIENCE, || {
-            work(&mut app, 1);
-            let _ = metric(&edge, "opik_offline_edges");
-            is_hub(&edge) == expected || {
-                // An idle connection is closed after a while; a new one is opened for concurrent requests.
-                Client::new(&edge.url()).get("/v1/private/projects");
-                false
-            }
-        });
+        work(&mut app, 1);
+        relay.lead_to(target);
         work(&mut app, 2);
+        wait_until("the edge knows who its server is", PATIENCE, || is_hub(&edge) == expected);
+        work(&mut app, 3);
     }
     wait_until_empty(&edge);
     wait_until_empty(&hub);

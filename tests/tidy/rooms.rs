@@ -42,7 +42,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("export", &["printable", "figures", "sdk", "replay", "store", "protocol", "message"]),
     ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
-    ("overview", &["replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"]),
+    (
+        "overview",
+        &["replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
+    ),
     (
         "intake",
         &[

@@ -364,7 +364,9 @@ fn a_hubs_own_refusal_is_never_opiks_verdict() {
     for status in [400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 422, 429, 431, 500, 501, 502, 503, 504, 507] {
         for endpoint in [Write(CreateTraceBatch), Write(OtlpTraces), UploadStart, Upload, Access, Read, Ping] {
             let Recognised::Foreign(foreign) = own(endpoint, status) else {
-                panic!("an edge takes the hub's own {status} to {endpoint:?} for Opik's, and rejects the message for it")
+                panic!(
+                    "an edge takes the hub's own {status} to {endpoint:?} for Opik's, and rejects the message for it"
+                )
             };
             assert!(foreign.is_hubs && foreign.to_string().contains("holds too many bodies"), "{foreign}");
         }

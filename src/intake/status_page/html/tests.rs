@@ -198,7 +198,9 @@ fn hub() -> Overview {
 #[test]
 fn a_hub_shows_its_edges_and_no_edge_writes_into_the_page() {
     let page = document(&hub());
-    for text in ["worker-7", "950 more are not listed", "1,234,567 messages waiting", "behind it https://opik.example/api"] {
+    for text in
+        ["worker-7", "950 more are not listed", "1,234,567 messages waiting", "behind it https://opik.example/api"]
+    {
         assert!(page.contains(text), "{text} is missing");
     }
     assert!(!page.contains(HOSTILE), "an edge's name is HTML of the page");
