@@ -96,7 +96,7 @@ impl Hub {
     /// Parses a value of [`HUB_HEADER`]; `None` for one that no hub sends. Unknown fields are ignored: a later version
     /// may send more.
     pub fn of_header(value: &[u8]) -> Option<Self> {
-        let fields = Fields::of(value)?;
+        let fields = HubFields::of(value)?;
         Some(Self {
             version: fields.text("version", is_version),
             server_url: fields.text("url", is_url),
@@ -133,7 +133,7 @@ impl Edge {
 
     /// Parses a value of [`EDGE_HEADER`]; `None` for one without a valid id.
     pub fn of_header(value: &[u8]) -> Option<Self> {
-        let fields = Fields::of(value)?;
+        let fields = HubFields::of(value)?;
         Some(Self {
             id: fields.text("id", is_id)?,
             host: fields.text("host", is_host),
@@ -150,9 +150,9 @@ fn fields(pairs: &[(&str, Option<String>)]) -> String {
 }
 
 /// The fields of a header. Of a name that occurs twice the first counts.
-struct Fields<'a>(Vec<(&'a str, &'a str)>);
+struct HubFields<'a>(Vec<(&'a str, &'a str)>);
 
-impl<'a> Fields<'a> {
+impl<'a> HubFields<'a> {
     fn of(value: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= HEADER_BYTES_MAX)?;
         let pairs = text.split(';').filter_map(|pair| pair.trim().split_once('='));

@@ -357,8 +357,9 @@ fn foreign_responses_show_status_type_and_an_excerpt() {
 
 #[test]
 fn a_hubs_own_refusal_is_never_opiks_verdict() {
-    let body = br#"{"code":400,"message":"opik-offline holds too many bodies at once"}"#;
     let own = |endpoint, status| {
+        let body = format!(r#"{{"code":{status},"message":"opik-offline holds too many bodies at once"}}"#);
+        let body = body.as_bytes();
         recognise(endpoint, &Seen { status, content_type: Some(JSON), body, is_hubs: true, ..Seen::default() })
     };
     for status in [400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 422, 429, 431, 500, 501, 502, 503, 504, 507] {
