@@ -45,6 +45,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         'opik-offline;agent' {
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Listen on this address [default: 127.0.0.1:6745]')
             [CompletionResult]::new('--allowed-hosts', '--allowed-hosts', [CompletionResultType]::ParameterName, 'Accept requests for these hosts and from web pages of these origins [default: none]')
+            [CompletionResult]::new('--hub-token-file', '--hub-token-file', [CompletionResultType]::ParameterName, 'Send the token in this file to the hub, if --upstream is a hub')
             [CompletionResult]::new('--batch-size', '--batch-size', [CompletionResultType]::ParameterName, 'Replay this many messages, then pause; if unset, replay starts at 50 and speeds up while the server keeps up')
             [CompletionResult]::new('--delay', '--delay', [CompletionResultType]::ParameterName, 'Pause this long after a full batch; if unset, replay starts at 500ms and speeds up while the server keeps up')
             [CompletionResult]::new('--max-size', '--max-size', [CompletionResultType]::ParameterName, 'Limit the store to this size [default: 10GiB]')
@@ -73,6 +74,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use this Opik server, such as http://127.0.0.1:5173/api')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--insecure-listen', '--insecure-listen', [CompletionResultType]::ParameterName, 'Listen beyond this machine without requiring an intake token')
+            [CompletionResult]::new('--hub', '--hub', [CompletionResultType]::ParameterName, 'Be a hub: other agents use this one as their --upstream')
             [CompletionResult]::new('--adopt-orphans', '--adopt-orphans', [CompletionResultType]::ParameterName, 'Salvage and deliver what killed Python processes leave behind')
             [CompletionResult]::new('--rekey-refused', '--rekey-refused', [CompletionResultType]::ParameterName, 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace')
             [CompletionResult]::new('--all-otlp-traces', '--all-otlp-traces', [CompletionResultType]::ParameterName, 'Route all OTLP traces of the command to Opik, not only those that already went there')

@@ -41,6 +41,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         &'opik-offline;agent'= {
             cand --listen 'Listen on this address [default: 127.0.0.1:6745]'
             cand --allowed-hosts 'Accept requests for these hosts and from web pages of these origins [default: none]'
+            cand --hub-token-file 'Send the token in this file to the hub, if --upstream is a hub'
             cand --batch-size 'Replay this many messages, then pause; if unset, replay starts at 50 and speeds up while the server keeps up'
             cand --delay 'Pause this long after a full batch; if unset, replay starts at 500ms and speeds up while the server keeps up'
             cand --max-size 'Limit the store to this size [default: 10GiB]'
@@ -69,6 +70,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --upstream 'Use this Opik server, such as http://127.0.0.1:5173/api'
             cand --format 'Write results in this format'
             cand --insecure-listen 'Listen beyond this machine without requiring an intake token'
+            cand --hub 'Be a hub: other agents use this one as their --upstream'
             cand --adopt-orphans 'Salvage and deliver what killed Python processes leave behind'
             cand --rekey-refused 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
             cand --all-otlp-traces 'Route all OTLP traces of the command to Opik, not only those that already went there'

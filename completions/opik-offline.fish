@@ -44,6 +44,7 @@ complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "purge" -d
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l listen -d 'Listen on this address [default: 127.0.0.1:6745]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l allowed-hosts -d 'Accept requests for these hosts and from web pages of these origins [default: none]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub-token-file -d 'Send the token in this file to the hub, if --upstream is a hub' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l batch-size -d 'Replay this many messages, then pause; if unset, replay starts at 50 and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l delay -d 'Pause this long after a full batch; if unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Limit the store to this size [default: 10GiB]' -r
@@ -75,6 +76,7 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without requiring an intake token'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub -d 'Be a hub: other agents use this one as their --upstream'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Route all OTLP traces of the command to Opik, not only those that already went there'

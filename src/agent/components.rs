@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use rustix::system::uname;
 use tracing::{info, warn};
 
 use super::flush::FlushEnd;
@@ -23,6 +24,7 @@ use crate::monitor;
 use crate::monitor::connection::Connection;
 use crate::overview::collector::{OverviewCollector, OverviewSources};
 use crate::overview::elsewhere;
+use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
@@ -30,8 +32,8 @@ use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
 use crate::store::{AgentRecord, Filter, Fullness, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Upstream;
 use crate::upstream::forward::Forwarder;
+use crate::upstream::{EdgeReport, Upstream};
 
 /// How long intake may go without a heartbeat: it waits for nothing.
 const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -107,7 +109,11 @@ impl Composition {
             files_problem: settings.files_problem.clone(),
         });
         Ok(Self {
-            upstream: Arc::new(upstream.marked(agent_mark.clone())),
+            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(
+                &agent_mark,
+                &slot,
+                &server,
+            ))),
             owner: Owner::this_process("agent"),
             collector: Arc::new(collector),
             intake_heartbeat: Arc::default(),
@@ -385,6 +391,19 @@ fn log_capacity(slot: &StoreSlot, limits: &Limits) {
     }
 }
 
+/// Returns how this agent describes itself to a hub.
+fn edge_report(mark: &HeaderValue, slot: &Arc<StoreSlot>, server: &Server) -> EdgeReport {
+    let id = mark.to_str().unwrap_or_default().to_owned();
+    let host = uname().nodename().to_str().ok().map(str::to_owned);
+    let (slot, own) = (slot.clone(), Filter::of_server(server));
+    Arc::new(move || Edge {
+        id: id.clone(),
+        host: host.clone(),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        waiting: slot.try_with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
+    })
+}
+
 /// Returns a name for this process that no other agent has.
 fn agent_mark() -> HeaderValue {
     let mark = uuid::Uuid::now_v7().simple().to_string();
@@ -460,6 +479,7 @@ mod tests {
             files_problem: None,
             memory_budget: 1 << 20,
             shutdown_timeout: SECOND,
+            is_hub: false,
             rekey: None,
             adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
             service_manager: Some(ServiceManager { socket: folder.join("notify").into_os_string(), watchdog: None }),

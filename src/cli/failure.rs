@@ -5,6 +5,7 @@ use std::io;
 
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
+use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::health::CheckError;
@@ -234,6 +235,9 @@ impl From<NetworkError> for Failure {
         match error {
             NetworkError::Config(error) => error.into(),
             NetworkError::Upstream(error) => error.into(),
+            NetworkError::HubToken { .. } => {
+                Self::new(Exit::Usage, message, Some("write the token that the hub requires into it, or unset it"))
+            }
             NetworkError::Headers { .. } => {
                 Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
             }
@@ -293,6 +297,22 @@ impl From<AgentError> for Failure {
                 error.to_string(),
                 Some(
                     "set the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may keep pointing the application at the agent",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::Held { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "run one hub per store: stop that process, or give this hub a store of its own with --db and split the \
+                     edges by workspace",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::NoLock { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "a hub needs a folder that it can write to, on a file system with locks: a block volume, not a network \
+                     file system; choose one with --db",
                 ),
             ),
             AgentError::System { .. } => Self::new(
@@ -469,6 +489,9 @@ mod tests {
         }
         all.push(AgentError::UpstreamIsSelf { url: url(), address }.into());
         all.push(AgentError::System { reason: reason() }.into());
+        all.push(AgentError::HubLock(HubLockError::Held { store: path(), holder: reason() }).into());
+        all.push(AgentError::HubLock(HubLockError::NoLock { path: path(), reason: reason() }).into());
+        all.push(NetworkError::HubToken { path: path(), origin: reason(), reason: reason() }.into());
         all.push(ChildError::NotFound { program: reason() }.into());
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());

@@ -42,7 +42,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("export", &["printable", "figures", "sdk", "replay", "store", "protocol", "message"]),
     ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
-    ("overview", &["replay", "monitor", "store", "upstream", "delivery", "message", "telemetry", "shutdown"]),
+    (
+        "overview",
+        &["replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
+    ),
     (
         "intake",
         &[
@@ -73,6 +76,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "monitor",
             "store",
             "upstream",
+            "protocol",
             "config",
             "telemetry",
             "shutdown",
@@ -93,6 +97,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "store",
             "upstream",
             "delivery",
+            "protocol",
             "message",
             "config",
             "telemetry",
