@@ -28,6 +28,8 @@
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | the durable queue: bytes that survive, behind five small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
+//! | [`sealing`] | values and files that only their recipients can open |
+//! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -67,12 +69,14 @@ pub(crate) mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
 pub mod protocol;
 pub mod replay;
 pub(crate) mod report;
 pub mod sdk;
+pub mod sealing;
 pub mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod sqlite_format;

@@ -11,6 +11,7 @@ mod agent;
 mod failure;
 mod healthcheck;
 mod inspect;
+mod moving;
 mod purge;
 mod reassign;
 mod replay;

@@ -96,7 +96,9 @@ pub use self::full_state::{FullLimit, Fullness};
 pub use self::identity::StoreIdentity;
 pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
+pub(crate) use self::open::is_store;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
+pub use self::sqlite::{SnapshotMessage, SnapshotStep, StoreSnapshot};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,

@@ -20,8 +20,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("telemetry", &["printable"]),
     ("sqlite_format", &[]),
+    ("sealing", &[]),
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
+    ("moving", &["sealing", "sdk", "store", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
     (
@@ -129,6 +131,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "sdk",
+            "sealing",
+            "moving",
             "completion",
             "report",
             "translate",
