@@ -222,7 +222,7 @@ fn the_python_sdk_loses_nothing_while_server_and_hub_are_away_in_turn() {
 }
 
 #[test]
-fn what_the_hub_itself_refuses_stays_at_the_edge_and_is_delivered_later() {
+fn a_refusal_of_the_hub_itself_stays_at_the_edge_and_is_delivered_later() {
     // A hub that takes a few messages, and none of more than a kilobyte.
     let server = FakeOpik::start_new();
     let hub = hub(&server).arg("--max-size").arg("1MiB").arg("--max-body-size").arg("1KiB").start();
@@ -260,7 +260,7 @@ fn what_the_hub_itself_refuses_stays_at_the_edge_and_is_delivered_later() {
 }
 
 #[test]
-fn what_opik_refuses_behind_the_hub_is_refused_for_the_edges_client() {
+fn a_refusal_of_opik_behind_the_hub_reaches_the_edges_client() {
     let server = FakeOpik::start_new();
     let (_hub, edge) = both(&server);
     let mut client = Client::new(&edge.url());
