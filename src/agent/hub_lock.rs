@@ -12,9 +12,9 @@
 //! network file system without working locks; there a `ReadWriteOncePod` block volume keeps the second pod out, which is
 //! what `contrib/kubernetes/hub.yaml` uses. Where the file system says that it has no locks, the hub does not start.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -75,8 +75,12 @@ impl HubLock {
             }
             Err(errno) => return Err(no_lock(errno.into())),
         }
-        // Only for people: a note that can't be written takes nothing from the lock.
-        let _ = file.set_len(0).and_then(|()| file.write_all(note().as_bytes()));
+        // Only for people: a note that can't be written takes nothing from the lock. A file that has another name as well,
+        // or more in it than a note, is not ours to overwrite.
+        let is_ours = |found: Metadata| found.is_file() && found.nlink() == 1 && found.len() <= NOTE_BYTES_MAX;
+        if file.metadata().is_ok_and(is_ours) {
+            let _ = file.set_len(0).and_then(|()| file.write_all(note().as_bytes()));
+        }
         Ok(Self(file))
     }
 }
@@ -139,5 +143,9 @@ mod tests {
         let refused = HubLock::take(&store).expect_err("the link leads elsewhere");
         assert!(matches!(refused, HubLockError::NoLock { .. }), "{refused}");
         assert_eq!(std::fs::read_to_string(&other).expect("it is there"), "precious");
+        std::fs::remove_file(path_of(&store)).expect("the link");
+        std::fs::hard_link(&other, path_of(&store)).expect("a second name");
+        let _lock = HubLock::take(&store).expect("it can be locked");
+        assert_eq!(std::fs::read_to_string(&other).expect("it is there"), "precious", "the note overwrote a file");
     }
 }

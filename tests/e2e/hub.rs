@@ -16,7 +16,7 @@ use crate::durability::Dice;
 use crate::support::agent::{Agent, AgentBuilder, Home};
 use crate::support::fake_opik::attachments::sha256;
 use crate::support::fake_opik::check::Kind;
-use crate::support::fake_opik::{FakeOpik, FilesIn, Then, When};
+use crate::support::fake_opik::{Answer as OpikAnswer, FakeOpik, FilesIn, Received, Then, When};
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
 use crate::support::sdk::SdkApp;
@@ -245,9 +245,7 @@ fn a_refusal_of_the_hub_itself_stays_at_the_edge_and_is_delivered_later() {
     assert_error(&own, 413);
     assert_eq!(own.header("x-opik-offline-answer"), Some("agent"), "an edge would take it for Opik's verdict");
     wait_until("the edge has tried several times", PATIENCE, || {
-        edge.cli(&["inspect", "--format", "json"]).json()["messages"]
-            .as_array()
-            .is_some_and(|messages| messages.iter().any(|message| message["attempts"].as_u64() >= Some(2)))
+        metric(&edge, "opik_offline_replay_requests_total") >= 10.0
     });
     let status = edge.cli(&["status", "--format", "json"]).json();
     assert_eq!(status["rejected"]["messages"], 0, "the hub's own refusal was taken for Opik's: {status}");
@@ -266,16 +264,16 @@ fn a_refusal_of_opik_behind_the_hub_reaches_the_edges_client() {
     let mut client = Client::new(&edge.url());
     for (status, name) in [(400, "bad"), (401, "locked"), (403, "closed"), (409, "there"), (422, "odd")] {
         let id = uuid7();
-        // A server that adds the mark itself must not be able to make its refusals retried forever.
-        let answer = crate::support::fake_opik::Answer::error(status, name).with("x-opik-offline-answer", "agent");
-        let refused = server.script(When::ids([&*id]), Then::Answer(answer));
+        let refused = server.script(When::ids([&*id]), Then::Answer(OpikAnswer::error(status, name)));
         let answer = client.expect(&create(&id));
         assert_error(&answer, status);
         assert_eq!(answer.header("x-opik-offline-answer"), None, "{status} is Opik's");
         refused.clear();
     }
     wait_until_empty(&edge);
-    let _shut = server.script(When::path("/v1/private/projects"), Then::status(503));
+    // Only a hub's mark is passed on.
+    let marked = OpikAnswer::error(503, "resting").with("x-opik-offline-answer", "agent");
+    let _shut = server.script(When::path("/v1/private/projects"), Then::Answer(marked));
     let answer = client.get("/v1/private/projects");
     assert_eq!((answer.status, answer.header("x-opik-offline-answer")), (503, None), "a read gets Opik's own answer");
 }
@@ -339,8 +337,8 @@ fn status_and_healthcheck_of_an_edge_see_both_hops_and_a_hub_sees_its_edges() {
     let health = with_token(&edge, &["healthcheck", "--format", "json"], &hub.url());
     assert_eq!(health.code(), Some(0), "{}{}", health.stdout, health.stderr);
     let check = |health: &Value, name: &str| {
-        let checks = health["checks"].as_array().unwrap().iter();
-        checks.filter(|check| check["name"] == name).map(|check| check.clone()).next().unwrap_or_default()
+        let mut checks = health["checks"].as_array().unwrap().iter();
+        checks.find(|check| check["name"] == name).cloned().unwrap_or_default()
     };
     let checks = health.json();
     assert!(check(&checks, "server")["text"].as_str().is_some_and(|text| text.contains("as a hub")), "{checks}");
@@ -551,13 +549,54 @@ fn an_edge_goes_on_when_its_hub_becomes_an_opik_server_and_the_other_way_round()
         relay.lead_to(target);
         work(&mut app, 2);
         wait_until("the edge knows who its server is", PATIENCE, || is_hub(&edge) == expected);
+        let known = server.requests().len();
         work(&mut app, 3);
+        let named = |request: &Received| request.header("x-opik-offline-edge").is_some();
+        assert!(!server.requests()[known..].iter().any(named), "an Opik server is told the name of this machine");
     }
     wait_until_empty(&edge);
     wait_until_empty(&hub);
     server.assert_equals(&ledger);
     server.assert_order(&ledger);
-    assert!(server.requests().iter().all(|request| request.header("x-opik-offline-edge").is_none()));
+}
+
+/// `OPIK_OFFLINE_OLDER=PATH` names the binary of an earlier version, which sends and marks nothing of this.
+#[test]
+fn a_hub_and_an_edge_of_different_versions_cost_nothing() {
+    let Some(older) = std::env::var_os("OPIK_OFFLINE_OLDER").map(std::path::PathBuf::from) else {
+        return println!("not run: OPIK_OFFLINE_OLDER names no binary of an earlier version");
+    };
+    for is_hub_older in [false, true] {
+        let server = FakeOpik::start_new();
+        let (mut hub, edge) = if is_hub_older {
+            let hub = Agent::builder(&server.url()).impatient().program(&older).start();
+            let edge = edge(&hub.url()).start();
+            (hub, edge)
+        } else {
+            let hub = hub(&server).start();
+            // It sends a token in the URL only.
+            let url = format!("{}/-/token/{TOKEN}/api", hub.origin());
+            let edge = Agent::builder(&url).impatient().program(&older).start();
+            (hub, edge)
+        };
+        wait_until_available(&edge);
+        let ledger = ClientLedger::new();
+        let mut app = Told::new(&edge.url(), &ledger);
+        work(&mut app, 1);
+        server.stop();
+        (2..6).for_each(|n| work(&mut app, n));
+        wait_until_empty(&edge);
+        hub.kill9();
+        (6..10).for_each(|n| work(&mut app, n));
+        hub.restart_on_same_port();
+        server.start();
+        wait_until_empty(&edge);
+        wait_until_empty(&hub);
+        server.assert_equals(&ledger);
+        server.assert_order(&ledger);
+        server.assert_no_violations();
+        assert!(server.requests().iter().all(|request| request.header("x-opik-offline-token").is_none()));
+    }
 }
 
 /// Sends a write until it is answered; an edge always answers.
