@@ -28,6 +28,7 @@
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | the durable queue: bytes that survive, behind five small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
+//! | [`sealing`] | values and files that only their recipients can open |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -74,6 +75,7 @@ pub mod protocol;
 pub mod replay;
 pub(crate) mod report;
 pub mod sdk;
+pub mod sealing;
 pub mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod sqlite_format;

@@ -20,6 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("telemetry", &["printable"]),
     ("sqlite_format", &[]),
+    ("sealing", &[]),
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
