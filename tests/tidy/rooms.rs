@@ -23,6 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sealing", &[]),
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
+    ("fleet", &["store", "message", "printable"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
@@ -224,7 +225,25 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
 
 /// Names that pure rooms may not use.
 const IMPURE: &[&str] = &["SystemTime::now", "Instant::now", "std::fs", "std::net", "std::thread", "std::process"];
-const PURE: &[&str] = &["src/message", "src/protocol", "src/delivery", "src/sqlite_format", "src/sdk/rows.rs"];
+const PURE: &[&str] = &[
+    "src/message",
+    "src/protocol",
+    "src/delivery",
+    "src/sqlite_format",
+    "src/sdk/rows.rs",
+    "src/fleet/bloom.rs",
+    "src/fleet/bundle.rs",
+    "src/fleet/container.rs",
+    "src/fleet/fleet_file.rs",
+    "src/fleet/head.rs",
+    "src/fleet/import.rs",
+    "src/fleet/json.rs",
+    "src/fleet/marks.rs",
+    "src/fleet/names.rs",
+    "src/fleet/record.rs",
+    "src/fleet/schedule.rs",
+    "src/fleet/takeover.rs",
+];
 
 /// Module names without a noun.
 const DRAWERS: &[&str] = &["utils", "util", "common", "misc", "types", "helpers"];
