@@ -126,6 +126,11 @@ impl From<StoreError> for Failure {
             StoreError::Key(_) => "correct the setting, or unset it; the message store was not changed",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
             StoreError::AttachmentGone => "send the file again; none of it was kept",
+            StoreError::DepotAway { .. } => "nothing is lost; try again when the depot can be reached",
+            StoreError::InDepot { .. } => {
+                "name the depot: `opik-offline agent --fleet URL` delivers and marks them, `opik-offline replay --fleet URL` \
+                 delivers the copies once the agent is gone"
+            }
             StoreError::LeaseLost => "the other process continues; `opik-offline status` shows its progress",
         };
         let exit = if matches!(error, StoreError::Key(_)) { Exit::Usage } else { Exit::Failure };
@@ -420,6 +425,8 @@ mod tests {
             StoreError::Busy { at: path().into(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },
             StoreError::AttachmentGone,
+            StoreError::DepotAway { reason: reason() },
+            StoreError::InDepot { at: path().into(), depot: "file:///depot".into() },
             StoreError::LeaseLost,
         ];
         let file = [

@@ -627,6 +627,8 @@ impl StoreSlot {
             | StoreError::Busy { .. }
             | StoreError::AttachmentGone
             | StoreError::LeaseHeld { .. }
+            | StoreError::DepotAway { .. }
+            | StoreError::InDepot { .. }
             | StoreError::LeaseLost => false,
         };
         if let StoreError::Busy { .. } = **error

@@ -40,6 +40,7 @@ impl FleetKeys {
         if recipients.is_empty() {
             recipients = identities.iter().map(Identity::recipient).collect();
         }
-        Ok(Self { identities: identities.into(), seals: Seals::new(recipients) })
+        let seals = if recipients.is_empty() { Seals::Plain } else { Seals::For(recipients) };
+        Ok(Self { identities: identities.into(), seals })
     }
 }

@@ -14,6 +14,7 @@
 //! Importing holds the lock from before the commit that stores messages until their origins are noted, so that an
 //! outcome never meets a message whose origin is unknown. The lock is held over no request to the depot.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,15 +23,16 @@ use tracing::warn;
 
 use super::holdings::Holdings;
 use super::objects::name_of;
-use super::seals::Seals;
 use crate::depot::{Depot, DepotError};
 use crate::fleet::bundle::{RecordTooLarge, encode_bundle};
 use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::{ObjectName, StreamId, WorkspaceName};
 use crate::fleet::record::{FILE_PART_BYTES, FileContent, FleetRecord, MessageRef, RecordState, ShippedFile, part_digest};
+use crate::fleet::seals::Seals;
 use crate::fleet::spooled::{Removal, ShippedLedger};
 use crate::message::{Attachment, Body, Lane, Message, MessageId, Sha256};
+use crate::sealing::SealError;
 use crate::store::{Lease, LastAnswer, Outcome, Part, SalvagedRow, Store, StoreError, StoredMessage};
 
 /// Where a message of the scratch store comes from.
@@ -147,7 +149,7 @@ pub(super) struct ReplayerLedger {
 
 impl ReplayerLedger {
     pub(super) fn new(depot: Arc<dyn Depot>, holdings: Arc<Holdings>, seals: Seals) -> Self {
-        let marks = MarkWriter::new(depot.clone(), seals.clone());
+        let marks = MarkWriter::new(depot.clone());
         Self { depot, holdings, marks, seals, origins: Mutex::default() }
     }
 
@@ -267,6 +269,14 @@ impl ReplayerLedger {
         part.ok_or_else(|| StoreError::DepotAway { reason: format!("message {id} comes from no stream") })
     }
 
+    fn sealed<'bytes>(&self, plain: &'bytes [u8]) -> Result<Cow<'bytes, [u8]>, DepotError> {
+        let unusable = |error: SealError| DepotError::Unusable {
+            at: self.depot.describe().url,
+            reason: error.to_string(),
+        };
+        self.seals.seal(plain).map_err(unusable)
+    }
+
     /// Copies a rejected message to the folder of rejected messages.
     fn keep_rejected(&self, stream: StreamId, record: &FleetRecord) -> Result<(), DepotError> {
         let status = record.state.answer().and_then(|answer| answer.status).unwrap_or(0);
@@ -282,7 +292,7 @@ impl ReplayerLedger {
             Ok(None) => return Ok(()),
             Err(RecordTooLarge { .. }) => return self.keep_large(&name, stream, record),
         };
-        self.depot.create(&name_of(&name), &self.seals.seal(&plain)?).map(drop)
+        self.depot.create(&name_of(&name), &self.sealed(&plain)?).map(drop)
     }
 
     /// Copies a rejected message whose body is too large for a bundle: as a file, in parts.
@@ -292,7 +302,7 @@ impl ReplayerLedger {
         for (number, part) in (0..).zip(body.bytes.chunks(FILE_PART_BYTES)) {
             let part_name = name_of(&ObjectName::File { stream, message, number });
             // The agent may have shipped it as the same file.
-            self.depot.create(&part_name, &self.seals.seal(part)?)?;
+            self.depot.create(&part_name, &self.sealed(part)?)?;
         }
         let digest = digest(&SHA256, &body.bytes);
         let mut sha256 = [0; Sha256::LEN];
@@ -302,7 +312,7 @@ impl ReplayerLedger {
         small.message.request.body = Body::new(Vec::new(), body.encoding);
         small.file = Some(ShippedFile::new(FileContent::Body, file));
         match encode_bundle(&[small]) {
-            Ok(Some(bundle)) => self.depot.create(&name_of(name), &self.seals.seal(&bundle.bytes)?).map(drop),
+            Ok(Some(bundle)) => self.depot.create(&name_of(name), &self.sealed(&bundle.bytes)?).map(drop),
             _ => Ok(()),
         }
     }
@@ -317,7 +327,7 @@ impl ReplayerLedger {
     /// Marks messages that are not delivered, and will not be.
     pub(super) fn mark(&self, stream: StreamId, marks: Vec<Mark>) -> Result<(), DepotError> {
         match self.holdings.epoch(stream) {
-            Some(epoch) if !marks.is_empty() => self.marks.mark(stream, epoch, marks),
+            Some(epoch) if !marks.is_empty() => self.marks.mark(&self.seals, stream, epoch, marks),
             _ => Ok(()),
         }
     }
@@ -475,8 +485,7 @@ impl ShippedLedger for ReplayerLedger {
         Ok(())
     }
 
-    fn deleted(&self, _: &dyn Store, _: Removal) -> Result<(), StoreError> {
+    fn deleted(&self, _: &dyn Store, _: Removal) {
         // Messages are deleted here because their stream was lost: what becomes of them is its new owner's.
-        Ok(())
     }
 }
