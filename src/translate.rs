@@ -18,6 +18,7 @@ use crate::config::{
     ServiceManager, Sourced, temp_dir,
 };
 use crate::delivery::pacing::PaceSettings;
+use crate::depot::DepotSettings;
 use crate::export::export_line;
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
@@ -231,6 +232,23 @@ fn headers_in(path: &Path) -> Result<HeaderLines, String> {
     HeaderLines::read(&text)
 }
 
+/// Returns the depot of the fleet, if one is named.
+pub(crate) fn depot(config: &Config) -> Option<DepotSettings> {
+    let url = config.fleet.value.clone()?;
+    Some(DepotSettings { url, timeout: std::time::Duration::from_secs(30) })
+}
+
+/// Returns how stored messages are replayed.
+pub(crate) fn replay_settings(config: &Config) -> ReplaySettings {
+    ReplaySettings {
+        filter: Filter::default(),
+        limit: None,
+        pace: pace(config),
+        retry_interval: config.retry_interval.value,
+        attempts_max: config.max_attempts.value,
+    }
+}
+
 /// Returns the configured pace; where it is not configured, replay adapts its own.
 pub(crate) fn pace(config: &Config) -> PaceSettings {
     let batch = &config.replay_batch_size;
@@ -301,13 +319,7 @@ pub(crate) fn agent_settings(
         asks_as: lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: monitor(config),
-        replay: ReplaySettings {
-            filter: Filter::default(),
-            limit: None,
-            pace: pace(config),
-            retry_interval: config.retry_interval.value,
-            attempts_max: config.max_attempts.value,
-        },
+        replay: replay_settings(config),
         replay_tick_interval: config.replay_tick_interval.value,
         intake: IntakeLimits {
             connections_max: usize::try_from(shares.clients).unwrap_or(usize::MAX),

@@ -7,6 +7,7 @@ use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
+use crate::depot::DepotError;
 use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::session::reassignment::ReassignError;
@@ -15,6 +16,8 @@ use crate::sdk::file::SdkFileError;
 use crate::sdk::salvage::SalvageError;
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
+use crate::takeover::error::TakeoverError;
+use crate::takeover::scratch::ScratchError;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
@@ -187,6 +190,46 @@ impl From<ReassignError> for Failure {
             ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
         };
         Self::new(Exit::Usage, message, Some(&hint))
+    }
+}
+
+impl From<DepotError> for Failure {
+    fn from(error: DepotError) -> Self {
+        let exit = match &error {
+            DepotError::Unreachable { .. } | DepotError::UnknownOutcome { .. } | DepotError::Damaged { .. } => {
+                Exit::Unreachable
+            }
+            DepotError::NotAuthorised { .. } => Exit::NotAuthorised,
+            DepotError::Missing { .. } | DepotError::Unusable { .. } => Exit::Usage,
+            DepotError::Lost { .. }
+            | DepotError::TooNew { .. }
+            | DepotError::Full { .. }
+            | DepotError::TooLarge { .. } => Exit::Failure,
+        };
+        Self { exit, hint: Some(error.hint()), message: error.to_string() }
+    }
+}
+
+impl From<TakeoverError> for Failure {
+    fn from(error: TakeoverError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            TakeoverError::Depot(error) => return error.into(),
+            TakeoverError::Store(error) => return error.into(),
+            TakeoverError::Scratch(ScratchError::Store(error)) => return error.into(),
+            TakeoverError::Scratch(_) => {
+                (Exit::Failure, "give this user write access to the folder of the message store, or choose another with --db")
+            }
+            TakeoverError::Keys(_) => {
+                (Exit::Usage, "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one")
+            }
+            TakeoverError::FleetFile { .. } => (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed"),
+            TakeoverError::NotExclusive { .. } => (
+                Exit::Usage,
+                "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",
+            ),
+        };
+        Self::new(exit, message, Some(hint))
     }
 }
 

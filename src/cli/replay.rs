@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
 use super::selection::{SelectionArgs, duration, number_from_one, refuse_jsonl};
@@ -20,7 +21,7 @@ use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, Sess
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
-use crate::store::now_ms;
+use crate::store::{Filter, now_ms};
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{OutputStream, Shown};
@@ -138,6 +139,9 @@ pub(super) struct ReplayArgs {
 
     #[command(flatten)]
     reassign: ReassignArgs,
+
+    #[command(flatten)]
+    fleet: FleetReplayArgs,
 }
 
 /// The result of a replay, for programs.
@@ -180,8 +184,13 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let flags = Flags {
         replay_batch_size: args.batch_size.clone(),
         replay_batch_replay_delay: args.delay.clone(),
+        fleet: args.fleet.depot.fleet.clone(),
         ..common.flags()
     };
+    if args.fleet.depot.fleet.is_some() {
+        args.refuse_beside_fleet()?;
+        return fleet::replay(common, &FleetReplayOrder { args: &args.fleet, flags, timeout: args.timeout });
+    }
     let config = configuration(&flags)?;
     common.start_logging(&config, Some(LogLevel::Error))?;
     let shutdown = Shutdown::new();
@@ -209,6 +218,23 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         }
         Ok(()) if source_failed => Err(Failure::silent(Exit::Failure)),
         result => result,
+    }
+}
+
+impl ReplayArgs {
+    /// Refuses flags that a depot's streams can't be replayed with.
+    fn refuse_beside_fleet(&self) -> Result<(), Failure> {
+        let given = [
+            (!self.from.is_empty(), "--from"),
+            (self.limit.is_some(), "--limit"),
+            (self.verify, "--verify"),
+            (self.dry_run, "--dry-run"),
+            (self.reassign.is_asked(), "--readdress and --rekey"),
+            (self.selection.filter(now_ms()) != Filter::default(), "filters such as --workspace"),
+        ];
+        let Some((_, flag)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+        let hint = "streams are replayed as a whole; `opik-offline inspect --fleet URL` shows what is in them";
+        Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))
     }
 }
 

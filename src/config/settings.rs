@@ -187,6 +187,18 @@ settings! {
     /// Minimum level of log messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);
 
+    /// Depot of the fleet
+    fleet: Option<String> = "none", "OPIK_OFFLINE_FLEET", "--fleet", ConfigYaml, plain(any);
+
+    /// File with the private keys of a replayer of the fleet, as `age-keygen` writes it
+    fleet_identity_file: Option<PathBuf> = "none", "OPIK_OFFLINE_FLEET_IDENTITY_FILE", ConfigYaml, plain(any);
+
+    /// Whether nobody else replays the fleet's depot: needed where the depot does not keep conditional writes
+    fleet_single_replayer: bool = "false", "OPIK_OFFLINE_FLEET_SINGLE_REPLAYER", ConfigYaml, plain(any);
+
+    /// How long the owner of a stream has to be silent before a replayer of the fleet takes it over
+    fleet_takeover_after: Duration = "90s", "OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", ConfigYaml, plain(within(Duration::from_secs(1), DAY));
+
     /// How long a wrapped agent keeps delivering the backlog after its command has ended
     flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
         plain(within(Duration::ZERO, DAY));

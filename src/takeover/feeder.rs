@@ -27,7 +27,7 @@ use crate::depot::{Depot, DepotError};
 use crate::fleet::import::{ImportPlan, SettledMessages};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::record::FleetRecord;
-use crate::store::{Filter, Store, since_boot};
+use crate::store::{Filter, Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
 const STREAMS_MAX: usize = 64;
@@ -246,6 +246,9 @@ impl Feeder<'_> {
         }
         let room = (STREAMS_MAX - self.progress.streams.len()).min(TAKEN_AT_ONCE).min(self.progress.free.len());
         let next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
+        // Bundles don't say which updates may have reached the server before their creates: of all that is older than
+        // this it is unknown.
+        self.store.note_updates_ahead(&[], now_ms())?;
         let prepared = in_parallel(&next, TAKEN_AT_ONCE, |free| self.prepare(free));
         for (free, prepared) in next.iter().zip(prepared) {
             self.progress.watch.forget(free.stream);

@@ -224,11 +224,6 @@ impl Holdings {
         self.lock().remove(&stream);
     }
 
-    /// Returns how many heads are held.
-    pub(crate) fn len(&self) -> usize {
-        self.lock().len()
-    }
-
     /// Gives a stream back, so that another replayer may take it at once. `waiting` messages of it are not settled.
     ///
     /// # Errors

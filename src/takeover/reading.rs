@@ -22,7 +22,7 @@ const READS_AT_ONCE: usize = 4;
 
 /// Something in the depot that can't be read. It stays there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnreadableObject {
+pub(crate) struct UnreadableObject {
     /// Its name.
     pub object: String,
     /// How many messages it hides, at least.

@@ -44,7 +44,7 @@ pub enum ScratchError {
 }
 
 /// A store that is thrown away, in a folder that no other process uses.
-pub struct ScratchStore {
+pub(crate) struct ScratchStore {
     store: Arc<dyn Store>,
     folder: PathBuf,
     /// Held for as long as the folder is used.
@@ -57,7 +57,7 @@ impl ScratchStore {
     /// # Errors
     ///
     /// [`ScratchError`], when nothing was taken over yet.
-    pub fn create(below: &Path, limits: Limits, keys: &Keys) -> Result<Self, ScratchError> {
+    pub(crate) fn create(below: &Path, limits: Limits, keys: &Keys) -> Result<Self, ScratchError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |error: io::Error| ScratchError::Folder { path, reason: error.to_string() }
@@ -81,7 +81,7 @@ impl ScratchStore {
     }
 
     /// Returns the store.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 }

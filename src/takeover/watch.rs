@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::objects::{folder, in_parallel, list_all, name_of};
 use crate::depot::{Depot, DepotError, Version};
-use crate::fleet::head::{Head, HeadFault, HeadState};
+use crate::fleet::head::{Head, HeadFault};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::fleet::takeover::{Asked, HeadSeen, SilenceWatch, Takeover};
 use crate::store::since_boot;
@@ -196,9 +196,4 @@ pub(crate) fn streams_with_bundles(depot: &dyn Depot) -> Result<HashSet<StreamId
             None => Some(last.name.clone()),
         };
     }
-}
-
-/// Returns whether a head of this state has an owner who may be alive.
-pub(crate) fn has_owner(state: HeadState) -> bool {
-    matches!(state, HeadState::Open | HeadState::Taken)
 }

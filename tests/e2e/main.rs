@@ -23,6 +23,8 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_replay;
+mod fleet_streams;
 mod flushing;
 mod foreign_answers;
 mod forwarding;

@@ -44,6 +44,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("export", &["printable", "figures", "sdk", "replay", "store", "protocol", "message"]),
+    (
+        "takeover",
+        &[
+            "depot", "fleet", "sealing", "replay", "monitor", "store", "upstream", "message", "telemetry", "shutdown", "memory",
+            "figures",
+        ],
+    ),
     ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     ("overview", &["replay", "monitor", "store", "upstream", "delivery", "message", "telemetry", "shutdown"]),
     (

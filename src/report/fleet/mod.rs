@@ -1,0 +1,3 @@
+//! The reports of commands that work with a fleet's depot.
+
+pub(crate) mod replay;
