@@ -26,7 +26,7 @@
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
 //! | [`delivery`] | pure policy: admission, verdicts, batching, backoff, pacing, lane health |
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
-//! | [`store`] | the durable queue: bytes that survive, behind five small traits |
+//! | [`store`] | the durable queue: bytes that survive, behind six small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`sealing`] | values and files that only their recipients can open |
 //! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |

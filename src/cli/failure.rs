@@ -92,6 +92,24 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<DepotError> for Failure {
+    fn from(error: DepotError) -> Self {
+        let exit = match &error {
+            DepotError::Unusable { .. } => Exit::Usage,
+            DepotError::NotAuthorised { .. } => Exit::NotAuthorised,
+            DepotError::Unreachable { .. }
+            | DepotError::Missing { .. }
+            | DepotError::UnknownOutcome { .. }
+            | DepotError::Damaged { .. } => Exit::Unreachable,
+            DepotError::Lost { .. }
+            | DepotError::TooNew { .. }
+            | DepotError::Full { .. }
+            | DepotError::TooLarge { .. } => Exit::Failure,
+        };
+        Self { exit, message: error.to_string(), hint: Some(error.hint()) }
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let hint = match &error {

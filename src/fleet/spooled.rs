@@ -13,12 +13,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 use crate::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, Standing, Store, StoreError, StoreIdentity,
-    StoredMessage, Stranded, WaitEnd, Whose,
+    Purged, Replay, ReplayRecord, SalvagedRow, ShippedMessage, Standing, Shipped, Store, StoreError, StoreIdentity,
+    StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 
 /// Why messages were deleted that no server confirmed.
@@ -67,6 +69,7 @@ pub struct Spooled {
 impl Spooled {
     /// Returns the store with this ledger, which makes its marks from now on.
     pub fn new(store: Arc<dyn Store>, ledger: Arc<dyn ShippedLedger>) -> Self {
+        store.makes_marks();
         Self { store, ledger }
     }
 }
@@ -216,3 +219,19 @@ impl Maintain for Spooled {
     }
 }
 
+impl Shipped for Spooled {
+    delegate! {
+        fn makes_marks(&self) -> ();
+        fn streams(&self) -> Result<Vec<StreamRecord>, StoreError>;
+        fn note_stream(&self, record: &StreamRecord) -> Result<(), StoreError>;
+        fn end_stream(&self, stream: Uuid) -> Result<(), StoreError>;
+        fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError>;
+        fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError>;
+        fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError>;
+        fn outstanding(&self, ids: &[MessageId]) -> Result<Vec<ShippedMessage>, StoreError>;
+        fn outstanding_and_gone(&self, limit: usize) -> Result<Vec<ShippedMessage>, StoreError>;
+        fn note_marked(&self, ids: &[MessageId]) -> Result<(), StoreError>;
+        fn unshipped(&self) -> Result<UnshippedCount, StoreError>;
+        fn hand_over(&self, stream: Uuid) -> Result<Vec<MessageId>, StoreError>;
+    }
+}

@@ -73,6 +73,9 @@ mod sdk;
 mod sdk_outage;
 mod security;
 mod service_manager;
+#[path = "../support/shipped_book.rs"]
+mod shipped_book;
+
 mod splitting;
 mod startup;
 mod status_page;

@@ -23,7 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sealing", &[]),
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
-    ("fleet", &["store", "message", "printable"]),
+    ("fleet", &["depot", "sealing", "store", "message", "printable", "shutdown", "telemetry"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
@@ -51,7 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "figures",
         ],
     ),
-    ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
+    ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     ("overview", &["replay", "monitor", "store", "upstream", "delivery", "message", "telemetry", "shutdown"]),
     (
         "intake",
@@ -73,6 +73,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "fleet",
             "sdk",
             "figures",
             "printable",
@@ -94,6 +95,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "fleet",
+            "sealing",
+            "depot",
             "sdk",
             "export",
             "agent",
@@ -133,6 +137,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "depot",
             "sdk",
             "completion",
             "report",
