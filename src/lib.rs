@@ -31,6 +31,7 @@
 //! | [`sealing`] | values and files that only their recipients can open |
 //! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
 //! | [`depot`] | where copies of stored messages outlive their agent |
+//! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
@@ -73,6 +74,7 @@ pub(crate) mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
 pub mod protocol;

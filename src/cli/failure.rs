@@ -9,11 +9,13 @@ use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::depot::DepotError;
 use crate::health::CheckError;
+use crate::moving::MovingError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::session::reassignment::ReassignError;
 use crate::replay::session::{ServerAway, SessionError};
 use crate::sdk::file::SdkFileError;
 use crate::sdk::salvage::SalvageError;
+use crate::sealing::SealError;
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
 use crate::takeover::error::TakeoverError;
@@ -211,23 +213,6 @@ impl From<ReassignError> for Failure {
     }
 }
 
-impl From<DepotError> for Failure {
-    fn from(error: DepotError) -> Self {
-        let exit = match &error {
-            DepotError::Unreachable { .. } | DepotError::UnknownOutcome { .. } | DepotError::Damaged { .. } => {
-                Exit::Unreachable
-            }
-            DepotError::NotAuthorised { .. } => Exit::NotAuthorised,
-            DepotError::Missing { .. } | DepotError::Unusable { .. } => Exit::Usage,
-            DepotError::Lost { .. }
-            | DepotError::TooNew { .. }
-            | DepotError::Full { .. }
-            | DepotError::TooLarge { .. } => Exit::Failure,
-        };
-        Self { exit, hint: Some(error.hint()), message: error.to_string() }
-    }
-}
-
 impl From<TakeoverError> for Failure {
     fn from(error: TakeoverError) -> Self {
         let message = error.to_string();
@@ -267,7 +252,7 @@ impl From<SalvageError> for Failure {
             SalvageError::File(error) => match error {
                 SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
                 SdkFileError::OurStore { .. } => {
-                    "deliver it directly: `opik-offline replay --db FILE --upstream URL`; the file was not changed"
+                    "`opik-offline inspect --db FILE` lists it, and `opik-offline replay --from FILE` moves its messages into your store; the file was not changed"
                 }
                 SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
                     "choose an opik_messages.db that a Python process left behind; this file was not changed"
@@ -291,6 +276,75 @@ impl From<SalvageError> for Failure {
             SalvageError::NotRemoved { .. } => "its messages are in the message store; delete the file yourself",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<MovingError> for Failure {
+    fn from(error: MovingError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            MovingError::Store(error) => return error.into(),
+            MovingError::Sealed { error, .. } => return Self { message, ..error.into() },
+            MovingError::Interrupted { .. } => return Self::new(Exit::Interrupted, message, None),
+            MovingError::Source { error: StoreError::KeyMissing { .. } | StoreError::WrongKey { .. }, .. } => {
+                "set OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE to the file with its key, for this command; the file was not changed"
+            }
+            MovingError::Source { error, .. } => return Self { message, ..error.into() },
+            MovingError::Missing { aside: Some(_), .. } => {
+                "`opik-offline replay` delivers what was moved; to move the file again, name it as it is called now"
+            }
+            MovingError::Missing { aside: None, .. } => "check the path; `ls -l` shows what is there",
+            MovingError::Recovering { .. } => {
+                "finish its recovery with `opik-offline replay --dry-run --db FILE`, then move it"
+            }
+            MovingError::Untrusted { .. } => {
+                "its owner can move it, and so can root with `replay --from FILE --owner USER`; the file was not changed"
+            }
+            MovingError::OwnStore { .. } => "run `opik-offline replay` without --from: it delivers this store",
+            MovingError::InUse { .. } => {
+                "stop that process first: it delivers the messages itself. The file was not changed"
+            }
+            MovingError::Unreadable { .. } => "give this user read access to the file and its directory",
+            MovingError::Scratch { .. } => {
+                "free space there for a copy of the store, or choose a store on a larger disk with --db; the file was not changed"
+            }
+            MovingError::NotACopy { .. } => {
+                "name a file of `opik-offline replay --to`, and use a version as new as the one that wrote it"
+            }
+            MovingError::NotSetAside { .. } => {
+                "start no agent on it, which would send its messages again; rename or delete the file yourself"
+            }
+            MovingError::Exists { .. } => "name another file, or delete this one first",
+            MovingError::Unwritable { .. } => "choose a directory on a disk with space that this user can write to",
+        };
+        Self::new(Exit::Failure, message, Some(hint))
+    }
+}
+
+impl From<SealError> for Failure {
+    fn from(error: SealError) -> Self {
+        let (exit, hint) = match &error {
+            SealError::NoIdentity { .. } => (
+                Exit::Failure,
+                "name the file with the secret key of a recipient with --identity KEYFILE; `age-keygen -y KEYFILE` shows whose it is",
+            ),
+            SealError::Truncated | SealError::Changed { .. } | SealError::HeaderChanged | SealError::Header { .. } => {
+                (Exit::Failure, "copy the file again from where it was written; nothing of it was stored")
+            }
+            SealError::TooNew { .. } => (Exit::Failure, "use a newer opik-offline; nothing of it was stored"),
+            SealError::NotSealed | SealError::Armoured => {
+                (Exit::Failure, "name a file that `opik-offline replay --to` wrote, as it was written")
+            }
+            SealError::Random | SealError::Io(_) => (Exit::Failure, "check the disk and the system log"),
+            SealError::Recipient { .. } | SealError::NoRecipients => (
+                Exit::Usage,
+                "name the public key with --recipient age1...; `opik-offline replay --make-identity KEYFILE` makes one",
+            ),
+            SealError::TooManyRecipients { .. } => (Exit::Usage, "seal for fewer recipients"),
+            SealError::Identity { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
+            SealError::KeyFile { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
+        };
+        Self::new(exit, error.to_string(), Some(hint))
     }
 }
 

@@ -12,46 +12,30 @@ use crate::agent::files;
 use crate::config::units::ByteSize;
 use crate::config::{Config, Flags, LogLevel};
 use crate::depot::{self, Depot};
+use crate::fleet::stream_head::this_process;
 use crate::protocol::recognise::Presence;
 use crate::report::fleet::replay::FleetReplayReport;
 use crate::shutdown::Shutdown;
 use crate::store::{Limits, WhenFull};
 use crate::takeover::keys::FleetKeys;
-use crate::takeover::owner;
 use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings};
 use crate::terminal::progress::ProgressDisplay;
 use crate::upstream::Upstream;
-
-/// Which depot, and the key that opens what is in it.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Fleet")]
-pub(super) struct FleetArgs {
-    /// Work with the fleet's depot at this URL instead of the local store
-    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
-    pub fleet: Option<std::ffi::OsString>,
-}
 
 /// How streams of a depot are replayed.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Fleet")]
 pub(super) struct FleetReplayArgs {
-    #[command(flatten)]
-    pub depot: FleetArgs,
-
-    /// Keep running, and take over each stream whose agent goes away
-    #[arg(long, requires = "fleet")]
+    /// With --fleet: keep running, and take over each stream whose agent goes away
+    #[arg(long)]
     pub follow: bool,
 
-    /// Open what is sealed with the private keys in this file
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub identity: Option<PathBuf>,
-
-    /// Keep at most this many bytes of messages on this machine
-    #[arg(long, value_name = "SIZE", requires = "fleet", default_value = "5GiB", value_parser = size, hide_short_help = true)]
+    /// With --fleet: keep at most this many bytes of messages on this machine
+    #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size, hide_short_help = true)]
     pub stage: ByteSize,
 
-    /// Exit with 4 when messages remain in the depot, also those of agents that are alive
-    #[arg(long, requires = "fleet")]
+    /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
+    #[arg(long)]
     pub fail_if_backlog: bool,
 }
 
@@ -62,6 +46,8 @@ fn size(text: &str) -> Result<ByteSize, String> {
 /// How long a replay may take, and what is delivered of it.
 pub(super) struct FleetReplayOrder<'a> {
     pub args: &'a FleetReplayArgs,
+    /// Files with the keys that open what is sealed.
+    pub identities: &'a [PathBuf],
     pub flags: Flags,
     pub timeout: Option<Duration>,
 }
@@ -75,10 +61,11 @@ pub(super) fn open_depot(config: &Config) -> Result<Arc<dyn Depot>, Failure> {
     Ok(depot::open(&settings)?)
 }
 
-/// Reads the keys of a replayer.
-pub(super) fn keys(depot: &dyn Depot, config: &Config, named: Option<&PathBuf>) -> Result<FleetKeys, Failure> {
-    let file = named.or(config.fleet_identity_file.value.as_ref());
-    Ok(FleetKeys::read(depot, file.map(PathBuf::as_path))?)
+/// Reads the keys of a replayer: of these files, or of the configured one.
+pub(super) fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf]) -> Result<FleetKeys, Failure> {
+    let configured = config.fleet_identity_file.value.clone();
+    let files = if named.is_empty() { configured.into_iter().collect() } else { named.to_vec() };
+    Ok(FleetKeys::read(depot, &files)?)
 }
 
 /// `replay --fleet`
@@ -89,7 +76,7 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let default = if args.follow { LogLevel::Info } else { LogLevel::Error };
     common.start_logging(&config, Some(default))?;
     let depot = open_depot(&config)?;
-    let keys = keys(&*depot, &config, args.identity.as_ref())?;
+    let keys = keys(&*depot, &config, order.identities)?;
     let upstream = super::upstream(&config)?;
     let shutdown = Shutdown::new();
     if !args.follow {
@@ -98,7 +85,7 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     stop_on_signals(&shutdown)?;
     let url = depot.describe().url;
     let settings = settings(&config, args, order.timeout)?;
-    let session = FleetReplay::open(depot, keys, owner::this_process(), settings, &shutdown)?;
+    let session = FleetReplay::open(depot, keys, this_process(&uuid::Uuid::now_v7().simple().to_string()), settings, &shutdown)?;
     let mut progress = ProgressDisplay::new(common.quiet);
     progress.start(0);
     let concluded = session.run(&upstream, &progress);

@@ -12,6 +12,7 @@ mod failure;
 mod fleet;
 mod healthcheck;
 mod inspect;
+mod moving;
 mod purge;
 mod reassign;
 mod replay;

@@ -15,9 +15,9 @@ use super::RECIPIENTS_MAX;
 use super::error::SealError;
 use super::keys::{Identity, KEY_BYTES, Recipient, random};
 
-pub(super) const VERSION_LINE: &[u8] = b"age-encryption.org/v1\n";
-const VERSION_START: &[u8] = b"age-encryption.org/";
-const ARMOUR_START: &[u8] = b"-----BEGIN AGE";
+const VERSION_LINE: &[u8] = b"age-encryption.org/v1\n";
+pub(super) const VERSION_START: &[u8] = b"age-encryption.org/";
+pub(super) const ARMOUR_START: &[u8] = b"-----BEGIN AGE";
 
 const FILE_KEY_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;

@@ -43,9 +43,10 @@ pub use self::stream::{OpenReader, SealWriter};
 /// How many recipients something may be sealed for. Everything that is sealed pays for each of them.
 pub const RECIPIENTS_MAX: usize = 64;
 
-/// Returns whether this is the beginning of something sealed. The first 22 bytes are enough.
+/// Returns whether this is the beginning of something sealed, in any version of the format. The first 19 bytes are
+/// enough.
 pub fn is_sealed(head: &[u8]) -> bool {
-    head.starts_with(header::VERSION_LINE)
+    head.starts_with(header::VERSION_START) || head.starts_with(header::ARMOUR_START)
 }
 
 /// Seals a value that is in memory.

@@ -97,7 +97,9 @@ pub use self::full_state::{FullLimit, Fullness};
 pub use self::identity::StoreIdentity;
 pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
+pub(crate) use self::open::is_store;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
+pub use self::sqlite::{SnapshotMessage, SnapshotStep, StoreSnapshot};
 pub use self::stream::{ShippedMessage, StreamRecord, StreamState, UnshippedCount};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped, Store};
 pub use self::view::{

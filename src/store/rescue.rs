@@ -83,7 +83,9 @@ fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<Salvag
         _ => None,
     };
     let unsaid = LastAnswer { status: None, text: String::new(), at_ms: listed.accepted_at_ms };
-    let rejected = (listed.status == MessageStatus::Rejected).then(|| listed.answer.unwrap_or(unsaid));
+    let answer = listed.answer.unwrap_or(unsaid);
+    let rejected = (listed.status == MessageStatus::Rejected).then(|| answer.clone());
+    let held = (listed.status == MessageStatus::Held).then_some(answer);
     let message = Message {
         lane: listed.lane,
         message_type: listed.message_type,
@@ -93,7 +95,7 @@ fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<Salvag
         project: listed.project,
         accepted_at_ms: listed.accepted_at_ms,
     };
-    Ok(SalvagedRow { row, message, rejected, file })
+    Ok(SalvagedRow { held, file, ..SalvagedRow::new(row, message, rejected) })
 }
 
 fn digest(id: i64, accepted_at_ms: i64, path: &str, body: &[u8]) -> Sha256 {

@@ -2,7 +2,7 @@
 //!
 //! | record | what becomes of it |
 //! | --- | --- |
-//! | waiting or held, for our server | a waiting message |
+//! | waiting or held, for our server | a message that waits or is held |
 //! | rejected | copied to the folder of rejected messages, and stored as rejected: what depends on it waits |
 //! | older than `max_age` | marked as expired |
 //! | for another server, or without its key | stays: another replayer may deliver it |
@@ -159,14 +159,14 @@ impl Importer<'_> {
         batch: &mut Batch,
         imported: &mut Imported,
     ) -> Result<(), TakeoverError> {
+        let (rejected, held) = match &record.state {
+            RecordState::Rejected(answer) => (Some(answer.clone()), None),
+            RecordState::Held(answer) => (None, Some(answer.clone())),
+            RecordState::Waiting => (None, None),
+        };
         let mut row = SalvagedRow {
-            row: record.reference.import_digest(bundle.stream.uuid()),
-            message: record.message.clone(),
-            rejected: match &record.state {
-                RecordState::Rejected(answer) => Some(answer.clone()),
-                RecordState::Waiting | RecordState::Held(_) => None,
-            },
-            file: None,
+            held,
+            ..SalvagedRow::new(record.reference.import_digest(bundle.stream.uuid()), record.message.clone(), rejected)
         };
         let origin = Origin { stream: bundle.stream, bundle: bundle.number, reference: record.reference };
         let origin = row.rejected.is_none().then_some(origin);

@@ -1,6 +1,6 @@
 //! The keys of a fleet's replayer: what it opens bundles with, and for whom it seals marks.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::TakeoverError;
@@ -21,16 +21,19 @@ pub(crate) struct FleetKeys {
 }
 
 impl FleetKeys {
-    /// Reads the identities of a file, and the recipients of the fleet from the depot.
+    /// Reads the identities of these files, and the recipients of the fleet from the depot.
     ///
     /// What this replayer writes is sealed for the fleet's recipients, or if `fleet.json` names none for those of its own
     /// identities: nobody else could read it otherwise.
     ///
     /// # Errors
     ///
-    /// If the file or `fleet.json` can't be used.
-    pub(crate) fn read(depot: &dyn Depot, identity_file: Option<&Path>) -> Result<Self, TakeoverError> {
-        let identities = identity_file.map(read_identities).transpose()?.unwrap_or_default();
+    /// If a file or `fleet.json` can't be used.
+    pub(crate) fn read(depot: &dyn Depot, identity_files: &[PathBuf]) -> Result<Self, TakeoverError> {
+        let mut identities = Vec::new();
+        for file in identity_files {
+            identities.extend(read_identities(file)?);
+        }
         let mut recipients = Vec::new();
         if let Some(bytes) = read_whole(depot, &name_of(&ObjectName::FleetFile))? {
             let file = FleetFile::decode(&bytes)

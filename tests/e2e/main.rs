@@ -11,6 +11,7 @@ mod bad_input;
 mod bodies;
 #[cfg(target_os = "linux")]
 mod bounded_commands;
+mod carrying;
 mod clock;
 mod completeness;
 mod conflicts;
@@ -48,6 +49,7 @@ mod memory_copies;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod moving;
 mod network_settings;
 mod networks;
 mod non_blocking;

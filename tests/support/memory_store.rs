@@ -605,9 +605,9 @@ impl Intake for MemoryStore {
             contents.salvaged.insert(row.row);
             ids.push(Some(contents.register(&row.message, |item| {
                 item.file = file;
-                if let Some(answer) = &row.rejected {
-                    (item.status, item.answer) = (MessageStatus::Rejected, Some(answer.clone()));
-                }
+                let (status, answer) = row.status();
+                (item.status, item.answer) = (status, answer.cloned());
+                item.claimed_in = (row.was_in_flight && status == MessageStatus::Failed).then_some(0);
             })));
         }
         Ok(ids)

@@ -522,12 +522,13 @@ impl Intake for ModelStore {
                 Some((attachment, file)) => self.register_attachment(*attachment, file, &row.message)?,
                 None => self.register(std::slice::from_ref(&row.message))?[0],
             };
-            if let Some(answer) = &row.rejected {
-                let mut state = self.state()?;
-                let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
-                record.status = MessageStatus::Rejected;
-                record.answer = Some(answer.clone());
-            }
+            let (status, answer) = row.status();
+            let mut state = self.state()?;
+            let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
+            (record.status, record.answer) = (status, answer.cloned());
+            // Of a lease before any.
+            record.epoch = i64::from(row.was_in_flight && status == MessageStatus::Failed);
+            drop(state);
             ids.push(Some(id));
         }
         Ok(ids)

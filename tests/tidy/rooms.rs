@@ -24,6 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
     ("fleet", &["depot", "sealing", "store", "message", "printable", "shutdown", "telemetry"]),
+    ("moving", &["sealing", "sdk", "store", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
@@ -139,6 +140,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "depot",
             "sdk",
+            "sealing",
+            "moving",
             "completion",
             "report",
             "translate",

@@ -1,3 +1,4 @@
 //! The reports of commands that work with a fleet's depot.
 
 pub(crate) mod replay;
+pub(crate) mod status;

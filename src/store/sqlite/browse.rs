@@ -122,7 +122,7 @@ pub(super) fn list(
 }
 
 /// Reads a row of [`queries::page`] or [`queries::one_message`].
-fn read_listed(
+pub(super) fn read_listed(
     connection: &Connection,
     sealer: &Sealer,
     lanes: &mut LaneCache,
