@@ -6,20 +6,28 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::selection::refuse_jsonl;
-use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
+use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl};
+use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::agent::files;
 use crate::config::units::ByteSize;
 use crate::config::{Config, Flags, LogLevel};
 use crate::depot::{self, Depot};
 use crate::fleet::stream_head::this_process;
 use crate::protocol::recognise::Presence;
+use crate::report::fleet::list::FleetList;
+use crate::report::fleet::purge::FleetPurgeReport;
 use crate::report::fleet::replay::FleetReplayReport;
+use crate::report::fleet::status::FleetStatusReport;
 use crate::shutdown::Shutdown;
-use crate::store::{Limits, WhenFull};
+use crate::store::{Limits, StoredMessage, WhenFull, now_ms};
+use crate::takeover::browse::FleetBrowser;
 use crate::takeover::keys::FleetKeys;
-use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings};
+use crate::takeover::purging::{FleetPurge, PurgeSelection};
+use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings, ensure_exclusive};
+use crate::takeover::survey::{FleetSurvey, streams_of};
 use crate::terminal::progress::ProgressDisplay;
+use crate::terminal::render::OutputFormat;
+use crate::terminal::{OutputStream, is_interactive};
 use crate::upstream::Upstream;
 
 /// How streams of a depot are replayed.
@@ -153,4 +161,119 @@ fn settings(
 pub(super) fn scratch_folder(config: &Config) -> PathBuf {
     let folder = config.db.value.parent().map(PathBuf::from).unwrap_or_default();
     folder.join("fleet-scratch")
+}
+
+/// `status --fleet`
+pub(super) fn status(config: &Config) -> Result<FleetStatusReport, Failure> {
+    let depot = open_depot(config)?;
+    Ok(FleetStatusReport::of(&FleetSurvey::gather(&*depot, config.fleet_takeover_after.value)?))
+}
+
+/// Returns what reads the messages of a depot.
+fn browser(depot: &Arc<dyn Depot>, keys: &FleetKeys, config: &Config) -> Result<FleetBrowser, Failure> {
+    let limits =
+        Limits { size_max: u64::MAX, disk_reserve: translate::disk_reserve(config), when_full: WhenFull::Refuse };
+    let store_keys = translate::store_keys(config)?;
+    Ok(FleetBrowser::new(depot.clone(), keys, &scratch_folder(config), (limits, &store_keys))?)
+}
+
+/// What `inspect --fleet` shows.
+pub(super) struct FleetInspection<'a> {
+    pub id: Option<NamedMessage>,
+    pub selection: &'a SelectionArgs,
+    pub limit: usize,
+    pub newest: bool,
+    pub identities: &'a [PathBuf],
+}
+
+/// `inspect --fleet`: lists messages, or returns the one that is named.
+pub(super) fn inspect(
+    common: &Common,
+    config: &Config,
+    order: &FleetInspection<'_>,
+) -> Result<Option<StoredMessage>, Failure> {
+    let depot = open_depot(config)?;
+    let keys = keys(&*depot, config, order.identities)?;
+    let browser = browser(&depot, &keys, config)?;
+    match order.id {
+        Some(NamedMessage::InStream(stream, message)) => match browser.whole(stream, message)? {
+            Some(found) => return Ok(Some(found)),
+            None => {
+                let text = format!("there is no message {message} in stream {stream} of {}", depot.describe());
+                let hint = "it was delivered or purged; `opik-offline inspect --fleet URL` lists what is there";
+                return Err(Failure::new(Exit::Failure, text, Some(hint)));
+            }
+        },
+        Some(NamedMessage::Stored(id)) => {
+            let hint = "`opik-offline inspect --fleet URL` lists them";
+            return Err(Failure::new(Exit::Usage, format!("{id} names no message of a depot: use STREAM/ID"), Some(hint)));
+        }
+        None => {}
+    }
+    let filter = order.selection.filter(now_ms());
+    let mut list = FleetList::new(depot.describe().url, order.limit);
+    list.add(browser.rejected(&filter)?);
+    let mut streams = streams_of(&*depot)?;
+    if order.newest {
+        streams.reverse();
+    }
+    for stream in streams {
+        if list.is_full() {
+            break;
+        }
+        list.add(browser.select(stream, &filter)?);
+    }
+    if common.format == OutputFormat::Jsonl {
+        OutputStream::Out.machine(&list.lines().map_err(std::io::Error::other)?)?;
+    } else {
+        common.renderer().result(&list, |renderer, list| list.text(renderer))?;
+    }
+    Ok(None)
+}
+
+/// What `purge --fleet` deletes.
+pub(super) struct FleetPurgeOrder<'a> {
+    pub selection: PurgeSelection,
+    pub identities: &'a [PathBuf],
+    pub dry_run: bool,
+    pub yes: bool,
+}
+
+/// `purge --fleet`
+pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_>) -> Result<(), Failure> {
+    let depot = open_depot(config)?;
+    let keys = keys(&*depot, config, order.identities)?;
+    let (browser, url) = (browser(&depot, &keys, config)?, depot.describe().url);
+    let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
+    let takeover_after = config.fleet_takeover_after.value;
+    let purge = FleetPurge { depot, keys, browser, owner, takeover_after };
+    if !order.dry_run {
+        ensure_exclusive(&*purge.depot, config.fleet_single_replayer.value)?;
+    }
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    let (streams, owned) = purge.free(&order.selection, &shutdown)?;
+    let mut would = purge.preview(&streams, &order.selection)?;
+    would.owned = owned;
+    let renderer = common.renderer();
+    let report = FleetPurgeReport::of(&url, &would, true);
+    if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
+        return Ok(renderer.result(&report, |renderer, report| report.text(renderer))?);
+    }
+    if !order.yes {
+        if !is_interactive() {
+            let message = format!("purge would delete {}, and there is no terminal to ask on", report.sums());
+            return Err(Failure::new(Exit::Usage, message, Some("check with --dry-run, then add --yes")));
+        }
+        let mut question = report.text(&renderer);
+        question.add_text(&format!("permanently delete {} in {url}? [y/N] ", report.sums()));
+        confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))?;
+    }
+    let mut purged = purge.purge(&order.selection, &would, &shutdown)?;
+    purged.owned = would.owned;
+    if common.prints_summary() {
+        let report = FleetPurgeReport::of(&url, &purged, false);
+        renderer.result(&report, |renderer, report| report.text(renderer))?;
+    }
+    if shutdown.is_requested() { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
 }

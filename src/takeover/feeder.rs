@@ -20,8 +20,9 @@ use super::error::TakeoverError;
 use super::holdings::Holdings;
 use super::importer::{Imported, ImportedBundle, Importer, LeftBehind};
 use super::ledger::{ReplayerLedger, Staged};
-use super::objects::{delete_all, folder, in_parallel, list_all, name_of};
+use super::objects::in_parallel;
 use super::reading::{BundleContents, StreamReader, UnreadableObject};
+use super::sweep::delete_stream;
 use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
 use crate::fleet::import::{ImportPlan, SettledMessages};
@@ -413,28 +414,11 @@ impl Feeder<'_> {
         if listed.iter().any(|bundle| !taken.imported.contains(bundle)) {
             return Ok(Swept::More(listed));
         }
-        let of_bundle = |bundle: &BundleName| name_of(&ObjectName::Bundle(stream, *bundle));
-        delete_all(self.depot, &listed.iter().map(of_bundle).collect::<Vec<_>>())?;
-        self.delete_folder(&names::all_files_of(&stream), |name| match name {
-            ObjectName::File { message, .. } => !self.ledger.keeps_file(stream, *message),
-            _ => false,
-        })?;
-        self.delete_folder(&names::marks_of(&stream), |name| matches!(name, ObjectName::Marks { .. }))?;
-        // Last: as long as it is there, what is left of the stream is found and deleted.
-        self.depot.delete(&[name_of(&ObjectName::Head(stream))])?;
+        delete_stream(self.depot, stream, &listed, |message| self.ledger.keeps_file(stream, message))?;
         self.holdings.forget(stream);
         self.ledger.forget(stream);
         info!(target: "fleet", %stream, "delivered and deleted a stream");
         Ok(Swept::Finished)
-    }
-
-    /// Deletes the objects of a folder that are ours and may go.
-    fn delete_folder(&self, under: &str, may_go: impl Fn(&ObjectName) -> bool) -> Result<(), DepotError> {
-        let listed = list_all(self.depot, &folder(under))?.into_iter();
-        let names = listed.map(|entry| entry.name);
-        let gone: Vec<_> =
-            names.filter(|name| ObjectName::parse(name.as_str()).is_some_and(|name| may_go(&name))).collect();
-        delete_all(self.depot, &gone)
     }
 
     /// Drops the messages of streams that another process took.

@@ -450,7 +450,7 @@ fn part_number(reference: &MessageRef) -> u32 {
 }
 
 fn message_of(stored: StoredMessage) -> Message {
-    let StoredMessage { listed, request, touches } = stored;
+    let StoredMessage { listed, request, touches, .. } = stored;
     Message {
         lane: listed.lane,
         message_type: listed.message_type,

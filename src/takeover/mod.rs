@@ -9,6 +9,9 @@
 //! | `ledger` | where each message comes from, and the marks that are made before it is settled |
 //! | `reading`, `importer` | from bundles to messages of the scratch store |
 //! | `scratch` | the scratch store |
+//! | [`survey`] | what is in a depot, by names and heads: `status --fleet` |
+//! | [`browse`], [`purging`] | the messages of streams for people: `inspect --fleet`, `purge --fleet` |
+//! | `sweep` | deletes a stream of which everything is settled |
 //! | `objects` | listings, and several requests at a time |
 //!
 //! # Invariants
@@ -19,6 +22,7 @@
 //! - *The scratch store is worth nothing*: everything in it is in the depot as well, so it is emptied at every start.
 //! - *Nothing unknown is deleted*: a stream is deleted only if all its bundles were read and all their messages settled.
 
+pub(crate) mod browse;
 pub(crate) mod error;
 pub(crate) mod feeder;
 pub(crate) mod holdings;
@@ -26,8 +30,10 @@ mod importer;
 pub(crate) mod keys;
 mod ledger;
 mod objects;
+pub(crate) mod purging;
 pub(crate) mod reading;
 pub(crate) mod scratch;
 pub(crate) mod session;
 pub(crate) mod survey;
+mod sweep;
 pub(crate) mod watch;

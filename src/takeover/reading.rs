@@ -103,37 +103,35 @@ impl StreamReader {
     /// Reads a bundle. One that is gone has no records: it was settled as a whole.
     pub(super) fn bundle(&self, stream: StreamId, bundle: BundleName) -> Result<BundleContents, DepotError> {
         let name = name_of(&ObjectName::Bundle(stream, bundle));
+        let Some(bytes) = read_whole(&*self.depot, &name)? else { return Ok(BundleContents::default()) };
+        Ok(self.records_of(&name, bundle.messages.into(), &bytes))
+    }
+
+    /// Returns the records of a bundle with these bytes, which should have so many messages.
+    pub(super) fn records_of(&self, name: &Name, messages: u64, bytes: &[u8]) -> BundleContents {
+        let unreadable = |messages, reason| UnreadableObject { object: name.to_string(), messages, reason };
         let all = |reason: String| BundleContents {
             records: Vec::new(),
-            unreadable: Some(UnreadableObject {
-                object: name.to_string(),
-                messages: bundle.messages.into(),
-                reason,
-            }),
+            unreadable: Some(unreadable(messages, reason)),
         };
-        let Some(bytes) = read_whole(&*self.depot, &name)? else { return Ok(BundleContents::default()) };
-        let opened = match self.open(&bytes) {
+        let opened = match self.open(bytes) {
             Ok(opened) => opened,
-            Err(error) => return Ok(all(error.to_string())),
+            Err(error) => return all(error.to_string()),
         };
         let reader = match BundleReader::open(&opened.plain) {
             Ok(reader) => reader,
-            Err(fault) => return Ok(all(opened.fault.unwrap_or_else(|| fault.to_string()))),
+            Err(fault) => return all(opened.fault.unwrap_or_else(|| fault.to_string())),
         };
         let mut fault = opened.fault.clone();
-        let mut records = Vec::with_capacity(bundle.messages as usize);
+        let mut records = Vec::new();
         for record in reader {
             match record {
                 Ok(record) => records.push(record),
                 Err(bad) => fault = fault.or_else(|| Some(bad.to_string())),
             }
         }
-        let unreadable = fault.map(|reason| UnreadableObject {
-            object: name.to_string(),
-            messages: u64::from(bundle.messages).saturating_sub(records.len() as u64).max(1),
-            reason,
-        });
-        Ok(BundleContents { records, unreadable })
+        let missing = messages.saturating_sub(records.len() as u64).max(1);
+        BundleContents { records, unreadable: fault.map(|reason| unreadable(missing, reason)) }
     }
 
     /// Reads the file of a message in its parts, and hands each on. Returns why it can't be used, if so.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::TakeoverError;
 use super::objects::{folder, list_all};
-use super::watch::{list_heads, read_heads};
+use super::watch::{list_heads, read_heads, streams_with_bundles};
 use crate::depot::{Depot, DepotDescription};
 use crate::fleet::head::{Head, HeadFault, HeadState};
 use crate::fleet::names::{self, ObjectName, StreamId};
@@ -161,6 +161,17 @@ impl FleetSurvey {
         }
         found.into_iter().map(|(owner, (streams, messages))| (owner, streams, messages)).collect()
     }
+}
+
+/// Returns all streams, also those without a head, the one that began first first.
+///
+/// # Errors
+///
+/// If the depot can't be listed.
+pub(crate) fn streams_of(depot: &dyn Depot) -> Result<Vec<StreamId>, TakeoverError> {
+    let mut streams: Vec<StreamId> = streams_with_bundles(depot)?.into_iter().collect();
+    streams.sort_unstable();
+    Ok(streams)
 }
 
 fn bundle_sums(depot: &dyn Depot) -> Result<HashMap<StreamId, BundleSums>, TakeoverError> {

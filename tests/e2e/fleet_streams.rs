@@ -201,7 +201,7 @@ pub(crate) fn head(state: HeadState, bundles: u32, messages: u64) -> Head {
 
 /// Returns a stored message as it is shipped.
 fn record(store: &dyn Store, stored: StoredMessage) -> FleetRecord {
-    let StoredMessage { listed, request, touches } = stored;
+    let StoredMessage { listed, request, touches, .. } = stored;
     let id = u64::try_from(listed.id.0).unwrap();
     let file = store.attachment(listed.id).unwrap();
     let message = Message {

@@ -54,8 +54,9 @@ struct UnreadableReport {
     objects: Vec<UnreadableLine>,
 }
 
+/// An object that can't be read.
 #[derive(Serialize)]
-struct UnreadableLine {
+pub(crate) struct UnreadableLine {
     object: String,
     messages: u64,
     reason: String,
@@ -65,6 +66,13 @@ impl From<&UnreadableObject> for UnreadableLine {
     fn from(object: &UnreadableObject) -> Self {
         let UnreadableObject { object, messages, reason } = object.clone();
         Self { object, messages, reason }
+    }
+}
+
+impl UnreadableLine {
+    /// Returns it as a line for people, without its end.
+    pub(crate) fn text(&self) -> String {
+        format!("unreadable: {}: {}", self.object, self.reason)
     }
 }
 

@@ -128,7 +128,8 @@ impl StoreSnapshot {
         let was_claimed = row.get::<_, Option<i64>>(Column::ClaimEpoch as usize)?.is_some();
         let was_in_flight = was_claimed && listed.status.is_on_its_way();
         let touches = rows::touches(row, Column::Touches as usize)?;
-        Ok(Some(SnapshotMessage { stored: StoredMessage { listed, request, touches }, was_in_flight }))
+        let position = row.get(Column::Position as usize)?;
+        Ok(Some(SnapshotMessage { stored: StoredMessage { listed, request, touches, position }, was_in_flight }))
     }
 
     /// Returns a piece of a message's file, or `None` past the end.
