@@ -50,6 +50,8 @@ const NAMED_MAX: usize = 100;
 pub(super) struct FeedState {
     /// Whether nothing is left to take or to import, as far as is known.
     pub is_idle: AtomicBool,
+    /// Whether the feeder has given up: nothing more is imported.
+    pub has_failed: AtomicBool,
     /// How many messages were imported.
     pub imported: AtomicU64,
     /// Held while messages are delivered: those of a lost stream are dropped between two rounds.

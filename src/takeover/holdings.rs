@@ -243,6 +243,7 @@ impl Holdings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::depot::model::{ModelDepot, ModelFault, Verb};
 
     #[test]
     fn no_request_begins_within_thirty_seconds_of_the_earliest_takeover() {
@@ -252,5 +253,68 @@ mod tests {
             assert!(last_request + MARGIN <= timing.takeover_after, "a request would begin beside the successor's");
             assert!(timing.renew_interval() * 2 <= timing.fence(), "one renewal that fails would stop all");
         }
+    }
+    fn holdings(depot: &Arc<ModelDepot>, nonce: &str, seconds: u64) -> Holdings {
+        let owner = HeadOwner { nonce: nonce.to_owned(), ..HeadOwner::default() };
+        let timing = HeadTiming { takeover_after: Duration::from_secs(seconds) };
+        Holdings::new(depot.clone(), owner, timing)
+    }
+
+    fn head_of(depot: &ModelDepot, stream: StreamId) -> (Head, Version) {
+        let (bytes, version) = depot.get(&name_of(&ObjectName::Head(stream))).expect("it answers").expect("it is there");
+        (Head::decode(&bytes).expect("it is a head"), version)
+    }
+
+    #[test]
+    fn a_stream_is_taken_by_one_of_two_and_nothing_is_sent_once_it_is_lost() {
+        let depot = Arc::new(ModelDepot::new());
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let (one, other) = (holdings(&depot, "one", 90), holdings(&depot, "other", 90));
+        one.take(stream, None).expect("it answers").expect("nobody else takes it");
+        let (head, version) = head_of(&depot, stream);
+        assert!(one.may_send().is_ok());
+        let taken = other.take(stream, Some((&head, &version))).expect("it answers").expect("it is silent");
+        assert_eq!(taken.epoch, head.epoch + 1, "marks of two owners would have one name");
+        assert!(one.take(stream, Some((&head, &version))).expect("it answers").is_none(), "two owners");
+        // The next renewal finds out.
+        let held = one.lock().get(&stream).cloned().expect("it is held");
+        one.renew(stream, &held);
+        assert_eq!(one.lost(), [stream]);
+        assert!(one.may_send().is_err(), "it sends beside the new owner");
+        one.forget(stream);
+        assert!(one.may_send().is_ok(), "the other streams wait for nothing");
+    }
+
+    #[test]
+    fn a_swap_whose_answer_is_lost_is_recognised_as_ours() {
+        let depot = Arc::new(ModelDepot::new());
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let one = holdings(&depot, "one", 90);
+        depot.fail_next(Verb::Swap, ModelFault::DoneUnanswered);
+        assert!(one.take(stream, None).expect("it is read").is_some(), "the stream would have to become silent first");
+        one.give_back(stream, 3).expect("it answers");
+        let (head, _) = head_of(&depot, stream);
+        assert_eq!((head.state, head.waiting), (HeadState::Closed, 3));
+    }
+
+    #[test]
+    fn nothing_is_sent_while_the_depot_is_away_for_too_long() {
+        let depot = Arc::new(ModelDepot::new());
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let one = holdings(&depot, "one", 90);
+        one.take(stream, None).expect("it answers").expect("nobody else takes it");
+        depot.set(|faults| faults.is_away = true);
+        if let Some(held) = one.lock().get_mut(&stream) {
+            held.renewed = since_boot().saturating_sub(Duration::from_secs(40));
+            held.tried = held.renewed;
+        }
+        one.renew_due();
+        assert!(one.may_send().is_err(), "a successor may have taken the stream");
+        depot.set(|faults| faults.is_away = false);
+        if let Some(held) = one.lock().get_mut(&stream) {
+            held.tried = Duration::ZERO;
+        }
+        one.renew_due();
+        assert!(one.may_send().is_ok(), "a short absence of the depot stops delivery for good");
     }
 }

@@ -191,7 +191,6 @@ impl FleetReplay {
 
     fn keep_heads(&self, ended: &Shutdown) {
         let interval = (self.settings.takeover_after / 90).clamp(Duration::from_millis(20), Duration::from_secs(1));
-        // To the end of the feeder: it gives back what is left, and until then it must not be lost.
         while !ended.sleep(interval) {
             self.holdings.renew_due();
         }
@@ -238,7 +237,7 @@ impl FleetReplay {
                     errors += 1;
                     warn!(target: "fleet", "cannot take streams over at the moment: {error}");
                     if !self.settings.follows && (errors >= ERRORS_MAX || !is_passing(&error)) {
-                        state.is_idle.store(true, Ordering::Release);
+                        state.has_failed.store(true, Ordering::Release);
                         ended.sleep(Duration::MAX);
                         return (feeder.close().0, Err(error));
                     }
@@ -317,6 +316,9 @@ impl Deliverer<'_> {
         loop {
             if session.shutdown.is_requested() {
                 return Ok((FleetEnding::Interrupted, None));
+            }
+            if self.feed.has_failed.load(Ordering::Acquire) {
+                return Ok((FleetEnding::Complete, None));
             }
             if session.is_time_over(self.started) {
                 return Ok((FleetEnding::TimeOver, None));
@@ -399,4 +401,20 @@ fn is_passing(error: &TakeoverError) -> bool {
 fn is_retried(error: &StoreError) -> bool {
     use StoreError::{Busy, DepotAway, LeaseHeld, LeaseLost};
     matches!(error, DepotAway { .. } | LeaseLost | LeaseHeld { .. } | Busy { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depot::model::ModelDepot;
+
+    #[test]
+    fn a_depot_that_ignores_conditions_is_not_replayed_by_two() {
+        let depot = ModelDepot::new();
+        ensure_exclusive(&depot, false).expect("this depot keeps conditions");
+        depot.set(|faults| faults.ignores_conditions = true);
+        let refused = ensure_exclusive(&depot, false);
+        assert!(matches!(refused, Err(TakeoverError::NotExclusive { .. })), "a stream would have two senders");
+        ensure_exclusive(&depot, true).expect("the user said that there is one replayer");
+    }
 }

@@ -10,10 +10,13 @@ use opik_offline::depot::{Created, Depot, Name};
 use opik_offline::fleet::bundle::{BundleBuilder, Pushed};
 use opik_offline::fleet::fleet_file::FleetFile;
 use opik_offline::fleet::head::{Head, HeadOwner, HeadState};
+use opik_offline::fleet::marks::MarksReader;
 use opik_offline::fleet::names::{self, ObjectName, StreamId};
 use opik_offline::fleet::record::{FILE_PART_BYTES, FileContent, FleetRecord, ShippedFile};
-use opik_offline::message::{Message, MessageId};
-use opik_offline::sealing::{Recipient, make_identity, seal};
+use opik_offline::message::{
+    Body, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageId, MessageType, Server, Touch,
+};
+use opik_offline::sealing::{Recipient, make_identity, open, read_identities, seal};
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{self, Filter, Limits, OpenMode, Page, Store, StoredMessage, WhenFull};
 use serde_json::Value;
@@ -65,6 +68,18 @@ impl TestFleet {
 
     pub(crate) fn put_sealed(&self, name: &ObjectName, plain: &[u8]) {
         self.put(name, &seal(&self.recipients, plain).unwrap());
+    }
+
+    /// Returns how many messages of a stream are marked.
+    pub(crate) fn marked(&self, stream: StreamId) -> u64 {
+        let identities = read_identities(&self.identity).unwrap();
+        let mut marked = 0;
+        for name in self.names(&names::marks_of(&stream)) {
+            let (sealed, _) = self.depot.get(&Name::new(&name).unwrap()).unwrap().expect("it was listed");
+            let plain = open(&identities, &sealed).unwrap();
+            marked += MarksReader::open(&plain).unwrap().count() as u64;
+        }
+        marked
     }
 
     /// Returns the names below a folder.
@@ -281,4 +296,25 @@ impl Outage {
 /// Returns the folder of a stream's bundles in the file system.
 pub(crate) fn bundle_folder(fleet: &TestFleet, stream: StreamId) -> PathBuf {
     fleet.root().join(names::bundles_of(&stream))
+}
+
+/// Returns a create of a trace of about 1 kB, for figures.
+pub(crate) fn synthetic(id: u64, server: &str) -> FleetRecord {
+    let trace = uuid7();
+    let body = serde_json::json!({ "id": trace, "start_time": "2026-03-01T04:00:16Z", "input": { "q": "x".repeat(900) } });
+    let message = Message {
+        lane: Lane { server: Some(Server::new(server)), workspace: Some("default".to_owned()), credential: None },
+        message_type: MessageType::CreateTrace,
+        request: opik_offline::message::Request {
+            method: "POST".to_owned(),
+            path: "v1/private/traces".to_owned(),
+            headers: HeaderSet::new(vec![("content-type".into(), b"application/json".to_vec())]),
+            body: Body::new(body.to_string().into_bytes(), Encoding::Identity),
+        },
+        touches: vec![Touch { key: EntityKey::new(EntityKind::Trace, &trace), effect: Effect::Create }],
+        items: 1,
+        project: None,
+        accepted_at_ms: 1_790_000_000_000,
+    };
+    FleetRecord::waiting(id, message)
 }
