@@ -18,8 +18,10 @@ use crate::config::{
     ProxyScheme, ServiceManager, Sourced, temp_dir,
 };
 use crate::delivery::pacing::PaceSettings;
-use crate::depot::{self, DepotAddress, DepotSettings, ObjectService};
+use crate::depot::{self, DepotAddress, DepotError, DepotSettings, ObjectService};
 use crate::export::export_line;
+use crate::fleet::ledger::{Acknowledge, FleetSettings, FleetUse, WhenDepotAway};
+use crate::fleet::schedule::ShippingSettings;
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
 use crate::memory::limit;
@@ -27,6 +29,7 @@ use crate::message::{Credential, Lane, Server};
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
+use crate::sealing::{Recipient, SealError};
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
 use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
@@ -204,6 +207,65 @@ pub(crate) fn depot(config: &Config) -> Option<DepotSettings> {
         proxies: chosen_by(config.proxies.without_the_servers_own()),
         timeout: depot::TIMEOUT,
     })
+}
+
+/// Why no depot can be used with these settings.
+#[derive(Debug, Error)]
+pub enum FleetError {
+    /// The depot.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// A public key that is none.
+    #[error("fleet_recipients, set by {origin}, holds an entry that is not a public key: {reason}")]
+    Recipient {
+        /// Where it was set.
+        origin: String,
+        /// The problem.
+        reason: String,
+    },
+    /// Something waits for a depot that is not configured.
+    #[error("acknowledge is fleet, set by {origin}, and no depot is named")]
+    NoDepot {
+        /// Where it was set.
+        origin: String,
+    },
+}
+
+/// Returns the depot that an agent ships to, and how; `None` without one.
+///
+/// # Errors
+///
+/// [`FleetError`] if the depot can't be opened, or a public key is not one.
+pub(crate) fn fleet_use(config: &Config) -> Result<Option<FleetUse>, FleetError> {
+    let acknowledge = match config.acknowledge.value {
+        config::AcknowledgeAt::Local => Acknowledge::Local,
+        config::AcknowledgeAt::Fleet => Acknowledge::Fleet,
+    };
+    let Some(settings) = depot(config) else {
+        return match acknowledge {
+            Acknowledge::Local => Ok(None),
+            Acknowledge::Fleet => Err(FleetError::NoDepot { origin: config.acknowledge.source.to_string() }),
+        };
+    };
+    let recipients = &config.fleet_recipients;
+    let bad_key =
+        |error: SealError| FleetError::Recipient { origin: recipients.source.to_string(), reason: error.to_string() };
+    let keys: Result<Vec<Recipient>, _> = recipients.value.keys().iter().map(|key| key.parse()).collect();
+    let settings_of_fleet = FleetSettings {
+        recipients: keys.map_err(bad_key)?,
+        is_plain: config.fleet_plain.value,
+        schedule: ShippingSettings {
+            delay: config.fleet_delay.value,
+            interval_max: config.fleet_interval_max.value,
+            ..ShippingSettings::default()
+        },
+        acknowledge,
+        when_away: match config.when_depot_away.value {
+            config::DepotAwayPolicy::Local => WhenDepotAway::Local,
+            config::DepotAwayPolicy::Refuse => WhenDepotAway::Refuse,
+        },
+    };
+    Ok(Some(FleetUse { depot: depot::open(&settings)?, settings: settings_of_fleet }))
 }
 
 fn proxies(config: &Config) -> Proxies {

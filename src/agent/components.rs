@@ -24,8 +24,8 @@ use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor;
 use crate::monitor::connection::Connection;
-use crate::overview::collector::{OverviewCollector, OverviewSources};
-use crate::overview::elsewhere;
+use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
+use crate::overview::{FleetOverview, elsewhere};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
@@ -118,6 +118,7 @@ impl Composition {
             server_url: settings.upstream.base_url.clone(),
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
+            fleet: fleet.clone().map(|ledger| -> FleetSource { Box::new(move || fleet_overview(&ledger)) }),
         });
         Ok(Self {
             upstream: Arc::new(upstream.marked(agent_mark.clone())),
@@ -221,9 +222,9 @@ impl Composition {
                 warn!(target: "fleet", "shipping did not end in time: {unshipped} messages are only in the local store");
             });
         let shutdown = shipping.shutdown();
-        shipping.component(StopStage::Ship).checked(DISK_SILENCE_MAX, move || {
-            if is_opening() { Duration::ZERO } else { shutdown.silent_for() }
-        })
+        shipping
+            .component(StopStage::Ship)
+            .checked(DISK_SILENCE_MAX, move || if is_opening() { Duration::ZERO } else { shutdown.silent_for() })
     }
 
     /// Only reads, so it is not waited for when it stops.
@@ -435,6 +436,19 @@ fn log_capacity(slot: &StoreSlot, limits: &Limits) {
             "the store can hold {capacity} bytes, not the {max} of max_size: its disk has {free} bytes free, of which \
              {reserve} are reserved (free_disk_reserve)"
         );
+    }
+}
+
+/// Returns the state of the copies in the depot.
+fn fleet_overview(ledger: &AgentLedger) -> FleetOverview {
+    let standing = ledger.standing();
+    FleetOverview {
+        depot: standing.depot,
+        problem: standing.problem,
+        stream: standing.stream.map(|stream| stream.hyphenated().to_string()),
+        handed_over: standing.handed_over as u64,
+        unshipped_messages: standing.unshipped.messages,
+        unshipped_oldest_ms: standing.unshipped.oldest_accepted_at_ms,
     }
 }
 

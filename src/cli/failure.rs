@@ -23,7 +23,7 @@ use crate::takeover::scratch::ScratchError;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
-use crate::translate::NetworkError;
+use crate::translate::{FleetError, NetworkError};
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are part of the contract (man page).
@@ -358,6 +358,18 @@ impl From<NetworkError> for Failure {
                 Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
             }
         }
+    }
+}
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            FleetError::Depot(error) => return error.into(),
+            FleetError::Recipient { .. } => "name public keys that begin with age1, separated by commas",
+            FleetError::NoDepot { .. } => "name the depot with --fleet URL, or unset acknowledge",
+        };
+        Self::new(Exit::Usage, message, Some(hint))
     }
 }
 

@@ -27,6 +27,7 @@ mod no_proxy;
 mod parse;
 mod proxy;
 mod python;
+mod recipients;
 mod scan;
 mod secret;
 pub mod server_url;
@@ -48,6 +49,7 @@ pub use error::{BadValue, ConfigError};
 pub use fleet_url::{FleetScheme, FleetUrl, FleetVariables};
 pub use header_lines::HeaderLines;
 pub use proxy::{ProxyRules, ProxyScheme, ProxyUrl};
+pub use recipients::RecipientList;
 pub use scan::Misconfiguration;
 pub use secret::{KeyText, Secret};
 pub use server_url::{ServerUrl, ServerUrlError};
@@ -56,7 +58,7 @@ pub use setting::{Keeps, Setting};
 pub use settings::{Config, Flags, SETTINGS, SettingLine};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
-pub use value::{LogFormat, LogLevel, WhenFull};
+pub use value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, WhenFull};
 pub use wrapped::{WRAPPED_BY, WRAPPED_PROXY, url_in_home_file};
 
 /// Returns whether the user disabled colours: `NO_COLOR` is set and not empty (<https://no-color.org>).

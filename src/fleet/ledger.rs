@@ -123,8 +123,6 @@ pub(super) struct LedgerState {
     pub(super) confirmed_through: i64,
     /// Why nothing can be shipped now.
     pub(super) problem: Option<String>,
-    /// Writes that wait for the depot.
-    pub(super) waiting: usize,
     /// Whether the shipper has to look at once.
     pub(super) is_woken: bool,
     /// How often a store was opened.
@@ -247,7 +245,8 @@ impl AgentLedger {
                 Removal::Purged => Fate::Deleted,
                 Removal::Expired => Fate::Expired,
             };
-            let mark = |it: &ShippedMessage| (it.stream, Mark { reference: MessageRef::whole(it.origin), fate: fate() });
+            let mark =
+                |it: &ShippedMessage| (it.stream, Mark { reference: MessageRef::whole(it.origin), fate: fate() });
             self.mark(store, gone.iter().map(mark).collect())?;
             store.note_marked(&gone.iter().map(|it| it.id).collect::<Vec<_>>())?;
         }
@@ -326,7 +325,6 @@ impl ShippedLedger for AgentLedger {
         let (Acknowledge::Fleet, Some(last)) = (self.settings.acknowledge, ids.iter().max()) else { return Ok(()) };
         let until = Instant::now() + ACKNOWLEDGEMENT_MAX;
         let mut state = self.lock();
-        state.waiting += 1;
         state.is_woken = true;
         self.changed.notify_all();
         let problem = loop {
@@ -342,7 +340,6 @@ impl ShippedLedger for AgentLedger {
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         };
-        state.waiting -= 1;
         drop(state);
         match (problem, self.settings.when_away) {
             (None, _) => Ok(()),

@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::fleet_file::FleetFile;
 use super::head::{Head, HeadState};
-use super::ledger::{AgentLedger, OwnedStream};
+use super::ledger::{Acknowledge, AgentLedger, OwnedStream};
 use super::loading::{LoadError, Loaded, Loader};
 use super::names::{ObjectName, StreamId, all_files_of, bundles_of, marks_of};
 use super::object_names::{depot_name, folder_name};
@@ -71,9 +71,12 @@ enum ShipError {
     /// The head was taken by somebody else.
     #[error("the stream was taken over")]
     Lost,
-    /// Nobody is known for whom to seal.
+    /// Nobody is known for whom to seal, or the settings don't fit the store.
     #[error("{0}")]
     NoRecipients(String),
+    /// The last failure, which was not tried again yet.
+    #[error("{0}")]
+    StillFailing(String),
 }
 
 /// The shipper of an agent.
@@ -109,6 +112,8 @@ struct Turns {
     is_announced: bool,
     /// Whether everything else has stopped: whatever waits is shipped.
     is_ending: bool,
+    /// Whether trying again can't help before somebody changes something.
+    is_hopeless: bool,
 }
 
 impl Shipper {
@@ -129,6 +134,7 @@ impl Shipper {
             said: String::new(),
             is_announced: false,
             is_ending: false,
+            is_hopeless: false,
         };
         while !shutdown.is_requested() {
             shutdown.beat();
@@ -142,7 +148,7 @@ impl Shipper {
             turns.retry_due = None;
             self.turn_reported(&mut turns);
             let left = self.ledger.standing().unshipped.messages;
-            if left == 0 || Instant::now() >= until {
+            if left == 0 || turns.is_hopeless || Instant::now() >= until {
                 break;
             }
             if self.ledger.standing().problem.is_some() {
@@ -155,34 +161,21 @@ impl Shipper {
     /// One turn; what fails is logged once, and tried again.
     fn turn_reported(&self, turns: &mut Turns) {
         let Ok(store) = self.slot.get() else { return };
-        let result = self.turn(store.as_ref(), turns);
-        let problem = match result {
-            Ok(()) => None,
-            Err(ShipError::Store(error)) => {
-                let problem = error.to_string();
-                self.slot.report(&store, &Arc::new(error));
-                Some(problem)
-            }
-            Err(ShipError::Lost) => match self.lost(store.as_ref(), turns) {
-                Ok(()) => None,
-                Err(error) => Some(error.to_string()),
-            },
-            Err(ShipError::Depot(error)) => Some(format!("{error}; {}", error.hint())),
-            Err(error @ ShipError::NoRecipients(_)) => Some(error.to_string()),
+        let is_waiting = turns.retry_due.is_some_and(|due| Instant::now() < due);
+        let problem = match is_waiting {
+            true => Some(turns.said.clone()),
+            false => self.turn_or_problem(&store, turns),
         };
         match (&problem, turns.said.is_empty()) {
-            (Some(problem), _) => {
-                turns.retry_due = Some(Instant::now() + RETRY_AFTER);
-                if turns.said != *problem {
-                    warn!(target: "fleet", "nothing can be shipped to the depot now, messages wait in the local store: {problem}");
-                    turns.said.clone_from(problem);
-                }
+            (Some(problem), _) if turns.said != *problem => {
+                warn!(target: "fleet", "nothing can be shipped to the depot now, messages wait in the local store: {problem}");
+                turns.said.clone_from(problem);
             }
             (None, false) => {
                 info!(target: "fleet", "the depot {} can be used again", self.ledger.depot.describe());
                 turns.said.clear();
             }
-            (None, true) => {}
+            (Some(_), _) | (None, true) => {}
         }
         let unshipped = store.unshipped().unwrap_or_default();
         self.metrics.fleet_unshipped_messages.set(unshipped.messages as f64);
@@ -195,6 +188,34 @@ impl Shipper {
         });
     }
 
+    /// One turn; returns why it failed, if it did.
+    fn turn_or_problem(&self, store: &Arc<dyn Store>, turns: &mut Turns) -> Option<String> {
+        let result = match self.turn(store.as_ref(), turns) {
+            Err(ShipError::Lost) => self.lost(store.as_ref(), turns),
+            result => result,
+        };
+        turns.is_hopeless = match &result {
+            Err(ShipError::NoRecipients(_)) => true,
+            Err(ShipError::Depot(error)) => !error.is_passing(),
+            Err(ShipError::StillFailing(_)) => turns.is_hopeless,
+            Ok(()) | Err(ShipError::Store(_) | ShipError::Lost) => false,
+        };
+        turns.retry_due = match &result {
+            Ok(()) | Err(ShipError::StillFailing(_)) => None,
+            Err(_) => Some(Instant::now() + RETRY_AFTER),
+        };
+        match result {
+            Ok(()) => None,
+            Err(ShipError::Store(error)) => {
+                let problem = error.to_string();
+                self.slot.report(store, &Arc::new(error));
+                Some(problem)
+            }
+            Err(ShipError::Depot(error)) => Some(format!("{error}; {}", error.hint())),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     fn turn(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
         let (opened, is_resumed) = {
             let state = self.ledger.lock();
@@ -202,12 +223,8 @@ impl Shipper {
         };
         if opened != turns.opened {
             (turns.opened, turns.head, turns.may_be_there) = (opened, None, true);
-            (turns.retry_due, turns.silent) = (None, None);
+            turns.silent = None;
         }
-        if turns.retry_due.is_some_and(|due| Instant::now() < due) {
-            return self.still_failing(turns);
-        }
-        turns.retry_due = None;
         if !is_resumed {
             self.resume(store, turns)?;
         }
@@ -227,14 +244,6 @@ impl Shipper {
         self.finish_if_settled(store, turns)
     }
 
-    /// Repeats the last problem until the next try is due.
-    fn still_failing(&self, turns: &Turns) -> Result<(), ShipError> {
-        match turns.said.is_empty() {
-            true => Ok(()),
-            false => Err(ShipError::NoRecipients(turns.said.clone())),
-        }
-    }
-
     fn ship_if_due(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
         loop {
             // Before the look: what is stored afterwards is not covered by it.
@@ -249,12 +258,15 @@ impl Shipper {
                 oldest_age: Some(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))),
                 fills_a_bundle: unshipped.messages >= CHOICE.messages_max as u64
                     || unshipped.body_bytes >= CHOICE.bytes_max,
-                is_urgent: self.ledger.lock().waiting > 0
+                is_urgent: self.ledger.settings.acknowledge == Acknowledge::Fleet
                     || turns.is_ending
                     || turns.head.is_some() && self.stopping.is_requested(),
             };
             match turns.schedule.next(waiting, since_boot()) {
                 ShipNext::Now => {}
+                ShipNext::After(_) if !turns.said.is_empty() => {
+                    return Err(ShipError::StillFailing(turns.said.clone()));
+                }
                 ShipNext::After(_) | ShipNext::Nothing => return Ok(()),
             }
             match self.ship(store, turns) {
@@ -300,13 +312,7 @@ impl Shipper {
         }
     }
 
-    fn loaded(
-        &self,
-        store: &dyn Store,
-        turns: &mut Turns,
-        stream: StreamId,
-        loaded: Loaded,
-    ) -> Result<(), ShipError> {
+    fn loaded(&self, store: &dyn Store, turns: &mut Turns, stream: StreamId, loaded: Loaded) -> Result<(), ShipError> {
         store.confirm_bundle(stream.uuid(), loaded.next_bundle)?;
         turns.may_be_there = false;
         turns.shipped += loaded.messages;
@@ -365,7 +371,7 @@ impl Shipper {
     fn no_recipients(&self) -> String {
         format!(
             "nothing is shipped to {}: no public key is known for which bodies and keys could be sealed; name the \
-             replayers' keys with fleet_recipients (opik-offline keygen makes one), or set fleet_plain if the depot's own \
+             replayers' keys with fleet_recipients (`opik-offline replay --make-identity FILE` makes a pair), or set fleet_plain if the depot's own \
              encryption is enough",
             self.ledger.depot.describe()
         )

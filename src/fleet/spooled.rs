@@ -19,7 +19,7 @@ use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, M
 use crate::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, ShippedMessage, Standing, Shipped, Store, StoreError, StoreIdentity,
+    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, Store, StoreError, StoreIdentity,
     StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, held_for};
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
-use super::{AgentOverview, ElsewhereOverview, Overview, ReplayOverview, ServerOverview, connection_word, pace_of};
+use super::{
+    AgentOverview, ElsewhereOverview, FleetOverview, Overview, ReplayOverview, ServerOverview, connection_word, pace_of,
+};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::PaceSettings;
 use crate::message::Server;
@@ -45,7 +47,12 @@ pub struct OverviewSources {
     pub listen: String,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// Returns the state of the copies in the depot, if there is one.
+    pub fleet: Option<FleetSource>,
 }
+
+/// Returns the state of the copies in the depot.
+pub type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
 
 /// Gathers overviews of a running agent.
 pub struct OverviewCollector {
@@ -146,6 +153,7 @@ impl OverviewCollector {
             at_ms: now,
             agent: self.agent(),
             server: self.server_overview(),
+            fleet: self.sources.fleet.as_ref().map(|fleet| fleet()),
             eta: store.usable.then(|| eta(&situation).into()),
             store,
             rates,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{EtaOverview, FullOverview, pace_of};
+use super::{EtaOverview, FleetOverview, FullOverview, pace_of};
 use crate::delivery::eta::Situation;
 use crate::delivery::pacing::PaceSettings;
 use crate::message::MessageStatus;
@@ -142,6 +142,7 @@ pub(crate) struct AgentsView {
     pub eta: Option<EtaOverview>,
     pub history: Vec<Sample>,
     pub store: AgentsStoreView,
+    pub fleet: Option<FleetOverview>,
 }
 
 /// The agent's view of its store.

@@ -139,7 +139,9 @@ pub enum StoreError {
         reason: String,
     },
     /// Messages of this store have copies in a depot, and this process does not tell the depot what becomes of them.
-    #[error("messages of the message store {at} are in the depot {depot} as well, which delivers them if their agent is gone")]
+    #[error(
+        "messages of the message store {at} are in the depot {depot} as well, which delivers them if their agent is gone"
+    )]
     InDepot {
         /// The store.
         at: Location,

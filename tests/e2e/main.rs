@@ -25,6 +25,7 @@ mod early_answers;
 mod encryption;
 mod fake_opik;
 mod fleet_replay;
+mod fleet_shipping;
 mod fleet_streams;
 mod flushing;
 mod foreign_answers;

@@ -21,9 +21,8 @@ use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, StoreError,
-    StoreIdentity, StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd,
-    Whose,
+    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity,
+    StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};

@@ -77,9 +77,17 @@ fn a_choice_for_a_bundle_is_repeated_until_it_is_confirmed() {
         store.note_stream(&stream).expect("it is recorded");
         let two = ClaimLimits { messages_max: 2, ..MANY };
         assert_eq!(store.begin_bundle(stream.stream, two).expect("a choice"), ids[..2]);
-        assert_eq!(store.unshipped().expect("it is counted").messages, 3, "a bundle that may be there is taken for there");
+        assert_eq!(
+            store.unshipped().expect("it is counted").messages,
+            3,
+            "a bundle that may be there is taken for there"
+        );
         assert_eq!(store.begin_bundle(stream.stream, MANY).expect("the same choice"), ids[..2]);
-        assert_eq!(store.outstanding(&ids).expect("a look").len(), 2, "a message that may be in the depot needs a mark");
+        assert_eq!(
+            store.outstanding(&ids).expect("a look").len(),
+            2,
+            "a message that may be in the depot needs a mark"
+        );
         store.withdraw_bundle(stream.stream).expect("nothing was put");
         assert_eq!(store.outstanding(&ids).expect("a look"), []);
         assert_eq!(store.begin_bundle(stream.stream, two).expect("a choice"), ids[..2]);
@@ -145,9 +153,17 @@ fn parts_of_a_shipped_message_are_outstanding_and_a_settled_one_is_not() {
         let left = store.outstanding(&all).expect("a look");
         assert_eq!(left.len(), 2, "a part that is rejected already waits for a mark: {left:?}");
         assert!(left.iter().all(|it| it.is_part && it.origin == whole.0 as u64 && it.id != whole), "{left:?}");
-        assert_eq!(store.unshipped().expect("it is counted").messages, 0, "a part has its copy in the mark of the whole");
+        assert_eq!(
+            store.unshipped().expect("it is counted").messages,
+            0,
+            "a part has its copy in the mark of the whole"
+        );
         let newer = register(store, "b");
-        assert_eq!(store.begin_bundle(stream.stream, MANY).expect("a choice"), [newer], "a part is shipped a second time");
+        assert_eq!(
+            store.begin_bundle(stream.stream, MANY).expect("a choice"),
+            [newer],
+            "a part is shipped a second time"
+        );
         let parts = claim(store, &lease, MANY);
         let outcomes: Vec<_> = parts.iter().map(|it| (it.id, Outcome::Delivered)).collect();
         store.settle(&lease, &outcomes).expect("they are settled");
@@ -321,7 +337,10 @@ fn no_message_leaves_the_store_before_the_depot_has_its_mark() {
             depot.fail_next(Verb::Create, fault);
             let error = ship.store.settle(&lease, &one(0, Outcome::Delivered)).expect_err("there is no mark");
             assert!(matches!(error, StoreError::DepotAway { .. }), "{error}");
-            assert!(ship.store.get(claimed[0].id).unwrap().is_some(), "a successor repeats it over newer writes: {fault:?}");
+            assert!(
+                ship.store.get(claimed[0].id).unwrap().is_some(),
+                "a successor repeats it over newer writes: {fault:?}"
+            );
             assert!(InDepot::of(&depot).left().contains(&1), "{fault:?}");
         }
         depot.fail_next(Verb::Create, ModelFault::DoneUnanswered);
@@ -407,7 +426,11 @@ fn an_acknowledgement_waits_for_the_depot_and_says_when_that_is_away() {
     depot.set(|faults| faults.is_away = true);
     let refused = ship.store.register(&[about_trace(&lane("team"), "b", Effect::Create, 1)]);
     assert!(matches!(refused, Err(StoreError::DepotAway { .. })), "{refused:?}");
-    assert_eq!(ship.store.backlog(&Filter::default()).unwrap().messages(), 1, "a write that was refused is sent as well");
+    assert_eq!(
+        ship.store.backlog(&Filter::default()).unwrap().messages(),
+        1,
+        "a write that was refused is sent as well"
+    );
     depot.set(|faults| faults.is_away = false);
     ship.wait_until("it never notices that the depot is back", |ship| ship.ledger.standing().problem.is_none());
     register(ship.store.as_ref(), "c");
@@ -483,13 +506,18 @@ fn deleted_messages_are_marked_and_a_depot_without_recipients_gets_nothing() {
     assert_eq!(InDepot::of(&depot).left(), BTreeSet::from([2]), "what a person deleted is delivered");
     assert_eq!(ship.store.expire(i64::MAX, 10).expect("it is old"), 1);
     let found = InDepot::of(&depot);
-    assert_eq!(found.marks.iter().map(|(_, mark)| mark.fate.clone()).collect::<Vec<_>>(), [Fate::Deleted, Fate::Expired]);
+    assert_eq!(
+        found.marks.iter().map(|(_, mark)| mark.fate.clone()).collect::<Vec<_>>(),
+        [Fate::Deleted, Fate::Expired]
+    );
     drop(ship);
 
     let depot = Arc::new(ModelDepot::new());
     let ship = Ship::start(Arc::new(MemoryStore::default()), &depot, FleetSettings { is_plain: false, ..at_once() });
     register(ship.store.as_ref(), "a");
-    ship.wait_until("nobody is told", |ship| ship.ledger.standing().problem.is_some_and(|it| it.contains("fleet_plain")));
+    ship.wait_until("nobody is told", |ship| {
+        ship.ledger.standing().problem.is_some_and(|it| it.contains("fleet_plain"))
+    });
     assert_eq!(depot.names(), [], "bodies and keys lie in the depot for everybody to read");
     ship.stop.request();
 }

@@ -19,7 +19,8 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
     LaneWork, LastAnswer, Lease, Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord,
-    SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose, now_ms,
+    SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord,
+    UnshippedCount, WaitEnd, Whose, now_ms,
 };
 
 use uuid::Uuid;

@@ -16,7 +16,8 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
     LaneWork, LastAnswer, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow,
-    Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose, Shipped, ShippedMessage,
+    Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord,
+    UnshippedCount, WaitEnd, Whose,
 };
 use uuid::Uuid;
 

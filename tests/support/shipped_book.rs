@@ -51,9 +51,7 @@ impl ShippedBook {
     pub(crate) fn refuse_outstanding(&self) -> Result<(), StoreError> {
         let is_outstanding = |record: &&StreamRecord| self.is_outstanding(record.stream);
         match self.streams.iter().find(is_outstanding).filter(|_| !self.makes_marks) {
-            Some(record) => {
-                Err(StoreError::InDepot { at: Location::new("memory"), depot: record.depot.clone() })
-            }
+            Some(record) => Err(StoreError::InDepot { at: Location::new("memory"), depot: record.depot.clone() }),
             None => Ok(()),
         }
     }
@@ -186,9 +184,7 @@ impl ShippedBook {
         let next = |stream| self.streams.iter().find(|it| it.stream == stream).map_or(0, |it| it.next_bundle);
         let is_there = |copy: &Copied| copy.bundle.is_none_or(|bundle| bundle < next(copy.stream));
         let is_open = |message: &&Stored| {
-            message.id > through
-                && message.is_on_its_way()
-                && !self.copies.get(&message.id).is_some_and(is_there)
+            message.id > through && message.is_on_its_way() && !self.copies.get(&message.id).is_some_and(is_there)
         };
         stored.iter().filter(is_open).fold(UnshippedCount::default(), |count, message| UnshippedCount {
             messages: count.messages + 1,

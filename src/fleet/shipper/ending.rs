@@ -3,7 +3,8 @@
 use tracing::{debug, info, warn};
 
 use super::{
-    Depot, DepotError, HeadState, OBJECTS_STEP, ObjectName, ShipError, Shipper, Store, StreamId, Turns, all_files_of, bundles_of, depot_name, folder_name, marks_of,
+    Depot, DepotError, HeadState, OBJECTS_STEP, ObjectName, ShipError, Shipper, Store, StreamId, Turns, all_files_of,
+    bundles_of, depot_name, folder_name, marks_of,
 };
 use crate::message::MessageStatus;
 use crate::store::{Filter, StreamState};

@@ -205,8 +205,7 @@ pub(super) fn settled(tx: &Transaction<'_>, outcomes: &[(MessageId, Outcome)]) -
         Outcome::Delivered | Outcome::Rejected { .. } | Outcome::Divided { .. } => true,
         Outcome::Failed { .. } | Outcome::Held { .. } => false,
     };
-    let ids: Vec<MessageId> =
-        outcomes.iter().filter(|(_, outcome)| is_final(outcome)).map(|(id, _)| *id).collect();
+    let ids: Vec<MessageId> = outcomes.iter().filter(|(_, outcome)| is_final(outcome)).map(|(id, _)| *id).collect();
     note_marked(tx, &ids)
 }
 

@@ -47,8 +47,7 @@ pub(crate) const COUNT_UNSHIPPED: &str = "
             WHERE shipped.message_id = messages.message_id AND (bundle IS NULL OR bundle < next_bundle))";
 pub(crate) const ANY_ON_ITS_WAY: &str = "SELECT 1 FROM summary WHERE status IN (1, 3, 5) AND messages > 0";
 /// How far all that waited was copied by the stream that is copied to now.
-pub(crate) const SHIPPED_THROUGH: &str =
-    "SELECT coalesce(max(shipped_through), 0) FROM streams WHERE state = 1";
+pub(crate) const SHIPPED_THROUGH: &str = "SELECT coalesce(max(shipped_through), 0) FROM streams WHERE state = 1";
 pub(crate) const ADD_SHIPPED: &str = "INSERT OR IGNORE INTO shipped VALUES (?1, ?2, ?1, 0, ?3)";
 /// A part ?1 of ?2 has its copy where the whole has it.
 pub(crate) const ADD_SHIPPED_PART: &str = "
