@@ -33,6 +33,7 @@
 //! | [`depot`] | where copies of stored messages outlive their agent |
 //! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
+//! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
 //! | `takeover` | replays streams of agents that are gone, and shows what is in a depot |
