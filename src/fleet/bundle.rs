@@ -309,3 +309,6 @@ impl Iterator for BundleReader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,17 @@
 //! The layout that bundles and marks share: pieces that are compressed and checked one by one.
 //!
 //! ```text
-//! magic (8) | format u16 | program: length u8, text
-//! piece*    = sync (4) | kind u8 | raw length u32 | stored length u32 | CRC-32 of the head | CRC-32 of what is stored | stored
-//! kinds     = 0 manifest (number of records u64, JSON)   1 dictionary   2 record   3 end
+//! start | piece* | start
+//! start     = magic (8) | format u16 | program (text, padded to 32) | CRC-32 of these
+//! piece     = sync (4) | kind u8 | raw length u32 | stored length u32 | CRC-32 of the head | CRC-32 of what is stored | stored
+//! kinds     = 0 manifest (number of records u64, CRC-32 of the dictionary, JSON)   1 dictionary   2 record   3 end
 //! ```
 //!
 //! All numbers are little-endian. Every piece is a zstd frame of its own. Those of records share a dictionary: a static
 //! one of JSON names, followed by the first records of the same object, which is stored beside them. So an object is
 //! nearly as small as if it were compressed as a whole, and a flipped bit costs one record: the reader finds the next
-//! piece by its sync bytes. Manifest and dictionary are stored twice, at both ends.
+//! piece by its sync bytes. Start, manifest and dictionary are stored twice, at both ends. Every format begins with the
+//! same start, so that a reader can name the version that it lacks.
 //!
 //! # Bounds
 //!
@@ -37,6 +39,7 @@ const HEAD_BYTES: usize = 4 + 1 + 4 + 4 + 4 + 4;
 const CHECKED_FACTOR: usize = 16;
 /// The longest program version that is kept, in bytes.
 const PROGRAM_BYTES_MAX: usize = 32;
+const START_BYTES: usize = 8 + 2 + PROGRAM_BYTES_MAX + 4;
 
 /// What a reader accepts.
 #[derive(Clone, Copy, Debug)]
@@ -100,14 +103,10 @@ pub(super) struct ObjectKind {
 
 /// Encodes an object of these records.
 pub(super) fn write(kind: ObjectKind, manifest: &[u8], records: &[Vec<u8>]) -> Vec<u8> {
-    let program = env!("CARGO_PKG_VERSION").as_bytes();
-    let program = &program[..program.len().min(PROGRAM_BYTES_MAX)];
-    let mut bytes = kind.magic.to_vec();
-    bytes.extend_from_slice(&kind.format.to_le_bytes());
-    bytes.push(program.len() as u8);
-    bytes.extend_from_slice(program);
+    let start = start_of(kind, env!("CARGO_PKG_VERSION"));
+    let mut bytes = start.clone();
     let sample = sample_of(records);
-    let manifest = [&(records.len() as u64).to_le_bytes(), manifest].concat();
+    let manifest = [&(records.len() as u64).to_le_bytes()[..], &crc32(&sample).to_le_bytes(), manifest].concat();
     let mut around = PieceWriter::new(&[]);
     let mut ends = |bytes: &mut Vec<u8>| {
         around.write(bytes, PieceKind::Manifest, &manifest);
@@ -122,7 +121,19 @@ pub(super) fn write(kind: ObjectKind, manifest: &[u8], records: &[Vec<u8>]) -> V
     }
     ends(&mut bytes);
     around.write(&mut bytes, PieceKind::End, &[]);
+    bytes.extend_from_slice(&start);
     bytes
+}
+
+/// Returns the first and last bytes of an object.
+fn start_of(kind: ObjectKind, program: &str) -> Vec<u8> {
+    let mut start = kind.magic.to_vec();
+    start.extend_from_slice(&kind.format.to_le_bytes());
+    start.extend(program.bytes().take(PROGRAM_BYTES_MAX));
+    start.resize(START_BYTES - 4, 0);
+    let checksum = crc32(&start);
+    start.extend_from_slice(&checksum.to_le_bytes());
+    start
 }
 
 /// Returns the beginning of the first records, from which the others can be compressed.
@@ -242,33 +253,39 @@ impl<'bytes> ContainerReader<'bytes> {
             was_damaged: false,
             has_ended: false,
         };
-        let mut around = decoder(&[])?;
-        let (mut manifest, mut sample, mut has_dictionary) = (None, None, false);
-        while let Some((piece, _)) = reader.next_piece() {
-            let raw_max = match piece.kind {
-                PieceKind::Manifest if manifest.is_none() => limit.piece,
-                PieceKind::Dictionary if sample.is_none() => SAMPLE_BYTES_MAX,
-                PieceKind::Record if manifest.is_some() && sample.is_some() => break,
-                PieceKind::Manifest | PieceKind::Dictionary | PieceKind::Record | PieceKind::End => continue,
-            };
-            let is_manifest = piece.kind == PieceKind::Manifest;
-            has_dictionary |= !is_manifest;
-            if let Some(raw) = reader.decode(&mut around, &piece, raw_max) {
-                if is_manifest { manifest = Some(raw) } else { sample = Some(raw) }
-            }
-        }
+        let (manifest, samples) = reader.read_ends()?;
         let damaged = |reason| BadObject::Damaged { reason };
-        let manifest = manifest.ok_or(damaged("its manifest is unreadable"))?;
-        let (records, manifest) = manifest.split_first_chunk().ok_or(damaged("its manifest is cut short"))?;
+        let (records, rest) = manifest.split_first_chunk().ok_or(damaged("its manifest is cut short"))?;
+        let (checksum, manifest) = rest.split_first_chunk().ok_or(damaged("its manifest is cut short"))?;
         reader.unseen = u64::from_le_bytes(*records);
         reader.manifest = manifest.to_vec();
-        if has_dictionary && sample.is_none() {
-            return Err(damaged("its dictionary is unreadable"));
-        }
-        reader.decoder = Some(decoder(&sample.unwrap_or_default())?);
+        // With another dictionary, records would decode to something else.
+        let is_right = |sample: &Vec<u8>| crc32(sample) == u32::from_le_bytes(*checksum);
+        let sample = samples.into_iter().chain([Vec::new()]).find(is_right);
+        reader.decoder = Some(decoder(&sample.ok_or(damaged("its dictionary is unreadable"))?)?);
         reader.at = start;
         reader.checkable = bytes.len().saturating_mul(CHECKED_FACTOR);
         Ok(reader)
+    }
+
+    /// Returns the first manifest that is readable, and the dictionaries.
+    fn read_ends(&mut self) -> Result<(Vec<u8>, Vec<Vec<u8>>), BadObject> {
+        let mut around = decoder(&[])?;
+        let (mut manifest, mut samples) = (None, Vec::new());
+        while let Some((piece, _)) = self.next_piece() {
+            match piece.kind {
+                PieceKind::Manifest if manifest.is_none() => {
+                    manifest = self.decode(&mut around, &piece, self.limit.piece);
+                }
+                PieceKind::Dictionary if samples.len() < 2 => {
+                    samples.extend(self.decode(&mut around, &piece, SAMPLE_BYTES_MAX));
+                }
+                PieceKind::Record if manifest.is_some() && !samples.is_empty() => break,
+                PieceKind::Manifest | PieceKind::Dictionary | PieceKind::Record | PieceKind::End => {}
+            }
+        }
+        let manifest = manifest.ok_or(BadObject::Damaged { reason: "its manifest is unreadable" })?;
+        Ok((manifest, samples))
     }
 
     /// Returns the manifest.
@@ -355,21 +372,23 @@ fn decoder(sample: &[u8]) -> Result<Decompressor<'static>, BadObject> {
     Decompressor::with_dictionary(&dictionary_with(sample)).map_err(no_memory)
 }
 
-/// Checks the first bytes of an object; returns where its pieces begin.
+/// Checks the first bytes of an object, or the last ones if those are damaged; returns where its pieces begin.
 fn read_start(kind: ObjectKind, bytes: &[u8]) -> Result<usize, BadObject> {
-    let not_ours = || BadObject::NotOurs { expected: kind.name };
-    let rest = bytes.strip_prefix(&kind.magic).ok_or_else(not_ours)?;
-    let (format, rest) = rest.split_first_chunk().ok_or_else(not_ours)?;
-    let (length, rest) = rest.split_first().ok_or_else(not_ours)?;
-    let program = rest.get(..usize::from(*length)).ok_or_else(not_ours)?;
+    let starts = [bytes.first_chunk::<START_BYTES>(), bytes.last_chunk::<START_BYTES>()];
+    let found = starts.into_iter().flatten().find_map(|start| {
+        let (content, checksum) = start.split_last_chunk::<4>()?;
+        let rest = content.strip_prefix(&kind.magic)?;
+        (crc32(content) == u32::from_le_bytes(*checksum)).then_some(rest)?.split_first_chunk::<2>()
+    });
+    let (format, program) = found.ok_or(BadObject::NotOurs { expected: kind.name })?;
     let format = u16::from_le_bytes(*format);
     if format > kind.format {
         let is_harmless = |byte: &&u8| byte.is_ascii_alphanumeric() || b".-+".contains(byte);
-        let program = program.iter().filter(is_harmless).take(PROGRAM_BYTES_MAX).map(|byte| char::from(*byte));
-        return Err(BadObject::TooNew { format, program: program.collect(), known: kind.format });
+        let program = program.iter().filter(is_harmless).map(|byte| char::from(*byte)).collect();
+        return Err(BadObject::TooNew { format, program, known: kind.format });
     }
-    if format == 0 {
-        return Err(not_ours());
-    }
-    Ok(bytes.len() - rest.len() + program.len())
+    Ok(START_BYTES)
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,3 +222,79 @@ fn harmless(text: &str) -> String {
     let short: String = text.chars().take(TEXT_CHARS_MAX).collect();
     printable::line(&short).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        Head {
+            state: HeadState::Open,
+            epoch: 3,
+            owner: HeadOwner {
+                host: "node-7".to_owned(),
+                pod: Some("job-x2".to_owned()),
+                pid: 1,
+                nonce: "9f3c".to_owned(),
+                version: "0.1.0".to_owned(),
+            },
+            bundles: 4,
+            shipped: 900,
+            waiting: 250,
+            oldest_ms: Some(1_790_000_000_000),
+            renewed: 17,
+            renewed_at_ms: 1_790_000_060_000,
+            silence_ms: 90_000,
+        }
+    }
+
+    #[test]
+    fn a_head_round_trips_and_ignores_later_fields() {
+        assert_eq!(Head::decode(&head().encode()), Ok(head()));
+        let later = String::from_utf8(head().encode()).expect("JSON").replacen('{', "{\"later\":{\"deep\":[1]},", 1);
+        assert_eq!(Head::decode(later.as_bytes()), Ok(head()));
+        let least =
+            Head::decode(br#"{"format":1,"state":"closed","epoch":1}"#).expect("an early head has fewer fields");
+        assert_eq!((least.state, least.bundles, least.oldest_ms), (HeadState::Closed, 0, None));
+    }
+
+    #[test]
+    fn every_renewal_changes_the_bytes() {
+        let renewed = Head { renewed: 18, ..head() };
+        assert_ne!(head().encode(), renewed.encode(), "the owner looks silent where versions come from the content");
+        let taken = head().taken_by(HeadOwner { nonce: "other".to_owned(), ..head().owner });
+        assert_eq!((taken.state, taken.epoch, taken.renewed), (HeadState::Taken, 4, 18));
+        assert!(!taken.owner.is_same_as(&head().owner));
+    }
+
+    #[test]
+    fn a_head_that_cannot_be_used_is_refused_with_the_reason() {
+        let newer = br#"{"format":2,"state":{"new":1},"owner":{"version":"1.4.0\u001b[2J"}}"#;
+        let error = Head::decode(newer).expect_err("it is too new");
+        assert!(error.to_string().contains("1.4.0") && !error.to_string().contains('\u{1b}'), "{error}");
+        assert!(matches!(error, HeadFault::TooNew { format: 2, .. }));
+        for bytes in [
+            &b""[..],
+            b"null",
+            b"{}",
+            br#"{"format":1,"state":"asleep","epoch":1}"#,
+            br#"{"format":1,"state":"open","epoch":-1}"#,
+            &[b'['; 10_000],
+            &[b' '; BYTES_MAX + 1],
+        ] {
+            assert!(matches!(Head::decode(bytes), Err(HeadFault::Unreadable(_))));
+        }
+    }
+
+    #[test]
+    fn texts_in_a_head_cannot_control_a_terminal_and_are_short() {
+        let mut hostile = head();
+        hostile.owner.host = format!("\u{1b}]0;x\u{7}\n\u{202e}{}", "h".repeat(9000));
+        for read in
+            [Head::decode(&hostile.encode()).expect("it is short"), Head::decode(&head().encode()).expect("own")]
+        {
+            let shown = read.owner.to_string();
+            assert!(shown.chars().all(|c| !printable::is_hazardous(c)) && shown.len() < 2000, "{shown}");
+        }
+    }
+}

@@ -306,3 +306,6 @@ impl IdRanges {
         self.0.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,3 +184,65 @@ impl Iterator for MarksReader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fleet::samples::{answer, any_part, part};
+
+    fn read(bytes: &[u8]) -> Vec<Result<Mark, BadRecord>> {
+        MarksReader::open(bytes).expect("they are marks").collect()
+    }
+
+    fn examples() -> Vec<Mark> {
+        let refused = Part { rejected: Some(answer("no")), ..part("{\"b\":2}") };
+        let fates = [
+            Fate::Delivered,
+            Fate::Rejected(answer("bad name")),
+            Fate::Deleted,
+            Fate::Expired,
+            Fate::Divided(vec![part("{\"a\":1}"), refused]),
+        ];
+        let whole = |(number, fate)| Mark { reference: MessageRef::whole(number), fate };
+        let mut marks: Vec<Mark> = (1..).zip(fates).map(whole).collect();
+        let reference = MessageRef::whole(5).part(&part("{\"a\":1}").request);
+        marks.push(Mark { reference, fate: Fate::Delivered });
+        marks
+    }
+
+    #[test]
+    fn marks_of_the_first_format_stay_readable() {
+        let kept = include_bytes!("../../tests/fixtures/fleet/marks-format-1.bin");
+        let expected: Vec<_> = examples().into_iter().map(Ok).collect();
+        assert_eq!(read(kept), expected, "what was delivered would be sent again, over newer writes");
+    }
+
+    #[test]
+    fn a_thousand_deliveries_take_little_room() {
+        let marks: Vec<Mark> =
+            (0..1000).map(|n| Mark { reference: MessageRef::whole(n), fate: Fate::Delivered }).collect();
+        let bytes = encode_marks(&marks);
+        assert!(bytes.len() < 64_000, "{} bytes for a thousand marks", bytes.len());
+        assert_eq!(read(&bytes), marks.into_iter().map(Ok).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_unknown_fate_is_reported_and_counts_as_none() {
+        let unknown = with_header(&serde_json::json!({"message": 4, "fate": "postponed"}), &[]);
+        let empty = with_header(&serde_json::json!({"message": 5, "fate": "divided"}), &[]);
+        let read = read(&write(KIND, b"{}", &[unknown, empty, encode(&examples()[0])]));
+        assert_eq!(read[0].as_ref().expect_err("it is not known").message, Some(4));
+        assert_eq!(read[1].as_ref().expect_err("a division leaves parts").message, Some(5));
+        assert_eq!(read[2], Ok(examples()[0].clone()));
+    }
+
+    proptest! {
+        #[test]
+        fn every_division_comes_back_as_it_was(parts in prop::collection::vec(any_part(), 1..6), number: u64) {
+            let mark = Mark { reference: MessageRef::whole(number), fate: Fate::Divided(parts) };
+            prop_assert_eq!(read(&encode_marks(std::slice::from_ref(&mark))), [Ok(mark)]);
+        }
+    }
+}

@@ -57,6 +57,8 @@ pub mod marks;
 pub mod names;
 pub mod object_names;
 pub mod record;
+#[cfg(test)]
+mod samples;
 pub mod schedule;
 pub mod seals;
 pub mod shipper;

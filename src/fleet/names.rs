@@ -327,3 +327,117 @@ fn padded(text: &str) -> Option<u32> {
 fn plain(text: &str) -> Option<u64> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fleet::samples::stream;
+
+    fn workspace(name: &str) -> WorkspaceName {
+        WorkspaceName::of(&Lane { workspace: Some(name.to_owned()), ..Lane::default() })
+    }
+
+    #[test]
+    fn names_are_spelled_as_documented() {
+        let stream = stream(0xab);
+        let id = "01a20445-0b55-7feb-b47d-0000000000ab";
+        let bundle = BundleName { number: 7, messages: 1000, bytes: 250_000, oldest_ms: 17, newest_ms: 18 };
+        let rejected =
+            ObjectName::Rejected { workspace: workspace("a b/ü"), stream, number: 0, status: 400, message: 9 };
+        for (name, text) in [
+            (ObjectName::FleetFile, "v1/fleet.json".to_owned()),
+            (ObjectName::Head(stream), format!("v1/heads/{id}")),
+            (ObjectName::Bundle(stream, bundle), format!("v1/bundles/ab/{id}/0000000007.1000.250000.17.18")),
+            (ObjectName::File { stream, message: 12, number: 3 }, format!("v1/files/ab/{id}/12/0000000003")),
+            (ObjectName::Marks { stream, epoch: 2, number: 3 }, format!("v1/marks/ab/{id}/0000000002.0000000003")),
+            (rejected, format!("v1/rejected/a_20b_2f_c3_bc/{id}/0000000000.400.9")),
+            (ObjectName::Order(stream.uuid()), format!("v1/orders/{id}")),
+        ] {
+            assert_eq!(name.to_string(), text);
+            assert_eq!(ObjectName::parse(&text), Some(name));
+            assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte)), "{text}");
+        }
+        assert_eq!(workspace("a b/ü").shown(), "a b/ü");
+    }
+
+    #[test]
+    fn names_of_others_are_left_alone() {
+        let id = "01a20445-0b55-7feb-b47d-0000000000ab";
+        for text in [
+            "",
+            "v1",
+            "v1/",
+            "v2/fleet.json",
+            "v1/fleet.json/",
+            "/v1/fleet.json",
+            "v1/heads/",
+            "v1/heads/../fleet.json",
+            "v1/heads/01A20445-0B55-7FEB-B47D-0000000000AB",
+            "v1/heads/01a204450b557febb47d0000000000ab",
+            &format!("v1/heads/{id}/x"),
+            &format!("v1/heads/{id}\n"),
+            &format!("v1/bundles/ac/{id}/0000000007.1.1.1.1"),
+            &format!("v1/bundles/ab/{id}/7.1.1.1.1"),
+            &format!("v1/bundles/ab/{id}/0000000007.01.1.1.1"),
+            &format!("v1/bundles/ab/{id}/0000000007.+1.1.1.1"),
+            &format!("v1/bundles/ab/{id}/0000000007.1.1.1"),
+            &format!("v1/bundles/ab/{id}/0000000007.1.1.1.1.1"),
+            &format!("v1/bundles/ab/{id}/9999999999.1.1.1.1"),
+            &format!("v1/bundles/ab/{id}/0000000007.1.99999999999999999999.1.1"),
+            &format!("v1/marks/ab/{id}/0000000001"),
+            &format!("v1/marks/ab/{id}/0000000001.\u{661}000000000"),
+            &format!("v1/rejected/_zz/{id}/0000000000.400.9"),
+            &format!("v1/rejected/_61/{id}/0000000000.400.9"),
+            &format!("v1/rejected/__00/{id}/0000000000.400.9"),
+            &format!("v1/rejected/\u{1b}[31m/{id}/0000000000.400.9"),
+            &format!("v1/rejected/a/{id}/0000000000.70000.9"),
+            "v1/orders/now",
+        ] {
+            assert_eq!(ObjectName::parse(text), None, "{text:?} would be taken as ours, and deleted by a sweep");
+        }
+    }
+
+    #[test]
+    fn a_listing_sorted_by_text_is_sorted_by_number() {
+        let stream = stream(1);
+        let numbers = [0, 9, 10, 99, 100, 4_000_000_000];
+        let bundles: Vec<String> = numbers
+            .map(|number| BundleName { number, messages: 1, bytes: 1, oldest_ms: 1, newest_ms: 1 })
+            .map(|bundle| ObjectName::Bundle(stream, bundle).to_string())
+            .into();
+        assert!(bundles.is_sorted(), "bundles would be imported out of order");
+        let marks: Vec<String> = numbers
+            .iter()
+            .flat_map(|epoch| numbers.map(|number| ObjectName::Marks { stream, epoch: *epoch, number }.to_string()))
+            .collect();
+        assert!(marks.is_sorted(), "marks would be applied out of order");
+    }
+
+    #[test]
+    fn long_workspaces_have_short_names_that_differ() {
+        let (long, other) = (workspace(&"ü".repeat(300)), workspace(&"ü".repeat(301)));
+        assert!(long.to_string().len() < 64 && long != other);
+        assert_eq!(WorkspaceName::parse(&long.to_string()), Some(long.clone()));
+        assert_eq!(long.shown(), long.to_string());
+    }
+
+    proptest! {
+        #[test]
+        fn every_workspace_has_one_name(name in ".{0,60}") {
+            let encoded = workspace(&name);
+            prop_assert_eq!(WorkspaceName::parse(&encoded.to_string()), Some(encoded.clone()));
+            if !encoded.to_string().starts_with("__") {
+                prop_assert_eq!(encoded.shown(), crate::message::workspace_shown(&name));
+            }
+        }
+
+        #[test]
+        fn whatever_parses_is_spelled_the_same(text in "v1/(heads|bundles|marks|files|rejected|orders)/[0-9a-f_./-]{0,90}") {
+            if let Some(name) = ObjectName::parse(&text) {
+                prop_assert_eq!(name.to_string(), text);
+            }
+        }
+    }
+}

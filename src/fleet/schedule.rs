@@ -102,3 +102,90 @@ impl ShippingSchedule {
         *self = Self::new(self.settings);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn aged(age: u64) -> Unshipped {
+        Unshipped { oldest_age: Some(seconds(age)), ..Unshipped::default() }
+    }
+
+    #[test]
+    fn nothing_is_shipped_before_the_delay() {
+        let schedule = ShippingSchedule::new(ShippingSettings::default());
+        assert_eq!(schedule.next(Unshipped::default(), seconds(9)), ShipNext::Nothing);
+        assert_eq!(schedule.next(aged(0), seconds(9)), ShipNext::After(seconds(2)));
+        assert_eq!(schedule.next(aged(2), seconds(9)), ShipNext::Now);
+    }
+
+    #[test]
+    fn the_interval_doubles_to_thirty_seconds_during_an_outage() {
+        let mut schedule = ShippingSchedule::new(ShippingSettings::default());
+        let (mut now, mut intervals) = (seconds(100), Vec::new());
+        for _ in 0..8 {
+            schedule.shipped(now);
+            let ShipNext::After(wait) = schedule.next(aged(60), now) else { panic!("bundles follow without a pause") };
+            intervals.push(wait.as_secs());
+            now += wait;
+            assert_eq!(schedule.next(aged(60), now), ShipNext::Now);
+        }
+        assert_eq!(intervals, [1, 2, 4, 8, 16, 30, 30, 30]);
+        schedule.outage_ended();
+        schedule.shipped(now);
+        assert_eq!(
+            schedule.next(aged(60), now),
+            ShipNext::After(seconds(1)),
+            "the next outage begins with long intervals"
+        );
+    }
+
+    #[test]
+    fn a_full_bundle_and_the_end_of_the_process_do_not_wait() {
+        let mut schedule = ShippingSchedule::new(ShippingSettings::default());
+        schedule.shipped(seconds(100));
+        assert_eq!(schedule.next(Unshipped { fills_a_bundle: true, ..aged(0) }, seconds(100)), ShipNext::Now);
+        assert_eq!(schedule.next(Unshipped { is_urgent: true, ..aged(0) }, seconds(100)), ShipNext::Now);
+    }
+
+    #[test]
+    fn a_depot_that_is_away_is_not_asked_more_often_than_once_a_second() {
+        let mut schedule = ShippingSchedule::new(ShippingSettings::default());
+        for _ in 0..6 {
+            schedule.failed(seconds(100), 1.0);
+        }
+        let urgent = Unshipped { is_urgent: true, fills_a_bundle: true, ..aged(60) };
+        assert_eq!(schedule.next(urgent, seconds(100)), ShipNext::After(seconds(1)));
+        assert_eq!(schedule.next(aged(60), seconds(100)), ShipNext::After(seconds(30)));
+        assert_eq!(schedule.next(urgent, seconds(130)), ShipNext::Now);
+        schedule.shipped(seconds(130));
+        assert_eq!(schedule.next(urgent, seconds(130)), ShipNext::Now, "the depot is back");
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_waits_longer_than_the_longest_interval(
+            shipped in prop::collection::vec(0_u64..5, 0..20),
+            failed in 0_u32..40,
+            jitter in 0.0_f64..1.0,
+        ) {
+            let mut schedule = ShippingSchedule::new(ShippingSettings::default());
+            let mut now = seconds(1000);
+            for pause in shipped {
+                now += seconds(pause);
+                schedule.shipped(now);
+            }
+            (0..failed).for_each(|_| schedule.failed(now, jitter));
+            if let ShipNext::After(wait) = schedule.next(aged(5), now) {
+                prop_assert!(wait <= seconds(30), "{wait:?}");
+                prop_assert_eq!(schedule.next(aged(5), now + wait), ShipNext::Now);
+            }
+        }
+    }
+}

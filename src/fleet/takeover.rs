@@ -179,3 +179,137 @@ impl SilenceWatch {
         self.seen.remove(stream);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fleet::samples::stream;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn head(version: &str) -> HeadSeen<'_> {
+        HeadSeen { version, state: HeadState::Open, silence_ms: 0 }
+    }
+
+    fn observe(watch: &mut SilenceWatch, version: &str, now: u64) -> Takeover {
+        watch.observe(stream(1), head(version), Asked::at(seconds(now)))
+    }
+
+    #[test]
+    fn a_stream_is_free_after_ninety_seconds_without_a_change() {
+        let mut watch = SilenceWatch::new(TAKEOVER_AFTER);
+        for now in (1000..1090).step_by(10) {
+            assert!(
+                !observe(&mut watch, "a", now).is_free(),
+                "a living owner's stream is taken after {} s",
+                now - 1000
+            );
+        }
+        assert_eq!(observe(&mut watch, "a", 1090), Takeover::Silent);
+        assert_eq!(observe(&mut watch, "b", 1100), Takeover::NotYet(seconds(0)), "a renewal did not count");
+        watch.forget(&stream(1));
+        assert!(!observe(&mut watch, "b", 5000).is_free());
+        watch.retain(|_| false);
+        assert!(watch.seen.is_empty());
+    }
+
+    #[test]
+    fn a_closed_stream_is_free_at_once_and_others_are_not_confused_with_it() {
+        let mut watch = SilenceWatch::new(TAKEOVER_AFTER);
+        let closed = HeadSeen { state: HeadState::Closed, ..head("a") };
+        assert_eq!(watch.observe(stream(1), closed, Asked::at(seconds(5))), Takeover::Closed);
+        assert!(!watch.observe(stream(2), head("a"), Asked::at(seconds(5))).is_free());
+    }
+
+    #[test]
+    fn the_owners_own_time_is_respected_within_reason() {
+        let mut watch = SilenceWatch::new(seconds(30));
+        let patient = HeadSeen { silence_ms: 120_000, ..head("a") };
+        let free_after = |watch: &mut SilenceWatch, id, head: HeadSeen<'_>| {
+            (0..1000).map(|n| n * 10).find(|now| watch.observe(stream(id), head, Asked::at(seconds(*now))).is_free())
+        };
+        assert_eq!(free_after(&mut watch, 1, patient), Some(120), "the owner still sends");
+        assert_eq!(free_after(&mut watch, 2, head("a")), Some(30));
+        let forever = HeadSeen { silence_ms: u64::MAX, ..head("a") };
+        assert_eq!(free_after(&mut watch, 3, forever), Some(3600), "a stranger keeps a stream for good");
+    }
+
+    #[test]
+    fn neither_a_clock_step_nor_a_suspended_observer_makes_a_stream_free() {
+        let mut watch = SilenceWatch::new(TAKEOVER_AFTER);
+        observe(&mut watch, "a", 1000);
+        assert!(!observe(&mut watch, "a", 100_000).is_free(), "the observer slept, the owner may be alive");
+        assert_eq!(observe(&mut watch, "a", 50_000), Takeover::NotYet(seconds(0)), "a clock that was set back");
+        // A slow request: the head was current somewhere between its begin and its end.
+        let slow = Asked { began: seconds(50_001), ended: seconds(50_100) };
+        assert_eq!(watch.observe(stream(1), head("a"), slow), Takeover::NotYet(seconds(1)));
+    }
+
+    #[test]
+    fn an_owner_sends_for_a_minute_after_the_beginning_of_its_last_renewal() {
+        let mut fence = Fence::new(TAKEOVER_AFTER);
+        assert!(!fence.may_send(seconds(100)), "nothing was renewed yet");
+        fence.renewed(seconds(100));
+        for (now, may_send, may_lease) in [
+            (100, true, true),
+            (139, true, true),
+            (140, true, false),
+            (159, true, false),
+            (160, false, false),
+            (10_000, false, false),
+            // A clock that was set back, or a machine that was restored from a snapshot.
+            (99, false, false),
+        ] {
+            assert_eq!(
+                (fence.may_send(seconds(now)), fence.may_lease(seconds(now))),
+                (may_send, may_lease),
+                "at {now}"
+            );
+        }
+        assert_eq!((fence.left(seconds(130)), fence.left(seconds(400))), (seconds(30), seconds(0)));
+        fence.renewed(seconds(90));
+        assert!(fence.may_send(seconds(155)), "an answer that came late took back a newer renewal");
+        fence.lost();
+        assert!(!fence.may_send(seconds(110)) && !fence.may_lease(seconds(110)));
+    }
+
+    proptest! {
+        /// The clocks of owner and observer have nothing in common but their speed. The owner may sleep: its clock counts
+        /// that. The depot has the renewal at any moment of its request.
+        #[test]
+        fn no_request_begins_after_a_takeover(
+            renewals in prop::collection::vec((1_u64..200, 0_u64..15), 1..12),
+            first_look in 0_u64..300,
+            looks in prop::collection::vec(1_u64..60, 200..201),
+            offset in 0_u64..1_000_000,
+        ) {
+            let mut fence = Fence::new(TAKEOVER_AFTER);
+            // Renewals in real time: when they began and when the depot had them.
+            let (mut now, mut written, mut last_sent) = (0, Vec::new(), 0);
+            for (pause, takes) in renewals {
+                now += pause;
+                let began = now;
+                now += takes;
+                written.push(now);
+                fence.renewed(seconds(began));
+                last_sent = began + fence.left(seconds(began)).as_secs();
+            }
+            let mut watch = SilenceWatch::new(TAKEOVER_AFTER);
+            let mut look = first_look;
+            let last_written = *written.last().expect("one at least");
+            for pause in looks {
+                let version = written.iter().filter(|at| **at <= look).count().to_string();
+                let asked = Asked::at(seconds(offset + look));
+                if watch.observe(stream(1), head(&version), asked).is_free() && look >= last_written {
+                    prop_assert!(look > last_sent, "taken over at {look}, the owner sends until {last_sent}");
+                    return Ok(());
+                }
+                look += pause;
+            }
+        }
+    }
+}
