@@ -220,13 +220,17 @@ impl From<TakeoverError> for Failure {
             TakeoverError::Depot(error) => return error.into(),
             TakeoverError::Store(error) => return error.into(),
             TakeoverError::Scratch(ScratchError::Store(error)) => return error.into(),
-            TakeoverError::Scratch(_) => {
-                (Exit::Failure, "give this user write access to the folder of the message store, or choose another with --db")
+            TakeoverError::Scratch(_) => (
+                Exit::Failure,
+                "give this user write access to the folder of the message store, or choose another with --db",
+            ),
+            TakeoverError::Keys(_) => (
+                Exit::Usage,
+                "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one",
+            ),
+            TakeoverError::FleetFile { .. } => {
+                (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed")
             }
-            TakeoverError::Keys(_) => {
-                (Exit::Usage, "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one")
-            }
-            TakeoverError::FleetFile { .. } => (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed"),
             TakeoverError::NotExclusive { .. } => (
                 Exit::Usage,
                 "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",

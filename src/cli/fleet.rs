@@ -93,7 +93,8 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     stop_on_signals(&shutdown)?;
     let url = depot.describe().url;
     let settings = settings(&config, args, order.timeout)?;
-    let session = FleetReplay::open(depot, keys, this_process(&uuid::Uuid::now_v7().simple().to_string()), settings, &shutdown)?;
+    let session =
+        FleetReplay::open(depot, keys, this_process(&uuid::Uuid::now_v7().simple().to_string()), settings, &shutdown)?;
     let mut progress = ProgressDisplay::new(common.quiet);
     progress.start(0);
     let concluded = session.run(&upstream, &progress);
@@ -206,7 +207,11 @@ pub(super) fn inspect(
         },
         Some(NamedMessage::Stored(id)) => {
             let hint = "`opik-offline inspect --fleet URL` lists them";
-            return Err(Failure::new(Exit::Usage, format!("{id} names no message of a depot: use STREAM/ID"), Some(hint)));
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("{id} names no message of a depot: use STREAM/ID"),
+                Some(hint),
+            ));
         }
         None => {}
     }

@@ -152,14 +152,17 @@ pub(super) fn sealed_text(sealed: Option<&SealedReport>, dry_run: bool) -> Shown
     if dry_run {
         return Shown::line(&format!("would seal {all}{of_them} for {whom} in {}", sealed.path));
     }
-    let mut shown = Shown::line(&format!("sealed {all}{of_them} for {whom} in {} ({})", sealed.path, size(sealed.bytes)));
+    let mut shown =
+        Shown::line(&format!("sealed {all}{of_them} for {whom} in {} ({})", sealed.path, size(sealed.bytes)));
     shown.end_line();
     if sealed.unread > 0 {
         let damaged = count(sealed.unread, "message");
         shown.add_line(&format!("{damaged} not in it, because of damage: see `opik-offline healthcheck`"));
     }
     shown.add_line("move them in elsewhere with `opik-offline replay --from FILE --identity KEYFILE`");
-    shown.add_line("they also stay here: after that, delete them with `opik-offline purge`, so that nothing is sent twice");
+    shown.add_line(
+        "they also stay here: after that, delete them with `opik-offline purge`, so that nothing is sent twice",
+    );
     shown
 }
 

@@ -203,7 +203,8 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     if let Some(path) = &args.moving.make_identity {
         let identity = Some(moving::new_identity(common, path)?);
         let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
-        let text = |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
+        let text =
+            |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
         return Ok(common.renderer().result(&report, text)?);
     }
     let flags = Flags {
@@ -258,7 +259,8 @@ impl ReplayArgs {
     /// Refuses flags that are for a depot.
     fn refuse_without_fleet(&self) -> Result<(), Failure> {
         if self.fleet.follow || self.fleet.fail_if_backlog {
-            let hint = "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
+            let hint =
+                "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
             return Err(Failure::new(Exit::Usage, "--follow and --fail-if-backlog are for a depot", Some(hint)));
         }
         if !self.moving.identity.is_empty() && self.from.is_empty() {

@@ -194,7 +194,8 @@ pub(super) fn named_message(text: &str) -> Result<NamedMessage, String> {
 
 /// Parses the id of a stream.
 pub(super) fn stream(text: &str) -> Result<StreamId, String> {
-    StreamId::parse(text).ok_or_else(|| "expected the id of a stream, as `opik-offline status --fleet URL` lists it".to_owned())
+    StreamId::parse(text)
+        .ok_or_else(|| "expected the id of a stream, as `opik-offline status --fleet URL` lists it".to_owned())
 }
 
 /// Parses a number of messages.

@@ -368,8 +368,7 @@ impl Feeder<'_> {
 
     /// Deletes streams that are settled, and gives those back that can't be.
     fn sweep_some(&mut self) -> Result<bool, TakeoverError> {
-        let is_done =
-            |taken: &TakenStream| taken.is_imported() && self.ledger.outstanding(taken.stream) == 0;
+        let is_done = |taken: &TakenStream| taken.is_imported() && self.ledger.outstanding(taken.stream) == 0;
         let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.progress.streams).into_iter().partition(is_done);
         self.progress.streams = rest;
         if done.is_empty() {

@@ -90,11 +90,7 @@ impl Holdings {
     ///
     /// If the depot can't be used. After [`DepotError::UnknownOutcome`] the stream may be ours and is not held: it
     /// becomes silent and is taken again.
-    pub(crate) fn take(
-        &self,
-        stream: StreamId,
-        found: Option<(&Head, &Version)>,
-    ) -> Result<Option<Head>, DepotError> {
+    pub(crate) fn take(&self, stream: StreamId, found: Option<(&Head, &Version)>) -> Result<Option<Head>, DepotError> {
         let renewed = since_boot();
         let head = self.written(match found {
             Some((head, _)) => head.taken_by(self.owner.clone()),
@@ -261,7 +257,8 @@ mod tests {
     }
 
     fn head_of(depot: &ModelDepot, stream: StreamId) -> (Head, Version) {
-        let (bytes, version) = depot.get(&name_of(&ObjectName::Head(stream))).expect("it answers").expect("it is there");
+        let (bytes, version) =
+            depot.get(&name_of(&ObjectName::Head(stream))).expect("it answers").expect("it is there");
         (Head::decode(&bytes).expect("it is a head"), version)
     }
 

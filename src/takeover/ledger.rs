@@ -28,12 +28,14 @@ use crate::fleet::bundle::{RecordTooLarge, encode_bundle};
 use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::{ObjectName, StreamId, WorkspaceName};
-use crate::fleet::record::{FILE_PART_BYTES, FileContent, FleetRecord, MessageRef, RecordState, ShippedFile, part_digest};
+use crate::fleet::record::{
+    FILE_PART_BYTES, FileContent, FleetRecord, MessageRef, RecordState, ShippedFile, part_digest,
+};
 use crate::fleet::seals::Seals;
 use crate::fleet::spooled::{Removal, ShippedLedger};
 use crate::message::{Attachment, Body, Lane, Message, MessageId, Sha256};
 use crate::sealing::SealError;
-use crate::store::{Lease, LastAnswer, Outcome, Part, SalvagedRow, Store, StoreError, StoredMessage};
+use crate::store::{LastAnswer, Lease, Outcome, Part, SalvagedRow, Store, StoreError, StoredMessage};
 
 /// Where a message of the scratch store comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,10 +272,8 @@ impl ReplayerLedger {
     }
 
     fn sealed<'bytes>(&self, plain: &'bytes [u8]) -> Result<Cow<'bytes, [u8]>, DepotError> {
-        let unusable = |error: SealError| DepotError::Unusable {
-            at: self.depot.describe().url,
-            reason: error.to_string(),
-        };
+        let unusable =
+            |error: SealError| DepotError::Unusable { at: self.depot.describe().url, reason: error.to_string() };
         self.seals.seal(plain).map_err(unusable)
     }
 

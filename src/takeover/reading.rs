@@ -88,8 +88,7 @@ impl StreamReader {
 
     fn marks_in(&self, name: &Name) -> Result<Result<Vec<Mark>, UnreadableObject>, DepotError> {
         let Some(bytes) = read_whole(&*self.depot, name)? else { return Ok(Ok(Vec::new())) };
-        let unreadable =
-            |reason: String| UnreadableObject { object: name.to_string(), messages: 0, reason };
+        let unreadable = |reason: String| UnreadableObject { object: name.to_string(), messages: 0, reason };
         let opened = match self.open(&bytes) {
             Ok(Opened { plain, fault: None }) => plain,
             Ok(Opened { fault: Some(fault), .. }) => return Ok(Err(unreadable(fault))),
@@ -110,10 +109,8 @@ impl StreamReader {
     /// Returns the records of a bundle with these bytes, which should have so many messages.
     pub(super) fn records_of(&self, name: &Name, messages: u64, bytes: &[u8]) -> BundleContents {
         let unreadable = |messages, reason| UnreadableObject { object: name.to_string(), messages, reason };
-        let all = |reason: String| BundleContents {
-            records: Vec::new(),
-            unreadable: Some(unreadable(messages, reason)),
-        };
+        let all =
+            |reason: String| BundleContents { records: Vec::new(), unreadable: Some(unreadable(messages, reason)) };
         let opened = match self.open(bytes) {
             Ok(opened) => opened,
             Err(error) => return all(error.to_string()),
@@ -162,8 +159,7 @@ impl StreamReader {
             bytes += part.len() as u64;
             take(&part)?;
         }
-        let is_whole = bytes == file.attachment.bytes
-            && context.finish().as_ref() == file.attachment.sha256.as_bytes();
+        let is_whole = bytes == file.attachment.bytes && context.finish().as_ref() == file.attachment.sha256.as_bytes();
         if is_whole { Ok(Ok(())) } else { unreadable(0, "the file is not the one that was shipped") }
     }
 

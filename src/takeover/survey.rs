@@ -146,7 +146,8 @@ impl FleetSurvey {
     /// Returns when the oldest message that waits was accepted, in milliseconds since the Unix epoch.
     pub(crate) fn oldest_ms(&self) -> Option<u64> {
         let waiting = self.streams.iter().filter(|stream| stream.waiting() > 0);
-        let oldest = |stream: &StreamSurvey| stream.head.as_ref().and_then(|head| head.oldest_ms).or(stream.sums.oldest_ms);
+        let oldest =
+            |stream: &StreamSurvey| stream.head.as_ref().and_then(|head| head.oldest_ms).or(stream.sums.oldest_ms);
         waiting.filter_map(oldest).min()
     }
 

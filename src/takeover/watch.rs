@@ -69,11 +69,7 @@ impl HeadWatch {
     }
 
     /// Looks at all heads but those that are held here.
-    pub(super) fn look(
-        &mut self,
-        depot: &dyn Depot,
-        is_held: impl Fn(StreamId) -> bool,
-    ) -> Result<Look, DepotError> {
+    pub(super) fn look(&mut self, depot: &dyn Depot, is_held: impl Fn(StreamId) -> bool) -> Result<Look, DepotError> {
         let began = since_boot();
         let listed = list_heads(depot)?;
         let asked = Asked { began, ended: since_boot() };

@@ -203,14 +203,29 @@ fn a_rejected_message_stays_readable_after_its_stream_is_deleted() {
     assert_eq!(fleet.names("v1/rejected").len(), 2, "a rejected message is gone with its stream");
     let home = Home::new();
     let identity = fleet.identity.display().to_string();
-    let listed = home.cli(&["inspect", "--fleet", &fleet.url(), "--identity", &identity, "--rejected", "--format", "json"]);
+    let listed =
+        home.cli(&["inspect", "--fleet", &fleet.url(), "--identity", &identity, "--rejected", "--format", "json"]);
     let listed = listed.json();
     let message = &listed["messages"][0];
-    assert_eq!((message["status"].as_str(), message["answer"]["status"].as_u64()), (Some("rejected"), Some(400)), "{listed}");
+    assert_eq!(
+        (message["status"].as_str(), message["answer"]["status"].as_u64()),
+        (Some("rejected"), Some(400)),
+        "{listed}"
+    );
     let id = format!("{}/{}", message["stream"].as_str().unwrap(), message["id"]);
     let whole = home.cli(&["inspect", "--fleet", &fleet.url(), "--identity", &identity, &id]);
     assert!(whole.stdout.contains("feedback-scores"), "{}{}", whole.stdout, whole.stderr);
-    let purged = home.cli(&["purge", "--fleet", &fleet.url(), "--identity", &identity, "--rejected", "--yes", "--format", "json"]);
+    let purged = home.cli(&[
+        "purge",
+        "--fleet",
+        &fleet.url(),
+        "--identity",
+        &identity,
+        "--rejected",
+        "--yes",
+        "--format",
+        "json",
+    ]);
     assert_eq!(purged.json()["messages"], 2, "{}", purged.stderr);
     assert_eq!(fleet.names("v1/rejected"), Vec::<String>::new());
     assert_eq!(fleet.names("v1/orders").len(), 1, "nobody can tell who deleted them");
@@ -225,10 +240,24 @@ fn people_see_and_purge_what_nobody_owns() {
     let home = Home::new();
     let (url, identity) = (fleet.url(), fleet.identity.display().to_string());
     let status = home.cli(&["status", "--fleet", &url, "--format", "json"]).json();
-    assert_eq!((&status["streams"]["closed"], &status["waiting"]["messages"]), (&2.into(), &outage.messages().into()), "{status}");
+    assert_eq!(
+        (&status["streams"]["closed"], &status["waiting"]["messages"]),
+        (&2.into(), &outage.messages().into()),
+        "{status}"
+    );
     let exceeded = home.cli(&["status", "--fleet", &url, "--quiet", "--fail-if-backlog", "3"]);
     assert_eq!(exceeded.code(), Some(4), "{}", exceeded.stderr);
-    let listed = home.cli(&["inspect", "--fleet", &url, "--identity", &identity, "--trace", &outage.groups[0][0], "--format", "json"]);
+    let listed = home.cli(&[
+        "inspect",
+        "--fleet",
+        &url,
+        "--identity",
+        &identity,
+        "--trace",
+        &outage.groups[0][0],
+        "--format",
+        "json",
+    ]);
     assert_eq!(listed.json()["messages"].as_array().map(Vec::len), Some(8), "{}{}", listed.stdout, listed.stderr);
     let purge = ["purge", "--fleet", &url, "--identity", &identity, "--stream"];
     let stream = streams[0].to_string();
@@ -372,11 +401,19 @@ fn a_large_fleet_is_delivered() {
     assert_eq!(status.json()["streams"]["closed"], streams, "{}", status.stderr);
     server.start();
     let started = std::time::Instant::now();
-    let homes: Vec<Home> =
-        (0..std::env::var("OPIK_OFFLINE_REPLAYERS").ok().and_then(|n| n.parse().ok()).unwrap_or(1)).map(|_| Home::new()).collect();
+    let homes: Vec<Home> = (0..std::env::var("OPIK_OFFLINE_REPLAYERS").ok().and_then(|n| n.parse().ok()).unwrap_or(1))
+        .map(|_| Home::new())
+        .collect();
     let replayers: Vec<_> = homes
         .iter()
-        .map(|home| fleet.replayer(home, &server.url()).args(["--format", "json"]).stdout(std::process::Stdio::piped()).spawn().unwrap())
+        .map(|home| {
+            fleet
+                .replayer(home, &server.url())
+                .args(["--format", "json"])
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
         .collect();
     for replayer in replayers {
         let output = replayer.wait_with_output().unwrap();

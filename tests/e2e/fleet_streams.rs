@@ -301,7 +301,8 @@ pub(crate) fn bundle_folder(fleet: &TestFleet, stream: StreamId) -> PathBuf {
 /// Returns a create of a trace of about 1 kB, for figures.
 pub(crate) fn synthetic(id: u64, server: &str) -> FleetRecord {
     let trace = uuid7();
-    let body = serde_json::json!({ "id": trace, "start_time": "2026-03-01T04:00:16Z", "input": { "q": "x".repeat(900) } });
+    let body =
+        serde_json::json!({ "id": trace, "start_time": "2026-03-01T04:00:16Z", "input": { "q": "x".repeat(900) } });
     let message = Message {
         lane: Lane { server: Some(Server::new(server)), workspace: Some("default".to_owned()), credential: None },
         message_type: MessageType::CreateTrace,

@@ -48,7 +48,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "takeover",
         &[
-            "depot", "fleet", "sealing", "replay", "monitor", "store", "upstream", "message", "telemetry", "shutdown", "memory",
+            "depot",
+            "fleet",
+            "sealing",
+            "replay",
+            "monitor",
+            "store",
+            "upstream",
+            "message",
+            "telemetry",
+            "shutdown",
+            "memory",
             "figures",
         ],
     ),

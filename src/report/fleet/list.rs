@@ -90,7 +90,8 @@ impl FleetList {
             shown.add_line(&format!("no such message in {}", self.depot));
         } else {
             let now = now_ms();
-            let mut table = renderer.table(&["stream/id", "status", "…type", "…workspace", "…project", ">size", ">age"]);
+            let mut table =
+                renderer.table(&["stream/id", "status", "…type", "…workspace", "…project", ">size", ">age"]);
             for FleetMessageLine { stream, line, .. } in &self.messages {
                 let age = u64::try_from(now.saturating_sub(line.accepted_at_ms)).unwrap_or(0);
                 table.add_row([
@@ -105,7 +106,10 @@ impl FleetList {
             }
             shown.add(&table.shown());
             if self.more > 0 || self.is_full() {
-                shown.add_line(&format!("the first {}; more with --limit", count(self.messages.len() as u64, "message")));
+                shown.add_line(&format!(
+                    "the first {}; more with --limit",
+                    count(self.messages.len() as u64, "message")
+                ));
             }
         }
         for object in &self.unreadable {

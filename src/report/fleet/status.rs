@@ -117,8 +117,10 @@ impl FleetStatusReport {
         let oldest_ms = survey.oldest_ms();
         let mut list: Vec<StreamLine> = survey.streams.iter().map(StreamLine::of).collect();
         list.sort_by(|one, other| one.oldest_accepted_at.cmp(&other.oldest_accepted_at));
-        let by_workspace =
-            survey.rejected.iter().map(|(workspace, messages)| WorkspaceCount { workspace: workspace.clone(), messages: *messages });
+        let by_workspace = survey
+            .rejected
+            .iter()
+            .map(|(workspace, messages)| WorkspaceCount { workspace: workspace.clone(), messages: *messages });
         let replayers = survey.replayers().into_iter();
         Self {
             schema_version: 1,
@@ -163,13 +165,15 @@ impl FleetStatusReport {
             (headless, "without a head"),
             (unreadable, "unreadable"),
         ];
-        let named: Vec<String> =
-            standings.iter().filter(|(number, _)| *number > 0).map(|(number, name)| format!("{number} {name}")).collect();
+        let named: Vec<String> = standings
+            .iter()
+            .filter(|(number, _)| *number > 0)
+            .map(|(number, name)| format!("{number} {name}"))
+            .collect();
         row("streams", if named.is_empty() { "none".to_owned() } else { named.join(", ") }.as_str());
         let WaitingReport { messages, bytes, oldest_age_seconds, .. } = &self.waiting;
-        let oldest = oldest_age_seconds.map_or(String::new(), |age| {
-            format!(", the oldest for {}", short_duration(Duration::from_secs(age)))
-        });
+        let oldest = oldest_age_seconds
+            .map_or(String::new(), |age| format!(", the oldest for {}", short_duration(Duration::from_secs(age))));
         row("waiting", &format!("{} ({}){oldest}", count(*messages, "message"), size(*bytes)));
         if self.rejected.messages > 0 {
             row("rejected", &count(self.rejected.messages, "message"));
@@ -185,7 +189,10 @@ impl FleetStatusReport {
             shown.end_line();
             shown.add(&self.table(renderer));
             if self.list.len() > LISTED_MAX {
-                shown.add_line(&format!("the oldest {LISTED_MAX} of {} streams; all with --format json", self.list.len()));
+                shown.add_line(&format!(
+                    "the oldest {LISTED_MAX} of {} streams; all with --format json",
+                    self.list.len()
+                ));
             }
         }
         shown
