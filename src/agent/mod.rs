@@ -23,8 +23,9 @@
 //! 3. An agent that wraps a command flushes ([`mod@flush`]): it delivers as many stored messages as it can.
 //! 4. The replay manager finishes the request in flight, settles its batch, requeues the rest and releases the lease.
 //!    If the server does not answer in time, the lease is taken away and the messages in flight are *failed* again.
-//! 5. The connection monitor stops; nobody waits for a ping in flight.
-//! 6. The agent's record is removed from the store.
+//! 5. With a depot, what was not delivered is shipped to it, and the stream's head is closed.
+//! 6. The connection monitor stops; nobody waits for a ping in flight.
+//! 7. The agent's record is removed from the store.
 
 pub(crate) mod child;
 pub(crate) mod environment;
@@ -146,7 +147,7 @@ impl Agent {
         };
 
         let composition = Composition::new(settings, address, upstream).map_err(system)?;
-        let mut components = composition.components();
+        let mut components = composition.components(shutdown);
         let liveness = Arc::new(supervisor::liveness(&mut components));
         components.extend(composition.notifier(&liveness, shutdown));
         let intake = composition.intake(forwarders, liveness);

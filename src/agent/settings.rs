@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::files::FileShares;
 use crate::config::ServiceManager;
+use crate::fleet::ledger::FleetUse;
 use crate::intake::IntakeLimits;
 use crate::message::Lane;
 use crate::monitor::MonitorSettings;
@@ -62,6 +63,8 @@ pub(crate) struct AgentSettings {
     pub rekey: Option<Lane>,
     /// Whether and how orphaned stores of killed Python processes are salvaged.
     pub adopt: Option<Adoption>,
+    /// The depot that stored messages are copied to, and how.
+    pub fleet: Option<FleetUse>,
     /// The service manager that started the agent, if it wants to be notified.
     pub service_manager: Option<ServiceManager>,
 }

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use clap::Args;
 
 use super::{Common, Failure, configuration, exit_interrupted, translate};
-use crate::agent::Agent;
 use crate::agent::wrapped::{self, Wrapped, WrappedListener};
+use crate::agent::{Agent, AgentSettings};
 use crate::config::{Flags, LogLevel, ProcessEnvironment, ServiceManager};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
@@ -130,6 +130,22 @@ pub(super) struct AgentArgs {
     #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, hide_short_help = true)]
     rejected_export: Option<OsString>,
 
+    /// Acknowledge a stored write after the local commit, or once its copy is in the depot: local or fleet [default: local]
+    ///
+    /// For machines whose disk is worth nothing. Needs --fleet.
+    #[arg(long, value_name = "WHERE", hide_short_help = true)]
+    acknowledge: Option<OsString>,
+
+    /// With --acknowledge fleet, while the depot is away: local acknowledges, refuse answers 503 [default: local]
+    #[arg(long, value_name = "POLICY", hide_short_help = true)]
+    when_depot_away: Option<OsString>,
+
+    /// Seal copies in the depot for these public keys, separated by commas [default: none]
+    ///
+    /// If unset, for those that fleet.json in the depot names.
+    #[arg(long, value_name = "KEYS", hide_short_help = true)]
+    fleet_recipients: Option<OsString>,
+
     /// Drop messages that are older than this [default: none]
     #[arg(long, value_name = "DURATION")]
     max_age: Option<OsString>,
@@ -225,7 +241,10 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
             progress::say(&format!("warning: cannot connect to the Opik server, {what}: {error}"));
         }
         let listener = Narrator(Mutex::new(ProgressDisplay::new(common.quiet)));
-        let settings = translate::agent_settings(&config, upstream, None)?;
+        let settings = AgentSettings {
+            fleet: translate::fleet_use(&config)?,
+            ..translate::agent_settings(&config, upstream, None)?
+        };
         let (config, listener) = (&config, &listener);
         let wrapped = Wrapped { config, settings, limit, program, arguments, log, exit: exit_with, listener };
         return Ok(ExitCode::from(wrapped::run(wrapped)?));
@@ -233,7 +252,10 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
     translate::raise_files_allowed(&config);
-    let settings = translate::agent_settings(&config, translate::upstream_settings(&config)?, service_manager)?;
+    let settings = AgentSettings {
+        fleet: translate::fleet_use(&config)?,
+        ..translate::agent_settings(&config, translate::upstream_settings(&config)?, service_manager)?
+    };
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
@@ -291,6 +313,9 @@ impl AgentArgs {
             when_full: self.when_full.clone(),
             rejected_share: self.rejected_share.clone(),
             rejected_export: self.rejected_export.clone(),
+            acknowledge: self.acknowledge.clone(),
+            when_depot_away: self.when_depot_away.clone(),
+            fleet_recipients: self.fleet_recipients.clone(),
             max_age: self.max_age.clone(),
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),

@@ -8,6 +8,7 @@ use crate::agent::child::ChildError;
 use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
+use crate::depot::DepotError;
 use crate::health::CheckError;
 use crate::moving::MovingError;
 use crate::protocol::answers::SendFailure;
@@ -18,10 +19,12 @@ use crate::sdk::salvage::SalvageError;
 use crate::sealing::SealError;
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
+use crate::takeover::error::TakeoverError;
+use crate::takeover::scratch::ScratchError;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
-use crate::translate::NetworkError;
+use crate::translate::{FleetError, NetworkError};
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are part of the contract (man page).
@@ -92,6 +95,24 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<DepotError> for Failure {
+    fn from(error: DepotError) -> Self {
+        let exit = match &error {
+            DepotError::Unusable { .. } => Exit::Usage,
+            DepotError::NotAuthorised { .. } => Exit::NotAuthorised,
+            DepotError::Unreachable { .. }
+            | DepotError::Missing { .. }
+            | DepotError::UnknownOutcome { .. }
+            | DepotError::Damaged { .. } => Exit::Unreachable,
+            DepotError::Lost { .. }
+            | DepotError::TooNew { .. }
+            | DepotError::Full { .. }
+            | DepotError::TooLarge { .. } => Exit::Failure,
+        };
+        Self { exit, message: error.to_string(), hint: Some(error.hint()) }
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let hint = match &error {
@@ -129,6 +150,11 @@ impl From<StoreError> for Failure {
             StoreError::Key(_) => "correct the setting, or unset it; the message store was not changed",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
             StoreError::AttachmentGone => "send the file again; none of it was kept",
+            StoreError::DepotAway { .. } => "nothing is lost; try again when the depot can be reached",
+            StoreError::InDepot { .. } => {
+                "name the depot: `opik-offline agent --fleet URL` delivers and marks them, `opik-offline replay --fleet URL` \
+                 delivers the copies once the agent is gone"
+            }
             StoreError::LeaseLost => "the other process continues; `opik-offline status` shows its progress",
         };
         let exit = if matches!(error, StoreError::Key(_)) { Exit::Usage } else { Exit::Failure };
@@ -185,6 +211,33 @@ impl From<ReassignError> for Failure {
             ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
         };
         Self::new(Exit::Usage, message, Some(&hint))
+    }
+}
+
+impl From<TakeoverError> for Failure {
+    fn from(error: TakeoverError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            TakeoverError::Depot(error) => return error.into(),
+            TakeoverError::Store(error) => return error.into(),
+            TakeoverError::Scratch(ScratchError::Store(error)) => return error.into(),
+            TakeoverError::Scratch(_) => (
+                Exit::Failure,
+                "give this user write access to the folder of the message store, or choose another with --db",
+            ),
+            TakeoverError::Keys(_) => (
+                Exit::Usage,
+                "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one",
+            ),
+            TakeoverError::FleetFile { .. } => {
+                (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed")
+            }
+            TakeoverError::NotExclusive { .. } => (
+                Exit::Usage,
+                "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",
+            ),
+        };
+        Self::new(exit, message, Some(hint))
     }
 }
 
@@ -313,6 +366,18 @@ impl From<NetworkError> for Failure {
                 Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
             }
         }
+    }
+}
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            FleetError::Depot(error) => return error.into(),
+            FleetError::Recipient { .. } => "name public keys that begin with age1, separated by commas",
+            FleetError::NoDepot { .. } => "name the depot with --fleet URL, or unset acknowledge",
+        };
+        Self::new(Exit::Usage, message, Some(hint))
     }
 }
 
@@ -511,6 +576,8 @@ mod tests {
             StoreError::Busy { at: path().into(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },
             StoreError::AttachmentGone,
+            StoreError::DepotAway { reason: reason() },
+            StoreError::InDepot { at: path().into(), depot: "file:///depot".into() },
             StoreError::LeaseLost,
         ];
         let file = [

@@ -41,10 +41,10 @@ pub(super) struct MovingArgs {
     #[arg(long, value_name = "FILE", requires = "to", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
     pub recipients_file: Vec<PathBuf>,
 
-    /// Open sealed copies of --from with the secret key in this file
+    /// Open what is sealed, in copies of --from or in the depot of --fleet, with the secret key in this file
     ///
     /// A file of --make-identity or of `age-keygen`; may be given more than once.
-    #[arg(long, value_name = "KEYFILE", requires = "from", value_hint = clap::ValueHint::FilePath)]
+    #[arg(long, value_name = "KEYFILE", value_hint = clap::ValueHint::FilePath)]
     pub identity: Vec<PathBuf>,
 
     /// Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient
@@ -152,14 +152,17 @@ pub(super) fn sealed_text(sealed: Option<&SealedReport>, dry_run: bool) -> Shown
     if dry_run {
         return Shown::line(&format!("would seal {all}{of_them} for {whom} in {}", sealed.path));
     }
-    let mut shown = Shown::line(&format!("sealed {all}{of_them} for {whom} in {} ({})", sealed.path, size(sealed.bytes)));
+    let mut shown =
+        Shown::line(&format!("sealed {all}{of_them} for {whom} in {} ({})", sealed.path, size(sealed.bytes)));
     shown.end_line();
     if sealed.unread > 0 {
         let damaged = count(sealed.unread, "message");
         shown.add_line(&format!("{damaged} not in it, because of damage: see `opik-offline healthcheck`"));
     }
     shown.add_line("move them in elsewhere with `opik-offline replay --from FILE --identity KEYFILE`");
-    shown.add_line("they also stay here: after that, delete them with `opik-offline purge`, so that nothing is sent twice");
+    shown.add_line(
+        "they also stay here: after that, delete them with `opik-offline purge`, so that nothing is sent twice",
+    );
     shown
 }
 

@@ -137,8 +137,7 @@ pub(super) fn take_in(
         stores.into_iter().map(|(kind, path)| (path, kind)).collect(),
         paths.into_iter().map(|(_, path)| path).collect(),
     );
-    let given_stores =
-        GivenStores { owner, identities: given.identities, removes: given.remove, is_dry_run: dry_run };
+    let given_stores = GivenStores { owner, identities: given.identities, removes: given.remove, is_dry_run: dry_run };
     let (mut reports, stores_failed) = move_in(config, &given_stores, &stores, shutdown)?;
     failed |= stores_failed;
     let sources = SourceFiles {

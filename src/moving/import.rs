@@ -186,7 +186,7 @@ impl<'a> Import<'a> {
 }
 
 fn row_of(row: Sha256, message: SnapshotMessage) -> SalvagedRow {
-    let SnapshotMessage { stored: StoredMessage { listed, request, touches }, was_in_flight } = message;
+    let SnapshotMessage { stored: StoredMessage { listed, request, touches, .. }, was_in_flight } = message;
     let unsaid = LastAnswer { status: None, text: String::new(), at_ms: listed.accepted_at_ms };
     let answer = listed.answer.unwrap_or(unsaid);
     let rejected = (listed.status == MessageStatus::Rejected).then(|| answer.clone());

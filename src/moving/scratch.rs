@@ -87,13 +87,8 @@ impl Unfinished {
     /// Makes it durable under its name, unless something has that name.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
-        let renamed = rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            &self.path,
-            rustix::fs::CWD,
-            &self.to,
-            RenameFlags::NOREPLACE,
-        );
+        let renamed =
+            rustix::fs::renameat_with(rustix::fs::CWD, &self.path, rustix::fs::CWD, &self.to, RenameFlags::NOREPLACE);
         match renamed {
             Ok(()) => {}
             // A file system that cannot promise it: then it is only checked.

@@ -86,7 +86,8 @@ impl SealingJob<'_> {
         };
         let scratch = ScratchFolder::beside(self.own).map_err(no_scratch)?;
         let copy = scratch.store();
-        let key = EncryptionKey::random().ok_or(MovingError::Sealed { path: to.to_owned(), error: SealError::Random })?;
+        let key =
+            EncryptionKey::random().ok_or(MovingError::Sealed { path: to.to_owned(), error: SealError::Random })?;
         let moved = self.fill(&mut snapshot, &copy, &key)?;
         drop(snapshot);
         self.seal(&copy, &key, &unfinished).map_err(unwritable)?;

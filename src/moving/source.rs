@@ -75,7 +75,9 @@ fn set_aside(path: &Path) -> Option<PathBuf> {
         return None;
     }
     let aside = named_like(folder_of(path), &with_suffix(path.file_name()?, ASIDE));
-    aside.into_iter().rfind(|aside| !LOGS.iter().any(|log| aside.as_os_str().as_encoded_bytes().ends_with(log.as_bytes())))
+    aside
+        .into_iter()
+        .rfind(|aside| !LOGS.iter().any(|log| aside.as_os_str().as_encoded_bytes().ends_with(log.as_bytes())))
 }
 
 /// Returns whether a recovery of the store at this path was interrupted before there was a new one.
@@ -135,7 +137,8 @@ impl MovingIn<'_> {
         let mut original = self.original(path)?;
         let lock = if kind == SourceKind::Sealed { None } else { locked(path, &original)? };
         let into = open()?;
-        let beside = if folder_of(self.own).is_dir() { self.own.to_owned() } else { self.temp_dir.join("opik-offline") };
+        let beside =
+            if folder_of(self.own).is_dir() { self.own.to_owned() } else { self.temp_dir.join("opik-offline") };
         let scratch_failed = |error: io::Error| self.no_scratch(path, &beside, &error);
         let scratch = ScratchFolder::beside(&beside).map_err(scratch_failed)?;
         let copy = scratch.store();
@@ -222,15 +225,8 @@ impl MovingIn<'_> {
     }
 
     /// Imports from a private copy. A copy that turns out to be damaged is recovered, and imported again.
-    fn import(
-        &self,
-        path: &Path,
-        copy: &Path,
-        keys: &Keys,
-        target: SalvageTarget<'_>,
-    ) -> Result<Moved, MovingError> {
-        let source =
-            |error| MovingError::Source { path: path.to_owned(), copy: copy.to_owned(), error };
+    fn import(&self, path: &Path, copy: &Path, keys: &Keys, target: SalvageTarget<'_>) -> Result<Moved, MovingError> {
+        let source = |error| MovingError::Source { path: path.to_owned(), copy: copy.to_owned(), error };
         let open = || StoreSnapshot::open(copy, OpenMode::ExistingOrRecovered, COPY_LIMITS, keys);
         let mut snapshot = open().map_err(source)?;
         let mut import = Import::into(target, self.shutdown);

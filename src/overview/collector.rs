@@ -9,7 +9,7 @@ use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, held_for};
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
 use super::{
-    AgentOverview, EdgesOverview, ElsewhereOverview, HubOverview, Overview, ReplayOverview, ServerOverview,
+    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview, ServerOverview,
     connection_word, pace_of,
 };
 use crate::delivery::eta::{Situation, eta};
@@ -50,7 +50,12 @@ pub struct OverviewSources {
     pub listen: String,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// Returns the state of the copies in the depot, if there is one.
+    pub fleet: Option<FleetSource>,
 }
+
+/// Returns the state of the copies in the depot.
+pub type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
 
 /// Gathers overviews of a running agent.
 pub struct OverviewCollector {
@@ -189,6 +194,7 @@ impl OverviewCollector {
             at_ms: now,
             agent: self.agent(),
             server: self.server_overview(),
+            fleet: self.sources.fleet.as_ref().map(|fleet| fleet()),
             eta: store.usable.then(|| eta(&situation).into()),
             store,
             rates,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{EdgesOverview, EtaOverview, FullOverview, pace_of};
+use super::{EdgesOverview, EtaOverview, FleetOverview, FullOverview, pace_of};
 use crate::delivery::eta::Situation;
 use crate::delivery::pacing::PaceSettings;
 use crate::message::MessageStatus;
@@ -143,6 +143,7 @@ pub(crate) struct AgentsView {
     pub history: Vec<Sample>,
     pub edges: EdgesOverview,
     pub store: AgentsStoreView,
+    pub fleet: Option<FleetOverview>,
 }
 
 /// The agent's view of its store.

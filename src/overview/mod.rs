@@ -39,6 +39,9 @@ pub struct Overview {
     pub agent: AgentOverview,
     pub server: ServerOverview,
     pub store: StoreOverview,
+    /// Only with a depot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetOverview>,
     /// `null` for the first seconds.
     pub rates: Option<Rates>,
     /// `null` while the store can't be read.
@@ -81,6 +84,23 @@ pub struct ServerOverview {
     pub reason: Option<String>,
     /// The hub that this server is, if it is one, and that hub's own server.
     pub hub: Option<HubOverview>,
+}
+
+/// The copies of stored messages in the fleet's depot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetOverview {
+    /// Its URL, without secrets.
+    pub depot: String,
+    /// Why nothing can be copied to it now.
+    pub problem: Option<String>,
+    /// The stream that is copied to.
+    pub stream: Option<String>,
+    /// Streams that a replayer has taken over and not finished.
+    pub handed_over: u64,
+    /// Messages that wait and have no copy there.
+    pub unshipped_messages: u64,
+    /// When the oldest of them was accepted, in milliseconds since the Unix epoch.
+    pub unshipped_oldest_ms: Option<i64>,
 }
 
 /// An [`Eta`] with its words.

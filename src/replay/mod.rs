@@ -202,6 +202,13 @@ impl ReplayManager<'_> {
                 Err(StoreError::LeaseLost) => {
                     warn!(target: "replay_manager", "the replay lease was lost to another process");
                 }
+                Err(error @ StoreError::DepotAway { .. }) => {
+                    if reported != error.to_string() {
+                        reported = error.to_string();
+                        warn!(target: "replay_manager", "delivery waits for the depot: {error}");
+                    }
+                    pause = ERROR_PAUSE;
+                }
                 Err(error) => {
                     let error = Arc::new(error);
                     self.slot.report(&store, &error);

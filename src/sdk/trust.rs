@@ -312,7 +312,8 @@ impl TrustedFile {
         for (name, id) in &self.parts {
             let failed = |error| io::Error::other(format!("{}: {error}", self.folder.path.join(name).display()));
             // These hold no message.
-            let is_spare = ["-shm", "-ballast"].iter().any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes()));
+            let is_spare =
+                ["-shm", "-ballast"].iter().any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes()));
             match is_spare {
                 true => self.folder.remove(name, *id),
                 false => self.folder.rename(name, *id, &aside(name)),

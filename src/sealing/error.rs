@@ -47,7 +47,9 @@ pub enum SealError {
     #[error("it is not sealed in the age format")]
     NotSealed,
     /// It is in the `age` format as text.
-    #[error("it is ASCII-armoured, which is not read here: `age --decrypt` and `age --encrypt` without --armor remove it")]
+    #[error(
+        "it is ASCII-armoured, which is not read here: `age --decrypt` and `age --encrypt` without --armor remove it"
+    )]
     Armoured,
     /// It is in a version of the format that this program does not know.
     #[error("it is sealed in version {version} of the age format; this program reads version v1")]

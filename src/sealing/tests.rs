@@ -232,7 +232,8 @@ fn the_number_of_recipients_is_bounded() {
     assert!(matches!(seal(&recipients, b""), Err(SealError::TooManyRecipients { given: 65 })));
     assert!(matches!(seal(&[], b""), Err(SealError::NoRecipients)));
     // A stranger's header costs at most its bound: here it never ends.
-    let stanza = b"-> X25519 TEiF0ypqr+bpvcqXNyCVJpL7OuwPdVwPL7KQEbFDOCc\nEmECAEcKN+n/Vs9SbWiV+Hu0r+E8R77DdWYyd83nw7U\n";
+    let stanza =
+        b"-> X25519 TEiF0ypqr+bpvcqXNyCVJpL7OuwPdVwPL7KQEbFDOCc\nEmECAEcKN+n/Vs9SbWiV+Hu0r+E8R77DdWYyd83nw7U\n";
     let endless = io::Cursor::new(b"age-encryption.org/v1\n").chain(Cycle { of: stanza, at: 0 });
     let refused = OpenReader::new(std::slice::from_ref(last), endless).map(drop).expect_err("it has no end");
     assert!(matches!(refused, SealError::Header { reason } if reason.contains("64 KiB")), "{refused:?}");

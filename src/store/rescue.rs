@@ -69,7 +69,7 @@ fn store(to: &dyn Store, rows: &mut Vec<SalvagedRow>) -> Result<u64, StoreError>
 }
 
 fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<SalvagedRow, StoreError> {
-    let StoredMessage { listed, request, touches } = stored;
+    let StoredMessage { listed, request, touches, .. } = stored;
     let row = digest(listed.id.0, listed.accepted_at_ms, &request.path, &request.body.bytes);
     let file = match listed.attachment {
         Some(file) if !to.is_salvaged(&row)? => {

@@ -11,7 +11,7 @@ use opik_offline::store::{self, OpenMode};
 
 use crate::durability::Dice;
 use crate::encryption::{KEYS, configure};
-use crate::moving::{NO_SERVER, assert_no_scratch, aside, cli, contents, make_store, move_in, opened, text};
+use crate::moving::{NO_SERVER, aside, assert_no_scratch, cli, contents, make_store, move_in, opened, text};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::Request;
@@ -171,15 +171,21 @@ fn mistakes_with_keys_are_explained_and_no_secret_is_shown() {
         let refused = cli(&home, NO_SERVER, &[&["replay"], &args[..]].concat());
         assert_eq!(refused.code(), Some(code), "{args:?}: {refused:?}");
         assert!(refused.stderr.contains(reason), "{args:?}: {refused:?}");
-        assert!(!refused.stderr.contains(&secret[20..]) && !refused.stdout.contains(&secret[20..]), "a secret is shown");
+        assert!(
+            !refused.stderr.contains(&secret[20..]) && !refused.stdout.contains(&secret[20..]),
+            "a secret is shown"
+        );
     }
     assert!(!Path::new(&to).exists());
     // Recipients in a file, and one of them twice.
     let file = home.path().join("recipients.txt");
     let (_, other) = key_pair(&home, "other.txt");
     fs::write(&file, format!("# the team\n{recipient}\n\n{other}\n")).expect("a file");
-    let sealed =
-        cli(&home, NO_SERVER, &["replay", "--to", &to, "--recipients-file", &text(&file), "--recipient", &other, "--format", "json"]);
+    let sealed = cli(
+        &home,
+        NO_SERVER,
+        &["replay", "--to", &to, "--recipients-file", &text(&file), "--recipient", &other, "--format", "json"],
+    );
     assert_eq!(sealed.json()["sealed"]["recipients"].as_array().map(Vec::len), Some(2), "{sealed:?}");
     let empty = Home::new();
     let nothing = cli(&empty, NO_SERVER, &["replay", "--to", &to, "--recipient", &recipient]);
@@ -286,10 +292,8 @@ for line in sys.stdin:
     let path = folder.path().join("store.db");
     fs::write(&path, &inside[53..]).expect("a file");
     let key: String = inside[21..53].iter().map(|byte| format!("{byte:02x}")).collect();
-    let keys = store::Keys {
-        current: Some(store::EncryptionKey::parse(&key, "the copy").expect("a key")),
-        previous: None,
-    };
+    let keys =
+        store::Keys { current: Some(store::EncryptionKey::parse(&key, "the copy").expect("a key")), previous: None };
     let store = store::open_with(&path, OpenMode::Existing, crate::moving::LIMITS, &keys).expect("a store");
     assert_eq!(contents(&*store), contents(&*opened(&home.db())));
     // A key file of another program works for moving.
@@ -297,7 +301,10 @@ for line in sys.stdin:
     fs::set_permissions(&other_file, fs::Permissions::from_mode(0o600)).expect("it is ours");
     let other_key = output.stdout.split_whitespace().nth(1).expect("its public key").to_owned();
     let for_other = home.path().join("for-other.age");
-    assert_eq!(cli(&home, NO_SERVER, &["replay", "--to", &text(&for_other), "--recipient", &other_key]).code(), Some(0));
+    assert_eq!(
+        cli(&home, NO_SERVER, &["replay", "--to", &text(&for_other), "--recipient", &other_key]).code(),
+        Some(0)
+    );
     let target = Home::new();
     let moved = move_in(&target, NO_SERVER, &for_other, &["--identity", &text(&other_file)]);
     assert_eq!(moved.json()["sources"][0]["messages"], 30, "{moved:?}");

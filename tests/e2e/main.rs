@@ -24,6 +24,9 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_replay;
+mod fleet_shipping;
+mod fleet_streams;
 mod flushing;
 mod foreign_answers;
 mod forwarding;
@@ -74,6 +77,9 @@ mod sdk;
 mod sdk_outage;
 mod security;
 mod service_manager;
+#[path = "../support/shipped_book.rs"]
+mod shipped_book;
+
 mod splitting;
 mod startup;
 mod status_page;

@@ -258,7 +258,10 @@ fn messages_are_moved_with_their_state_their_answers_and_their_files() {
     let statuses: Vec<MessageStatus> = found.iter().map(|listed| listed.status).collect();
     let failed = MessageStatus::Failed;
     assert_eq!(statuses, [MessageStatus::Rejected, MessageStatus::Held, failed, failed, failed, failed]);
-    assert_eq!(found[0].answer.as_ref().map(|answer| (answer.status, &*answer.text)), Some((Some(400), "no such field")));
+    assert_eq!(
+        found[0].answer.as_ref().map(|answer| (answer.status, &*answer.text)),
+        Some((Some(400), "no such field"))
+    );
     assert_eq!(found[1].answer.as_ref().map(|answer| (answer.status, &*answer.text)), Some((Some(400), "id too old")));
     for (listed, message) in found.iter().zip(&all[..5]) {
         let whole = store.get(listed.id).expect("it can be read").expect("it is there");
@@ -267,7 +270,8 @@ fn messages_are_moved_with_their_state_their_answers_and_their_files() {
     }
     assert_eq!(found[5].lane, other);
     let stored = found[5].attachment.expect("its file was moved, too");
-    let pieces: Vec<u8> = (0..3).filter_map(|number| store.piece(found[5].id, number).expect("readable")).flatten().collect();
+    let pieces: Vec<u8> =
+        (0..3).filter_map(|number| store.piece(found[5].id, number).expect("readable")).flatten().collect();
     assert!(stored.bytes == file.len() as u64 && pieces == file, "the file is another");
     let in_team = store.lanes(&Filter::default(), 10).expect("lanes");
     let in_team = in_team.iter().find(|work| work.lane == team).expect("it has messages").id;
@@ -411,7 +415,10 @@ fn an_encrypted_store_is_moved_with_its_key_into_one_with_another() {
     configure(&home, Some(KEYS[0]), None);
     let before = state(&agent.db());
     let refused = move_in(&home, &server.url(), &agent.db(), &[]);
-    assert!(refused.code() == Some(1) && refused.stderr.contains("OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE"), "{refused:?}");
+    assert!(
+        refused.code() == Some(1) && refused.stderr.contains("OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE"),
+        "{refused:?}"
+    );
     assert!(state(&agent.db()) == before, "it was changed without its key");
     configure(&home, Some(KEYS[0]), Some(KEYS[1]));
     let moved = move_in(&home, &server.url(), &agent.db(), &[]);

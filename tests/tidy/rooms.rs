@@ -23,8 +23,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sealing", &[]),
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
+    ("fleet", &["depot", "sealing", "store", "message", "printable", "shutdown", "telemetry"]),
     ("moving", &["sealing", "sdk", "store", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
+    ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
     (
         "replay",
@@ -43,7 +45,24 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("export", &["printable", "figures", "sdk", "replay", "store", "protocol", "message"]),
-    ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
+    (
+        "takeover",
+        &[
+            "depot",
+            "fleet",
+            "sealing",
+            "replay",
+            "monitor",
+            "store",
+            "upstream",
+            "message",
+            "telemetry",
+            "shutdown",
+            "memory",
+            "figures",
+        ],
+    ),
+    ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "overview",
         &["replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
@@ -68,6 +87,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "fleet",
             "sdk",
             "figures",
             "printable",
@@ -90,6 +110,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "fleet",
+            "sealing",
+            "depot",
             "sdk",
             "export",
             "agent",
@@ -130,6 +153,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "depot",
             "sdk",
             "sealing",
             "moving",
@@ -231,7 +255,25 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
 
 /// Names that pure rooms may not use.
 const IMPURE: &[&str] = &["SystemTime::now", "Instant::now", "std::fs", "std::net", "std::thread", "std::process"];
-const PURE: &[&str] = &["src/message", "src/protocol", "src/delivery", "src/sqlite_format", "src/sdk/rows.rs"];
+const PURE: &[&str] = &[
+    "src/message",
+    "src/protocol",
+    "src/delivery",
+    "src/sqlite_format",
+    "src/sdk/rows.rs",
+    "src/fleet/bloom.rs",
+    "src/fleet/bundle.rs",
+    "src/fleet/container.rs",
+    "src/fleet/fleet_file.rs",
+    "src/fleet/head.rs",
+    "src/fleet/import.rs",
+    "src/fleet/json.rs",
+    "src/fleet/marks.rs",
+    "src/fleet/names.rs",
+    "src/fleet/record.rs",
+    "src/fleet/schedule.rs",
+    "src/fleet/takeover.rs",
+];
 
 /// Module names without a noun.
 const DRAWERS: &[&str] = &["utils", "util", "common", "misc", "types", "helpers"];

@@ -49,6 +49,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         None => ping(config, upstream),
     };
     let is_full_from_agent = view.store.full.is_some();
+    let fleet = view.fleet;
     let store_overview = store_overview(config, &store, view.store, &Server::new(&server.url));
     let eta = details.map(|details| match view.eta {
         // The agent has seen how it went, but knows nothing of a store that it can't use.
@@ -68,6 +69,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         agent: agent.as_ref().map(|agent| agent.overview.clone()).unwrap_or_default(),
         server,
         store: store_overview,
+        fleet,
         rates: view.rates,
         eta,
         lanes: Vec::new(),

@@ -15,7 +15,7 @@ use crate::message::Lane;
 use crate::overview::asked::{degraded_text, live_writes_text};
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
-    EdgesOverview, ElsewhereOverview, EtaOverview, FullOverview, HubOverview, Overview, RecoveryOverview,
+    EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview, RecoveryOverview,
     ReplayOverview, StoreOverview,
 };
 use crate::report::groups::{GroupRow, groups};
@@ -44,6 +44,9 @@ pub(crate) struct StatusReport {
     /// When the backlog will have reached the server; `null` when the store can't be read.
     pub eta: Option<EtaOverview>,
     pub store: StoreReport,
+    /// The copies in the fleet's depot, as the running agent knows them; only with a depot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetOverview>,
     pub held: Vec<HeldLane>,
     /// Messages that were accepted for other servers than `server`.
     pub elsewhere: Vec<ElsewhereOverview>,
@@ -79,6 +82,7 @@ impl StatusReport {
             rates: overview.rates,
             eta: overview.eta.clone(),
             store: StoreReport::of(config, gathered),
+            fleet: overview.fleet.clone(),
             held: held.iter().map(|(lane, hold)| HeldLane::of(lane, hold, overview.at_ms)).collect(),
             elsewhere: overview.store.elsewhere.clone(),
             adopted: adoptions.iter().map(Adopted::of).collect(),

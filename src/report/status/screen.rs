@@ -19,6 +19,7 @@ const SECTIONS: &[Section] = &[
     hub,
     agent,
     edges,
+    fleet,
     store,
     full,
     waiting,
@@ -178,6 +179,29 @@ fn agent(report: &StatusReport) -> Vec<StatusLine> {
     let files =
         files.map(|problem| line("", format!("few open files: {problem}")).painted(StatusMark::Warn, "few open files"));
     std::iter::once(first).chain(problem).chain(files).collect()
+}
+
+/// Returns the depot, and what of the backlog has no copy in it.
+fn fleet(report: &StatusReport) -> Vec<StatusLine> {
+    let Some(fleet) = &report.fleet else { return Vec::new() };
+    let state = match (&fleet.problem, &fleet.stream, fleet.unshipped_messages) {
+        (Some(_), ..) => "cannot be used".to_owned(),
+        (None, None, 0) => "nothing to copy".to_owned(),
+        (None, _, 0) => "has copies of all that waits".to_owned(),
+        (None, _, unshipped) => format!("{} without a copy yet", count(unshipped, "message")),
+    };
+    let first = line("depot", format!("{}, {state}", fleet.depot));
+    let first = match &fleet.problem {
+        Some(_) => first.painted(StatusMark::Bad, "cannot be used"),
+        None => first,
+    };
+    let only_here = fleet.problem.as_ref().map(|problem| {
+        line("", format!("{} only in the local store: {problem}", count(fleet.unshipped_messages, "message")))
+    });
+    let taken = (fleet.handed_over > 0).then(|| {
+        line("", format!("{} taken over by a replayer, which delivers it", count(fleet.handed_over, "stream")))
+    });
+    [Some(first), only_here, taken].into_iter().flatten().collect()
 }
 
 fn store(report: &StatusReport) -> Vec<StatusLine> {

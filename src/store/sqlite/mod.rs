@@ -72,6 +72,7 @@ mod salvaged;
 mod schema;
 mod seal;
 mod settle;
+mod shipped;
 mod snapshot;
 mod space;
 mod standing;

@@ -22,8 +22,8 @@ use crate::store::clock::now_ms;
 use crate::store::encryption::key::Keys;
 use crate::store::error::StoreError;
 use crate::store::limits::{Limits, OpenMode};
-use crate::store::view::{Backlog, Condition, Filter, StoredMessage};
 use crate::store::traits::Browse;
+use crate::store::view::{Backlog, Condition, Filter, StoredMessage};
 
 /// Ids read at a time.
 const PAGE: i64 = 512;
@@ -128,7 +128,8 @@ impl StoreSnapshot {
         let was_claimed = row.get::<_, Option<i64>>(Column::ClaimEpoch as usize)?.is_some();
         let was_in_flight = was_claimed && listed.status.is_on_its_way();
         let touches = rows::touches(row, Column::Touches as usize)?;
-        Ok(Some(SnapshotMessage { stored: StoredMessage { listed, request, touches }, was_in_flight }))
+        let position = row.get(Column::Position as usize)?;
+        Ok(Some(SnapshotMessage { stored: StoredMessage { listed, request, touches, position }, was_in_flight }))
     }
 
     /// Returns a piece of a message's file, or `None` past the end.
@@ -262,13 +263,8 @@ mod tests {
         let limits = ClaimLimits { messages_max: 2, bytes_max: 1 << 20 };
         let claimed = store.claim(&lease, lane, &Filter::default(), limits, 10).expect("they are due").into_messages();
         assert_eq!(claimed[1].request.path, "divided");
-        let part = |name: &str| Part {
-            request: request(name),
-            touches: Vec::new(),
-            items: 1,
-            rejected: None,
-            held: None,
-        };
+        let part =
+            |name: &str| Part { request: request(name), touches: Vec::new(), items: 1, rejected: None, held: None };
         let parts = vec![part("one half"), part("other half")];
         store.settle(&lease, &[(claimed[1].id, Outcome::Divided { parts })]).expect("it was claimed");
         let in_order = ["first", "one half", "other half", "its create", "early update", "last"];

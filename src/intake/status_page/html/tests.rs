@@ -47,6 +47,7 @@ fn calm() -> Overview {
             disk_free_bytes: Some(33 << 30),
             ..StoreOverview::default()
         },
+        fleet: None,
         rates: Some(Rates {
             window_seconds: 60.0,
             in_per_second: 41.3,

@@ -107,7 +107,8 @@ pub(crate) const DROP_NOTE: &str = "DELETE FROM updated_ahead WHERE entity = ?1 
 pub(crate) const HAS_NOTE: &str = "SELECT 1 FROM updated_ahead WHERE entity = ?1 AND place = ?2";
 pub(crate) const NOTES: &str = "SELECT entity, place FROM updated_ahead";
 /// The messages of a status, with what they touch.
-pub(crate) const IN_FLIGHT: &str = "SELECT lane_id, message_type, touches FROM messages WHERE status = ?1 ORDER BY message_id";
+pub(crate) const IN_FLIGHT: &str =
+    "SELECT lane_id, message_type, touches FROM messages WHERE status = ?1 ORDER BY message_id";
 /// Evicts the oldest notes.
 pub(crate) const EVICT_NOTES: &str = "
     DELETE FROM updated_ahead WHERE (entity, place) IN (
