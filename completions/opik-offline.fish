@@ -117,9 +117,14 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l del
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Keep retrying for up to this long, then stop' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Retry reading what the server does not show yet, for up to this long after the delivery' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Salvage what a Python process left behind, then deliver' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left behind, or another store, then deliver' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l owner -d 'As root, salvage the files of this user (name or number)' -r -f -a "(__fish_complete_users)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l attachments-from -d 'Also send attachments whose files are in this directory' -r -f -a "(__fish_complete_directories)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l to -d 'Write a sealed copy of the store to FILE, and send nothing' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipient -d 'Seal the copy for this public key, `age1...`' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipients-file -d 'Seal the copy for the public keys in this file, one a line' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l identity -d 'Open sealed copies of --from with the secret key in this file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l make-identity -d 'Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 held\t''

@@ -540,6 +540,44 @@ mod tests {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)), Failure::silent(Exit::Done));
     }
 
+    /// One of every error of moving a store.
+    fn moving_failures() -> impl Iterator<Item = Failure> {
+        let path = || std::path::PathBuf::from("/folder/file");
+        let reason = || "why".to_owned();
+        let seal = [
+            SealError::Recipient { reason: "why" },
+            SealError::Identity { reason: "why" },
+            SealError::KeyFile { path: path(), reason: reason() },
+            SealError::NoRecipients,
+            SealError::TooManyRecipients { given: 65 },
+            SealError::Random,
+            SealError::NotSealed,
+            SealError::Armoured,
+            SealError::TooNew { version: "v2".into() },
+            SealError::Header { reason: "why" },
+            SealError::HeaderChanged,
+            SealError::NoIdentity { named: Vec::new(), recipients: 1, passphrase: false },
+            SealError::Truncated,
+            SealError::Changed { at: 0 },
+        ];
+        let moving = [
+            MovingError::Missing { path: path(), aside: None },
+            MovingError::Missing { path: path(), aside: Some(path()) },
+            MovingError::Recovering { path: path() },
+            MovingError::Untrusted { path: path(), reason: reason() },
+            MovingError::OwnStore { path: path() },
+            MovingError::InUse { path: path(), pid: Some(7), name: "opik-offline".into() },
+            MovingError::Unreadable { path: path(), reason: reason() },
+            MovingError::Scratch { path: path(), folder: path(), reason: reason() },
+            MovingError::Source { path: path(), copy: path(), error: StoreError::AttachmentGone },
+            MovingError::NotACopy { path: path(), reason: "why" },
+            MovingError::NotSetAside { path: path(), reason: reason() },
+            MovingError::Exists { path: path() },
+            MovingError::Unwritable { path: path(), reason: reason() },
+        ];
+        seal.into_iter().map(Failure::from).chain(moving.into_iter().map(Failure::from))
+    }
+
     /// One of every error that a user can get.
     fn all_failures() -> Vec<Failure> {
         use crate::config::{Config, Environment, Flags};
@@ -611,6 +649,7 @@ mod tests {
             },
         ];
         all.extend(salvage.into_iter().map(Failure::from));
+        all.extend(moving_failures());
         let upstream = || {
             [
                 UpstreamError::CaFile { path: path(), reason: reason() },
