@@ -58,6 +58,7 @@ pub mod cli;
 pub(crate) mod completion;
 pub mod config;
 pub mod delivery;
+pub mod depot;
 pub(crate) mod export;
 pub(crate) mod figures;
 pub(crate) mod give_way;

@@ -23,6 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
+    ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
     (
         "replay",

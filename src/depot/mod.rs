@@ -1,0 +1,157 @@
+//! Depots: where copies of stored messages outlive the agent that made them.
+//!
+//! A depot keeps *objects*: named bytes that are written once, except for a few small ones that are replaced by
+//! compare-and-swap. [`Depot`] has as few verbs as every engine can keep honestly:
+//!
+//! | engine | URL | conditions are kept by |
+//! | --- | --- | --- |
+//! | a folder | `file:///srv/depot` | hard links and a lock file ([`folder`]) |
+//! | object storage | `s3://`, `gs://`, `az://` | the service, which [`prove()`] finds out |
+//! | the model | | a mutex; its faults are set by tests ([`model`]) |
+//!
+//! The rules that every engine keeps, and that `tests/depot` checks on each of them:
+//!
+//! - What a verb reported as written is durable, as far as the engine promises durability at all.
+//! - A name is created by one caller. A repeat after an unknown outcome is safe: it answers
+//!   [`Created::AlreadyThere`].
+//! - A swap names the version that it replaces, and of several swaps from one version one succeeds, if
+//!   [`Proofs::replaces_kept`].
+//! - A listing may lag behind; everything else reads what was written.
+//!
+//! Every call is blocking and bounded in time ([`DepotSettings::timeout`]). An agent without a depot touches nothing of
+//! this room.
+
+mod error;
+pub mod folder;
+pub mod model;
+mod name;
+mod prove;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::error::DepotError;
+pub use self::name::{BadName, Name};
+pub use self::prove::{Proofs, prove};
+
+/// The largest object that a depot takes, in bytes.
+pub const OBJECT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The version of an object, as its engine names it.
+///
+/// Two versions of one object with different bytes have different names. Equal bytes may have equal names (an `ETag` is
+/// often a digest), so what is swapped to be seen has to change its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version(String);
+
+impl Version {
+    /// Returns the version of this name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// Returns its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What became of a [`Depot::create`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// The object is there, by this call.
+    New,
+    /// There was an object of this name before; its bytes were not compared.
+    AlreadyThere,
+}
+
+/// One object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: Name,
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// Its version, the same that [`Depot::get`] returns with its bytes.
+    pub version: Version,
+}
+
+/// A depot in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DepotDescription {
+    /// Its URL without secrets.
+    pub url: String,
+    /// The engine: `folder`, `s3`, `gs`, `az`, `model`.
+    pub engine: &'static str,
+    /// The host that serves it, for comparing it with the server's; `None` for a folder.
+    pub host: Option<String>,
+}
+
+impl fmt::Display for DepotDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+/// Where copies outlive their agent. Shared between threads; every call blocks.
+pub trait Depot: Send + Sync {
+    /// Creates an object of at most [`OBJECT_BYTES_MAX`] bytes. It is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`DepotError::UnknownOutcome`] if it may have been created: a repeat is safe.
+    fn create(&self, name: &Name, bytes: &[u8]) -> Result<Created, DepotError>;
+
+    /// Returns an object's bytes, whole, and its version; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`DepotError::Damaged`] if its bytes did not arrive whole.
+    fn get(&self, name: &Name) -> Result<Option<(Vec<u8>, Version)>, DepotError>;
+
+    /// Replaces the version `expected` of an object; `None`: there must be no object of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`DepotError::Lost`] if the object has another version or is gone, [`DepotError::UnknownOutcome`] if it may have
+    /// been replaced: read it.
+    fn swap(&self, name: &Name, expected: Option<&Version>, bytes: &[u8]) -> Result<Version, DepotError>;
+
+    /// Returns up to `limit` objects below the folder `under`, in all depths, ascending by the bytes of their names,
+    /// beginning behind `after`. What was written shortly before may be missing. An empty answer is the end.
+    ///
+    /// # Errors
+    ///
+    /// [`DepotError::NotAuthorised`] for those who may only write.
+    fn list(&self, under: &Name, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, DepotError>;
+
+    /// Deletes objects, whatever their version. Absent ones are fine.
+    ///
+    /// # Errors
+    ///
+    /// On any error some may be deleted: a repeat is safe.
+    fn delete(&self, names: &[Name]) -> Result<(), DepotError>;
+
+    /// Returns the depot in words.
+    fn describe(&self) -> DepotDescription;
+}
+
+/// How a depot is reached.
+#[derive(Clone, Debug)]
+pub struct DepotSettings {
+    /// The folder, for `file://`.
+    pub url: String,
+    /// The time-out of one request.
+    pub timeout: Duration,
+}
+
+/// Opens a depot. Makes no request yet; a folder has to be there.
+///
+/// # Errors
+///
+/// [`DepotError::Unusable`] for settings that fit no engine.
+pub fn open(settings: &DepotSettings) -> Result<Arc<dyn Depot>, DepotError> {
+    let folder = settings.url.strip_prefix("file://").unwrap_or(&settings.url);
+    Ok(Arc::new(folder::FolderDepot::open(std::path::Path::new(folder), settings.timeout)?))
+}
