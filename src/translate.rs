@@ -14,10 +14,11 @@ use thiserror::Error;
 use crate::agent::AgentSettings;
 use crate::agent::files::{self, SoftLimit};
 use crate::config::{
-    self, Config, ConfigError, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyScheme,
-    ServiceManager, Sourced, temp_dir,
+    self, Config, ConfigError, FleetScheme, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyRules,
+    ProxyScheme, ServiceManager, Sourced, temp_dir,
 };
 use crate::delivery::pacing::PaceSettings;
+use crate::depot::{self, DepotAddress, DepotSettings, ObjectService};
 use crate::export::export_line;
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
@@ -182,8 +183,34 @@ fn network(config: &Config) -> UpstreamSettings {
     }
 }
 
+/// Returns how the fleet's depot is reached; `None` if none is configured.
+pub(crate) fn depot(config: &Config) -> Option<DepotSettings> {
+    let url = config.fleet.value.as_ref()?;
+    let bucket =
+        |service| DepotAddress::Bucket { service, bucket: url.bucket().to_owned(), prefix: url.prefix().to_owned() };
+    let address = match url.scheme() {
+        FleetScheme::S3 => bucket(ObjectService::S3),
+        FleetScheme::Gs => bucket(ObjectService::Google),
+        FleetScheme::Az => bucket(ObjectService::Azure),
+        FleetScheme::File => DepotAddress::Folder(url.folder().to_owned()),
+        FleetScheme::Postgres => DepotAddress::Postgres(url.expose().to_owned()),
+    };
+    Some(DepotSettings {
+        address,
+        variables: config.fleet_variables.expose().to_vec(),
+        is_insecure: config.fleet_insecure.value,
+        // The certificates that are trusted are those of all servers; the rest concerns the Opik server only.
+        tls: TlsSettings { check_certificate: true, client_certificate: None, ..network(config).tls },
+        proxies: chosen_by(config.proxies.without_the_servers_own()),
+        timeout: depot::TIMEOUT,
+    })
+}
+
 fn proxies(config: &Config) -> Proxies {
-    let rules = config.proxies.clone();
+    chosen_by(config.proxies.clone())
+}
+
+fn chosen_by(rules: ProxyRules) -> Proxies {
     Proxies::chosen_by(move |target| {
         let url = rules.proxy_for(target.is_https, &target.host, target.port)?;
         Ok(url.map(|url| Proxy {

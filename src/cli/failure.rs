@@ -7,6 +7,7 @@ use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
+use crate::depot::DepotError;
 use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::session::reassignment::ReassignError;
@@ -86,6 +87,24 @@ impl fmt::Display for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self { exit: Exit::Usage, hint: error.hint(), message: error.to_string() }
+    }
+}
+
+impl From<DepotError> for Failure {
+    fn from(error: DepotError) -> Self {
+        let exit = match &error {
+            DepotError::Unusable { .. } => Exit::Usage,
+            DepotError::NotAuthorised { .. } => Exit::NotAuthorised,
+            DepotError::Unreachable { .. }
+            | DepotError::Missing { .. }
+            | DepotError::UnknownOutcome { .. }
+            | DepotError::Damaged { .. } => Exit::Unreachable,
+            DepotError::Lost { .. }
+            | DepotError::TooNew { .. }
+            | DepotError::Full { .. }
+            | DepotError::TooLarge { .. } => Exit::Failure,
+        };
+        Self { exit, message: error.to_string(), hint: Some(error.hint()) }
     }
 }
 

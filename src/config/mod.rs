@@ -19,6 +19,7 @@
 //! printed.
 
 mod error;
+mod fleet_url;
 mod header_lines;
 mod hosts;
 pub mod ini;
@@ -44,6 +45,7 @@ mod tests;
 use std::ffi::OsString;
 
 pub use error::{BadValue, ConfigError};
+pub use fleet_url::{FleetScheme, FleetUrl, FleetVariables};
 pub use header_lines::HeaderLines;
 pub use proxy::{ProxyRules, ProxyScheme, ProxyUrl};
 pub use scan::Misconfiguration;
@@ -115,7 +117,10 @@ impl Config {
     /// [`ConfigError`] for the first setting or file that fails to parse or validate: a mistake in the
     /// configuration that the user has to correct.
     pub fn resolve(flags: &Flags, environment: &dyn Environment) -> Result<Config, ConfigError> {
-        let config = Config::from_layers(sources::Layers::read(flags.values(), environment)?)?;
+        let mut config = Config::from_layers(sources::Layers::read(flags.values(), environment)?)?;
+        if config.fleet.value.is_some() {
+            config.fleet_variables = FleetVariables::read(environment);
+        }
         config.check_listen()?;
         config.check_keys()?;
         Ok(config)

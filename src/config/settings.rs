@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{BadValue, ConfigError};
+use super::fleet_url::{FleetUrl, FleetVariables};
 use super::header_lines::HeaderLines;
 use super::hosts::HostList;
 use super::parse::bad_value;
@@ -57,6 +58,8 @@ macro_rules! settings {
             pub files: Vec<ConfigFile>,
             /// The rules that select the proxy for a server.
             pub proxies: ProxyRules,
+            /// The variables that credentials of the depot come from; empty without `fleet`.
+            pub fleet_variables: FleetVariables,
             /// Network settings that failed to parse; their values are the defaults.
             pub(super) unusable: Vec<BadValue>,
         }
@@ -76,7 +79,8 @@ macro_rules! settings {
                     };
                 )*
                 let proxies = ProxyRules::read(&layers, self::setting("http_proxy"));
-                Ok(Config { $($key,)* files: layers.files, proxies, unusable })
+                let fleet_variables = FleetVariables::default();
+                Ok(Config { $($key,)* files: layers.files, proxies, fleet_variables, unusable })
             }
 
             /// Returns every setting in its displayed form, sorted by key.
@@ -186,6 +190,12 @@ settings! {
 
     /// Minimum level of log messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);
+
+    /// Depot of the fleet, where copies of stored messages outlive this machine: s3://, gs://, az://, file:// or postgres://
+    fleet: Option<FleetUrl> = "none", "OPIK_OFFLINE_FLEET", "--fleet", ConfigYaml, plain(any);
+
+    /// Reach the depot of the fleet without TLS, and not only on this machine
+    fleet_insecure: bool = "false", "OPIK_OFFLINE_FLEET_INSECURE", "--fleet-insecure", ConfigYaml, plain(any);
 
     /// How long a wrapped agent keeps delivering the backlog after its command has ended
     flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,

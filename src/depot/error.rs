@@ -125,7 +125,9 @@ impl DepotError {
             Self::Full { .. } => "make room, or raise the quota; the local stores hold on until then".to_owned(),
             Self::TooLarge { .. } => "report this as a bug".to_owned(),
             Self::Unusable { .. } => {
-                "use s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER".to_owned()
+                "correct --fleet (s3://BUCKET/PREFIX, gs://, az://, file:///FOLDER), or the variables of its provider: \
+                 AWS_ENDPOINT_URL, AWS_REGION, AZURE_STORAGE_ACCOUNT_NAME"
+                    .to_owned()
             }
         }
     }

@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | a folder | `file:///srv/depot` | hard links and a lock file ([`folder`]) |
 //! | object storage | `s3://`, `gs://`, `az://` | the service, which [`prove()`] finds out |
+//! | PostgreSQL | `postgres://` | the primary key and row versions ([`postgres`]) |
 //! | the model | | a mutex; its faults are set by tests ([`model`]) |
 //!
 //! The rules that every engine keeps, and that `tests/depot` checks on each of them:
@@ -25,15 +26,18 @@ mod error;
 pub mod folder;
 pub mod model;
 mod name;
+mod object;
+pub mod postgres;
 mod prove;
+mod settings;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use self::error::DepotError;
 pub use self::name::{BadName, Name};
 pub use self::prove::{Proofs, prove};
+pub use self::settings::{CONNECT_TIMEOUT, DepotAddress, DepotSettings, ObjectService, TIMEOUT};
 
 /// The largest object that a depot takes, in bytes.
 pub const OBJECT_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -135,23 +139,25 @@ pub trait Depot: Send + Sync {
 
     /// Returns the depot in words.
     fn describe(&self) -> DepotDescription;
-}
 
-/// How a depot is reached.
-#[derive(Clone, Debug)]
-pub struct DepotSettings {
-    /// The folder, for `file://`.
-    pub url: String,
-    /// The time-out of one request.
-    pub timeout: Duration,
+    /// Asks the engine, where it can be asked, for what makes copies less safe than they look, a sentence each: a
+    /// single server, a short lifecycle rule, kept versions. What could not be asked is a sentence as well.
+    ///
+    /// # Errors
+    ///
+    /// [`DepotError::Unreachable`] only; a refusal is one of the sentences.
+    fn weaknesses(&self) -> Result<Vec<String>, DepotError>;
 }
 
 /// Opens a depot. Makes no request yet; a folder has to be there.
 ///
 /// # Errors
 ///
-/// [`DepotError::Unusable`] for settings that fit no engine.
+/// [`DepotError::Unusable`] for settings that fit no engine, [`DepotError::NotAuthorised`] for unusable credentials.
 pub fn open(settings: &DepotSettings) -> Result<Arc<dyn Depot>, DepotError> {
-    let folder = settings.url.strip_prefix("file://").unwrap_or(&settings.url);
-    Ok(Arc::new(folder::FolderDepot::open(std::path::Path::new(folder), settings.timeout)?))
+    match &settings.address {
+        DepotAddress::Folder(path) => Ok(Arc::new(folder::FolderDepot::open(path, settings.timeout)?)),
+        DepotAddress::Bucket { .. } => Ok(Arc::new(object::ObjectDepot::open(settings)?)),
+        DepotAddress::Postgres(url) => Ok(Arc::new(postgres::PostgresDepot::open(url, settings)?)),
+    }
 }

@@ -267,6 +267,10 @@ impl Depot for ModelDepot {
     fn describe(&self) -> DepotDescription {
         DepotDescription { url: at(), engine: "model", host: None }
     }
+
+    fn weaknesses(&self) -> Result<Vec<String>, DepotError> {
+        Ok(Vec::new())
+    }
 }
 
 fn at() -> String {

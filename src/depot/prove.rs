@@ -35,6 +35,8 @@ pub struct Proofs {
     pub can_delete: bool,
     /// The median time of one small write.
     pub write: Duration,
+    /// What makes copies less safe than they look, a sentence each ([`Depot::weaknesses`]).
+    pub weaknesses: Vec<String>,
 }
 
 impl Proofs {
@@ -54,8 +56,6 @@ impl Proofs {
 struct RoundResult {
     /// The winners' numbers.
     winners: Vec<u8>,
-    /// Who was not told.
-    unknown: Vec<u8>,
 }
 
 /// Finds out what a depot keeps and allows. Takes some fifty small requests, below `v1/proofs/`.
@@ -80,7 +80,8 @@ pub fn prove(depot: &dyn Depot) -> Result<Proofs, DepotError> {
     };
     proof.times.sort_unstable();
     let write = proof.times.get(proof.times.len() / 2).copied().unwrap_or_default();
-    Ok(Proofs { creates_kept, replaces_kept, can_read: proof.can_read, can_list, can_delete, write })
+    let weaknesses = depot.weaknesses()?;
+    Ok(Proofs { creates_kept, replaces_kept, can_read: proof.can_read, can_list, can_delete, write, weaknesses })
 }
 
 fn folder() -> Result<Name, DepotError> {
@@ -108,12 +109,13 @@ impl Proof<'_> {
         for round in 0..ROUNDS {
             let name = name(&format!("{folder}/create-{round}"))?;
             self.names.push(name.clone());
-            let raced = race(|racer| self.depot.create(&name, &[racer]).map(|created| created == Created::New))?;
+            let round = u8::try_from(round).unwrap_or_default();
+            let raced = race(|racer| self.depot.create(&name, &[racer, round]).map(|created| created == Created::New))?;
             // One after the other, which some keep that fail when two come together.
             let started = Instant::now();
             let again = self.depot.create(&name, b"again")?;
             self.times.push(started.elapsed());
-            kept &= again == Created::AlreadyThere && self.is_won(&name, &raced)?;
+            kept &= again == Created::AlreadyThere && self.is_won(&name, round, &raced)?;
         }
         Ok(kept)
     }
@@ -138,7 +140,7 @@ impl Proof<'_> {
             if !self.can_read {
                 return Ok(None);
             }
-            kept &= self.is_won(&name, &raced)?;
+            kept &= self.is_won(&name, round, &raced)?;
             version = match self.read(&name)? {
                 Some((_, version)) => version,
                 None => return Ok(self.can_read.then_some(false)),
@@ -151,17 +153,17 @@ impl Proof<'_> {
         }
     }
 
-    /// Returns whether one racer won and its bytes are there. A winner whose answer was lost is found by the bytes.
-    fn is_won(&mut self, name: &Name, raced: &RoundResult) -> Result<bool, DepotError> {
-        let held = self.read(name)?.and_then(|(bytes, _)| bytes.first().copied());
-        let Some(held) = held else {
-            return Ok(!self.can_read && raced.winners.len() <= 1 && raced.winners.len() + raced.unknown.len() > 0);
+    /// Returns whether at most one racer was told that it won, and the bytes that are there are its. Without a winner,
+    /// the answer to one was lost, and its bytes are there.
+    fn is_won(&mut self, name: &Name, round: u8, raced: &RoundResult) -> Result<bool, DepotError> {
+        let is_one = raced.winners.len() + usize::from(raced.winners.is_empty()) == 1;
+        let held = self.read(name)?.map(|(bytes, _)| bytes);
+        let held = match held.as_deref() {
+            Some([racer, of]) if *of == round && usize::from(*racer) < RACERS => *racer,
+            Some(_) => return Ok(false),
+            None => return Ok(is_one && !self.can_read),
         };
-        Ok(match raced.winners.as_slice() {
-            [winner] => *winner == held,
-            [] => raced.unknown.contains(&held),
-            _ => false,
-        })
+        Ok(is_one && raced.winners.first().is_none_or(|winner| *winner == held))
     }
 
     fn read(&mut self, name: &Name) -> Result<Option<(Vec<u8>, Version)>, DepotError> {
@@ -199,8 +201,7 @@ fn race(run: impl Fn(u8) -> Result<bool, DepotError> + Sync) -> Result<RoundResu
     for (racer, answer) in answers {
         match answer {
             Ok(true) => result.winners.push(racer),
-            Ok(false) => {}
-            Err(DepotError::UnknownOutcome { .. }) => result.unknown.push(racer),
+            Ok(false) | Err(DepotError::UnknownOutcome { .. }) => {}
             Err(error) => return Err(error),
         }
     }

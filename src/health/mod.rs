@@ -4,8 +4,9 @@
 //! that it depends on: without a server there is no access to check.
 //!
 //! Checks write nothing, except that a store whose last sync failed is rewritten before it is opened. Only
-//! [`Health::reseal`] and [`Health::smoke_test`] write by design.
+//! [`Health::reseal`], [`Health::smoke_test`] and [`depot_checks`] write by design.
 
+mod depot;
 mod server;
 mod storage;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub(crate) use self::depot::depot_checks;
 use crate::message::Lane;
 use crate::protocol::answers::SendFailure;
 use crate::shutdown::Shutdown;

@@ -1,4 +1,4 @@
-//! The only room that opens connections to the Opik server.
+//! The only room that opens connections, above all to the Opik server.
 //!
 //! Two clients, for two jobs, with one set of TLS and proxy settings ([`tls`]):
 //!
@@ -21,6 +21,7 @@ pub(crate) mod route;
 pub(crate) mod smoke;
 pub(crate) mod tls;
 pub(crate) mod upload;
+pub(crate) mod web;
 
 use std::time::{Duration, Instant, SystemTime};
 

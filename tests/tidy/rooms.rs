@@ -42,7 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("export", &["printable", "figures", "sdk", "replay", "store", "protocol", "message"]),
-    ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
+    ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     ("overview", &["replay", "monitor", "store", "upstream", "delivery", "message", "telemetry", "shutdown"]),
     (
         "intake",
@@ -85,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "depot",
             "sdk",
             "export",
             "agent",
@@ -124,6 +125,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "depot",
             "sdk",
             "completion",
             "report",

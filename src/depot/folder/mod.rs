@@ -217,6 +217,10 @@ impl Depot for FolderDepot {
     fn describe(&self) -> DepotDescription {
         DepotDescription { url: self.at(), engine: "folder", host: None }
     }
+
+    fn weaknesses(&self) -> Result<Vec<String>, DepotError> {
+        Ok(vec!["it is as durable as the disk or file server that it is on".to_owned()])
+    }
 }
 
 fn is_absent(error: &io::Error) -> bool {
