@@ -29,6 +29,7 @@
 //! | [`store`] | the durable queue: bytes that survive, behind five small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`upstream`] | the only connections to the server |
+//! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
 //! | [`overview`] | the state of agent, server and store, gathered once for the page, JSON and `status` |

@@ -86,7 +86,7 @@ pub struct Entry {
 pub struct DepotDescription {
     /// Its URL without secrets.
     pub url: String,
-    /// The engine: `folder`, `s3`, `gs`, `az`, `model`.
+    /// The engine: `folder`, `s3`, `gs`, `az`, `postgres`, `model`.
     pub engine: &'static str,
     /// The host that serves it, for comparing it with the server's; `None` for a folder.
     pub host: Option<String>,

@@ -16,7 +16,7 @@ use super::{Created, Depot, Version};
 /// Rounds for each condition.
 const ROUNDS: usize = 6;
 /// Callers of a round at once.
-const RACERS: usize = 4;
+const RACERS: usize = 8;
 
 /// What a depot keeps and allows, as it was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ struct RoundResult {
     winners: Vec<u8>,
 }
 
-/// Finds out what a depot keeps and allows. Takes some fifty small requests, below `v1/proofs/`.
+/// Finds out what a depot keeps and allows. Takes about a hundred small requests, below `v1/proofs/`.
 ///
 /// # Errors
 ///

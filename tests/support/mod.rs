@@ -8,6 +8,7 @@
 pub(crate) mod agent;
 #[cfg(target_os = "linux")]
 pub(crate) mod cgroup;
+pub(crate) mod depots;
 pub(crate) mod fake_opik;
 pub(crate) mod http;
 pub(crate) mod json;

@@ -186,7 +186,7 @@ pub(super) fn innermost(error: &object_store::Error) -> String {
 }
 
 /// Returns an answer in words: its status, and what its XML or JSON says.
-fn in_words(status: u16, said: &str) -> String {
+pub(super) fn in_words(status: u16, said: &str) -> String {
     let between = |open: &str, close: &str| {
         let rest = said.split_once(open)?.1;
         let text = rest.split_once(close)?.0.trim();

@@ -11,6 +11,7 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use super::super::OBJECT_BYTES_MAX;
 use super::super::error::DepotError;
 use super::super::settings::{CONNECT_TIMEOUT, DepotSettings, ObjectService};
+use super::bucket_rules::BucketRules;
 use super::web::{Connector, beside_the_platform, may_be_plain};
 use super::{Bucket, answer, keys_file};
 use crate::upstream::web::{WebClient, WebSettings};
@@ -23,6 +24,7 @@ pub(super) struct Built {
     pub(super) store: Box<dyn Bucket>,
     /// The host that serves it.
     pub(super) host: Option<String>,
+    pub(super) rules: Option<BucketRules>,
 }
 
 /// Connects to a bucket or container.
@@ -83,11 +85,18 @@ fn s3(settings: &DepotSettings, bucket: &str, connector: Connector) -> Result<Bu
         check_endpoint(settings, "AWS_ENDPOINT_URL", endpoint)?;
     }
     let region = settings.variable("AWS_REGION").or(settings.variable("AWS_DEFAULT_REGION")).unwrap_or("us-east-1");
-    let own = format!("s3.{region}.amazonaws.com");
-    let host = endpoint.map_or(Some(own), |endpoint| host_of(endpoint));
+    let own = format!("https://s3.{region}.amazonaws.com");
+    let endpoint = endpoint.unwrap_or(&own);
+    let client = Arc::clone(&connector.client);
     let builder = builder.with_bucket_name(bucket).with_retry(once()).with_http_connector(connector);
     let store = builder.build().map_err(|error| unusable(settings, &error))?;
-    Ok(Built { store: Box::new(store), host })
+    let rules = BucketRules {
+        store: store.clone(),
+        client,
+        region: region.to_owned(),
+        url: format!("{}/{bucket}", endpoint.trim_end_matches('/')),
+    };
+    Ok(Built { store: Box::new(store), host: host_of(endpoint), rules: Some(rules) })
 }
 
 fn google(settings: &DepotSettings, bucket: &str, connector: Connector) -> Result<Built, DepotError> {
@@ -100,10 +109,10 @@ fn google(settings: &DepotSettings, bucket: &str, connector: Connector) -> Resul
     if let Some(base) = base {
         check_endpoint(settings, "GOOGLE_BASE_URL", base)?;
     }
-    let host = base.map_or(Some("storage.googleapis.com".to_owned()), host_of);
+    let host = base.map_or_else(|| Some("storage.googleapis.com".to_owned()), host_of);
     let builder = builder.with_bucket_name(bucket).with_retry(once()).with_http_connector(connector);
     let store = builder.build().map_err(|error| unusable(settings, &error))?;
-    Ok(Built { store: Box::new(store), host })
+    Ok(Built { store: Box::new(store), host, rules: None })
 }
 
 fn azure(settings: &DepotSettings, container: &str, connector: Connector) -> Result<Built, DepotError> {
@@ -136,7 +145,7 @@ fn azure(settings: &DepotSettings, container: &str, connector: Connector) -> Res
             reason: "no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME".to_owned(),
         },
     })?;
-    Ok(Built { store: Box::new(store), host })
+    Ok(Built { store: Box::new(store), host, rules: None })
 }
 
 /// Returns the crate's key of a variable of this provider. The bucket is that of the URL, and connections are ours.

@@ -7,6 +7,7 @@
 //! Opening makes no request and loads no certificate.
 
 mod answer;
+mod bucket_rules;
 mod build;
 mod keys_file;
 mod wait;
@@ -19,6 +20,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, PutMode, PutOptions, PutPayload, PutResult, UpdateVersion};
 
 use self::answer::{Doing, Verdict};
+use self::bucket_rules::BucketRules;
 use self::wait::wait;
 use super::error::DepotError;
 use super::name::Name;
@@ -47,6 +49,8 @@ pub(super) struct ObjectDepot {
     at: String,
     /// The host that serves it.
     host: Option<String>,
+    /// Asks for the rules of the bucket, where we know how.
+    rules: Option<BucketRules>,
 }
 
 impl ObjectDepot {
@@ -63,7 +67,7 @@ impl ObjectDepot {
         };
         let built = build::bucket(settings, *service, bucket)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { store: built.store, service: *service, prefix, at, host: built.host })
+        Ok(Self { store: built.store, service: *service, prefix, at, host: built.host, rules: built.rules })
     }
 
     fn key(&self, name: &Name) -> Path {
@@ -179,7 +183,11 @@ impl Depot for ObjectDepot {
 
     fn list(&self, under: &Name, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, DepotError> {
         let prefix = format!("{}{under}/", self.prefix);
-        let offset = after.map(|after| format!("{}{after}", self.prefix));
+        let offset = after.map(|after| format!("{}{after}", self.prefix)).filter(|offset| *offset > prefix);
+        if offset.as_ref().is_some_and(|offset| !offset.starts_with(&prefix)) {
+            // Behind everything in the folder; not every service takes such an offset.
+            return Ok(Vec::new());
+        }
         let mut entries: Vec<Entry> = Vec::new();
         let mut token: Option<String> = None;
         while entries.len() < limit {
@@ -233,11 +241,13 @@ impl Depot for ObjectDepot {
     }
 
     fn weaknesses(&self) -> Result<Vec<String>, DepotError> {
-        Ok(vec![
-            "whether the bucket keeps old versions, locks objects or expires them was not checked: deleted copies must \
-             be gone, and none may expire within the longest outage"
-                .to_owned(),
-        ])
+        Ok(match &self.rules {
+            Some(rules) => rules.weaknesses(),
+            None => vec![
+                "not checked: whether the bucket keeps old versions, locks objects, or deletes them within an outage"
+                    .to_owned(),
+            ],
+        })
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use opik_offline::depot::{Created, Depot, DepotError, Name};
 
+use super::LONG;
 use super::servers::Servers;
-use super::{LONG, name};
+use crate::contract::name;
 use crate::support::{PATIENCE, wait_until};
 
 /// Threads that ship, each with a connection of its own.
