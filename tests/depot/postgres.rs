@@ -130,7 +130,7 @@ fn a_standby_that_is_gone_makes_no_write_count_and_leaves_one_waiting() {
     for _ in 0..3 {
         let repeated = hasty.create(&bundle, b"x");
         assert!(is_unreachable(&repeated), "{repeated:?}");
-        assert!(repeated.unwrap_err().to_string().contains("synchronous standby"), "nobody is told what to do");
+        assert!(repeated.unwrap_err().to_string().contains("synchronous standby"), "the error names no next step");
     }
     assert_eq!(servers.waiting_for_standby(), 1, "each retry leaves a process that waits, until there are too many");
     assert_eq!(hasty.get(&name("v1/before")).unwrap().map(|(bytes, _)| bytes), Some(b"x".to_vec()));
@@ -170,7 +170,7 @@ fn a_commit_whose_wait_was_ended_is_no_success_and_neither_is_its_repeat() {
         let created = interrupted(&servers, end, || depot.create(&bundle, b"x"));
         assert!(is_unknown(&created), "{end}: a bundle that only one server has counts as shipped: {created:?}");
         assert_eq!(servers.sql(&format!("SELECT count(*) FROM depot_object WHERE name = '{bundle}'")), "1");
-        // The row is there; whoever asks again is not told so before the standby has it.
+        // The row exists, and a repeat must not report it before the standby has it.
         let repeated = interrupted(&servers, end, || depot.create(&bundle, b"x"));
         assert!(is_unknown(&repeated), "{end}: the repeat counts as shipped: {repeated:?}");
         let stranger = servers.depot(LONG);
@@ -231,7 +231,7 @@ fn an_unused_connection_is_closed_and_a_broken_one_is_replaced() {
 }
 
 #[test]
-fn whoever_is_refused_is_told_what_to_do_and_no_password() {
+fn refusals_name_a_next_step_and_no_password() {
     let Some(servers) = Servers::start_one() else { return };
     let host = format!("127.0.0.1:{}", servers.primary.port);
     let bundle = name("v1/a");
@@ -266,7 +266,7 @@ fn whoever_is_refused_is_told_what_to_do_and_no_password() {
 }
 
 #[test]
-fn a_full_disk_and_a_lost_table_are_told_apart_from_a_lost_server() {
+fn a_full_disk_and_a_lost_table_are_distinguished_from_a_lost_server() {
     let Some(servers) = Servers::start_one() else { return };
     let depot = open(&url(&format!("127.0.0.1:{}", servers.primary.port), ""), LONG).unwrap();
     depot.create(&name("v1/a"), b"x").unwrap();

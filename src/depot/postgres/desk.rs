@@ -1,4 +1,4 @@
-//! The one session of an engine: one caller uses it at a time, and it is closed when nobody does.
+//! The one session of an engine: one caller uses it at a time, and it is closed when idle.
 //!
 //! Ten thousand agents must not keep ten thousand connections: an agent ships every few seconds at most, and nothing at
 //! all while the server is there.
@@ -10,7 +10,7 @@ use super::session::PostgresSession;
 
 /// How long an unused session stays open: the next bundle of an outage that begins comes sooner.
 const IDLE_MAX: Duration = Duration::from_secs(5);
-/// How long a goodbye may take.
+/// Deadline for ending a session properly.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 /// Hands the session to one caller after the other.

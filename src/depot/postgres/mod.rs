@@ -1,6 +1,6 @@
 //! A depot in PostgreSQL: objects as rows of one table, `depot_object`.
 //!
-//! What was measured on PostgreSQL 15 with a synchronous standby is what this engine is made of:
+//! Measurements on PostgreSQL 15 with a synchronous standby led to these rules:
 //!
 //! - **A cancelled commit reports success.** While a commit waits for its standby, `pg_cancel_backend` ends the wait with
 //!   a warning and the answer "1 row inserted", though no standby has the row. The engine reads that warning and
@@ -11,7 +11,7 @@
 //!   same.
 //! - **Without its standby a commit hangs for good**, whatever the server's own time-outs say. Each call has a deadline
 //!   of its own, closes the socket, and answers `UnknownOutcome`. The server does not notice: its process waits on. So
-//!   before the next write the engine looks whether its last one still waits, and sends none behind it: an agent
+//!   before the next write the engine checks that its last one has ended, and sends none behind it: an agent
 //!   leaves one waiting process, not one a retry.
 //! - **Settings of roles and databases are no promise**: each write raises `synchronous_commit` to `on` for itself.
 //! - **Any pooler will do**: statements have no name and each is its own transaction (but for the migration); one
@@ -184,7 +184,7 @@ impl PostgresDepot {
         Err(refusal.unwrap_or_else(|| self.unreachable(reasons.join("; "))))
     }
 
-    /// Says why a server is of no use, before anything was asked of it.
+    /// Returns the error for a server that cannot be used, before any statement was sent.
     fn unusable_server(&self, fault: SchemaFault) -> DepotError {
         let at = self.at.clone();
         match fault {
@@ -229,7 +229,7 @@ impl PostgresDepot {
         }
     }
 
-    /// Says what a fault after sending a statement means.
+    /// Returns the error for a fault after a statement was sent.
     fn failed(&self, asked: &Asked<'_>, fault: PostgresFault) -> DepotError {
         let at = self.at.clone();
         match fault {
@@ -376,7 +376,7 @@ impl Depot for PostgresDepot {
             };
         };
         self.check_size(name, bytes)?;
-        // What no bigint is was never the version of a row.
+        // The version of a row is always a bigint.
         if expected.as_str().parse::<i64>().is_err() {
             return Err(lost());
         }
@@ -410,7 +410,7 @@ impl Depot for PostgresDepot {
             let name = Name::new(text(0)?).ok()?;
             Some(Entry { name, bytes: text(1)?.parse().ok()?, version: Version::new(text(2)?) })
         };
-        // Rows that somebody else put there have names that are none.
+        // Skips rows with invalid names: another program inserted them.
         Ok(reply.rows.iter().filter_map(entry).collect())
     }
 

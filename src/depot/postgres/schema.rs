@@ -34,7 +34,7 @@ const MIGRATIONS: &[&str] = &[
      COMMENT ON TABLE depot_object IS 'Sealed bundles of opik-offline, until the Opik server has them';",
 ];
 
-/// Is this a server that we can write to, and has it our tables?
+/// Whether the server is read-only, and whether it has the tables.
 const GREETING: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean, \
                                to_regclass('depot_schema') IS NOT NULL";
 /// The version of the schema, and the lowest version of a program that may use it.
@@ -42,7 +42,7 @@ const VERSIONS: &str = "SELECT max(version), max(reader) FROM depot_schema";
 
 /// Opens the transaction of a migration. The lock is the transaction's, so that it survives no pooler's swap of the
 /// connection; a program that dies in here must not keep it.
-const BEGIN: &str = "BEGIN; \
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SET LOCAL idle_in_transaction_session_timeout = '30s'; \
      SET LOCAL lock_timeout = '15s'; \
      SELECT pg_advisory_xact_lock(7310583924460111461); \
@@ -50,7 +50,7 @@ const BEGIN: &str = "BEGIN; \
          version integer PRIMARY KEY, reader integer NOT NULL, made_at timestamptz NOT NULL DEFAULT now()
      )";
 
-/// Why a server is of no use.
+/// Why a server cannot be used.
 pub(super) enum SchemaFault {
     /// The server or the connection.
     Session(PostgresFault),

@@ -262,7 +262,7 @@ impl PostgresSession {
         self.received.is_empty() && self.socket.is_quiet()
     }
 
-    /// Says goodbye, which saves the server a line in its log.
+    /// Ends the session properly, which saves the server a line in its log.
     pub(super) fn close(mut self, deadline: Instant) {
         let mut farewell = BytesMut::new();
         frontend::terminate(&mut farewell);

@@ -82,7 +82,7 @@ impl PostgresSocket {
         Ok(())
     }
 
-    /// Returns whether an idle connection is of use: still open, and the server has said nothing since.
+    /// Returns whether an idle connection can be reused: it is open, and the server has sent nothing since.
     pub(super) fn is_quiet(&mut self) -> bool {
         fn would_block(found: io::Result<usize>) -> bool {
             found.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -159,7 +159,7 @@ fn resolve(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAdd
     let (answer, answered) = mpsc::channel();
     let name = (host.to_owned(), port);
     std::thread::Builder::new().name("depot-name".to_owned()).spawn(move || {
-        // Nobody waits any more if this fails.
+        // Fails if the caller has timed out.
         let _ = answer.send((name.0.as_str(), name.1).to_socket_addrs().map(Iterator::collect));
     })?;
     answered
