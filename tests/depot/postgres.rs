@@ -130,7 +130,8 @@ fn a_standby_that_is_gone_makes_no_write_count_and_leaves_one_waiting() {
     for _ in 0..3 {
         let repeated = hasty.create(&bundle, b"x");
         assert!(is_unreachable(&repeated), "{repeated:?}");
-        assert!(repeated.unwrap_err().to_string().contains("synchronous standby"), "the error names no next step");
+        let error = repeated.unwrap_err().to_string();
+        assert!(error.contains("synchronous standby"), "the error names no next step: {error}");
     }
     assert_eq!(servers.waiting_for_standby(), 1, "each retry leaves a process that waits, until there are too many");
     assert_eq!(hasty.get(&name("v1/before")).unwrap().map(|(bytes, _)| bytes), Some(b"x".to_vec()));

@@ -221,7 +221,7 @@ impl PostgresDepot {
             }
             count => {
                 let what = match cell(&reply, 1) {
-                    Some("SyncRep") => "its synchronous standby; start that, or see synchronous_standby_names",
+                    Some("t") => "its synchronous standby; start that, or see synchronous_standby_names",
                     _ => "something; see pg_stat_activity",
                 };
                 Err(self.unreachable(format!("{count} earlier write still waits in the database for {what}")))

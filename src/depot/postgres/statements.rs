@@ -71,9 +71,9 @@ pub(super) const DELETE: PostgresStatement = PostgresStatement {
     first_is_bytes: false,
 };
 
-/// How many statements of earlier connections of this process still run, and what the first waits for.
+/// How many statements of earlier connections of this process still run, and whether one waits for the standby.
 pub(super) const STUCK: PostgresStatement = PostgresStatement {
-    sql: "SELECT count(*), min(wait_event) FROM pg_stat_activity \
+    sql: "SELECT count(*), bool_or(wait_event = 'SyncRep') FROM pg_stat_activity \
           WHERE application_name = $1 AND pid <> pg_backend_pid() AND state <> 'idle'",
     types: &[TEXT],
     first_is_bytes: false,
