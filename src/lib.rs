@@ -35,6 +35,7 @@
 //! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
+//! | `takeover` | replays streams of agents that are gone, and shows what is in a depot |
 //! | [`overview`] | the state of agent, server and store, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`export`] | stored messages as documents |
@@ -85,6 +86,7 @@ pub mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod sqlite_format;
 pub mod store;
+pub(crate) mod takeover;
 pub mod telemetry;
 pub(crate) mod terminal;
 pub(crate) mod translate;

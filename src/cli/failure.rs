@@ -5,6 +5,7 @@ use std::io;
 
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
+use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::depot::DepotError;
@@ -18,6 +19,8 @@ use crate::sdk::salvage::SalvageError;
 use crate::sealing::SealError;
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
+use crate::takeover::error::TakeoverError;
+use crate::takeover::scratch::ScratchError;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
@@ -211,6 +214,33 @@ impl From<ReassignError> for Failure {
     }
 }
 
+impl From<TakeoverError> for Failure {
+    fn from(error: TakeoverError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            TakeoverError::Depot(error) => return error.into(),
+            TakeoverError::Store(error) => return error.into(),
+            TakeoverError::Scratch(ScratchError::Store(error)) => return error.into(),
+            TakeoverError::Scratch(_) => (
+                Exit::Failure,
+                "give this user write access to the folder of the message store, or choose another with --db",
+            ),
+            TakeoverError::Keys(_) => (
+                Exit::Usage,
+                "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one",
+            ),
+            TakeoverError::FleetFile { .. } => {
+                (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed")
+            }
+            TakeoverError::NotExclusive { .. } => (
+                Exit::Usage,
+                "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",
+            ),
+        };
+        Self::new(exit, message, Some(hint))
+    }
+}
+
 impl From<CheckError> for Failure {
     fn from(error: CheckError) -> Self {
         match error {
@@ -329,6 +359,9 @@ impl From<NetworkError> for Failure {
         match error {
             NetworkError::Config(error) => error.into(),
             NetworkError::Upstream(error) => error.into(),
+            NetworkError::HubToken { .. } => {
+                Self::new(Exit::Usage, message, Some("write the token that the hub requires into it, or unset it"))
+            }
             NetworkError::Headers { .. } => {
                 Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
             }
@@ -400,6 +433,22 @@ impl From<AgentError> for Failure {
                 error.to_string(),
                 Some(
                     "set the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may keep pointing the application at the agent",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::Held { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "run one hub per store: stop that process, or give this hub a store of its own with --db and split the \
+                     edges by workspace",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::NoLock { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "a hub needs a folder that it can write to, on a file system with locks: a block volume, not a network \
+                     file system; choose one with --db",
                 ),
             ),
             AgentError::System { .. } => Self::new(
@@ -617,6 +666,9 @@ mod tests {
         }
         all.push(AgentError::UpstreamIsSelf { url: url(), address }.into());
         all.push(AgentError::System { reason: reason() }.into());
+        all.push(AgentError::HubLock(HubLockError::Held { store: path(), holder: reason() }).into());
+        all.push(AgentError::HubLock(HubLockError::NoLock { path: path(), reason: reason() }).into());
+        all.push(NetworkError::HubToken { path: path(), origin: reason(), reason: reason() }.into());
         all.push(ChildError::NotFound { program: reason() }.into());
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());

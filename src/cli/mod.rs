@@ -9,6 +9,7 @@
 
 mod agent;
 mod failure;
+mod fleet;
 mod healthcheck;
 mod inspect;
 mod moving;

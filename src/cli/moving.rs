@@ -41,10 +41,10 @@ pub(super) struct MovingArgs {
     #[arg(long, value_name = "FILE", requires = "to", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
     pub recipients_file: Vec<PathBuf>,
 
-    /// Open sealed copies of --from with the secret key in this file
+    /// Open what is sealed, in copies of --from or in the depot of --fleet, with the secret key in this file
     ///
     /// A file of --make-identity or of `age-keygen`; may be given more than once.
-    #[arg(long, value_name = "KEYFILE", requires = "from", value_hint = clap::ValueHint::FilePath)]
+    #[arg(long, value_name = "KEYFILE", value_hint = clap::ValueHint::FilePath)]
     pub identity: Vec<PathBuf>,
 
     /// Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
 use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
@@ -21,7 +22,7 @@ use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, Sess
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
-use crate::store::now_ms;
+use crate::store::{Filter, now_ms};
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{OutputStream, Shown};
@@ -151,6 +152,9 @@ pub(super) struct ReplayArgs {
 
     #[command(flatten)]
     reassign: ReassignArgs,
+
+    #[command(flatten)]
+    fleet: FleetReplayArgs,
 }
 
 /// The result of a replay, for programs.
@@ -208,6 +212,13 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         replay_batch_replay_delay: args.delay.clone(),
         ..common.flags()
     };
+    if common.fleet.is_some() {
+        args.refuse_beside_fleet()?;
+        let identities = &args.moving.identity;
+        let order = FleetReplayOrder { args: &args.fleet, identities, flags, timeout: args.timeout };
+        return fleet::replay(common, &order);
+    }
+    args.refuse_without_fleet()?;
     let config = configuration(&flags)?;
     common.start_logging(&config, Some(LogLevel::Error))?;
     let shutdown = Shutdown::new();
@@ -241,6 +252,38 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         }
         Ok(()) if source_failed => Err(Failure::silent(Exit::Failure)),
         result => result,
+    }
+}
+
+impl ReplayArgs {
+    /// Refuses flags that are for a depot.
+    fn refuse_without_fleet(&self) -> Result<(), Failure> {
+        if self.fleet.follow || self.fleet.fail_if_backlog {
+            let hint =
+                "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
+            return Err(Failure::new(Exit::Usage, "--follow and --fail-if-backlog are for a depot", Some(hint)));
+        }
+        if !self.moving.identity.is_empty() && self.from.is_empty() {
+            let hint = "name the sealed copy with --from FILE, or the depot with --fleet URL";
+            return Err(Failure::new(Exit::Usage, "--identity opens nothing here", Some(hint)));
+        }
+        Ok(())
+    }
+
+    /// Refuses flags that a depot's streams can't be replayed with.
+    fn refuse_beside_fleet(&self) -> Result<(), Failure> {
+        let given = [
+            (!self.from.is_empty(), "--from"),
+            (self.limit.is_some(), "--limit"),
+            (self.verify, "--verify"),
+            (self.dry_run, "--dry-run"),
+            (self.moving.to.is_some(), "--to"),
+            (self.reassign.is_asked(), "--readdress and --rekey"),
+            (self.selection.filter(now_ms()) != Filter::default(), "filters such as --workspace"),
+        ];
+        let Some((_, flag)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+        let hint = "streams are replayed as a whole; `opik-offline inspect --fleet URL` shows what is in them";
+        Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))
     }
 }
 

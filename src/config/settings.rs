@@ -201,6 +201,9 @@ settings! {
     /// How old a stored message has to be before it is copied to the depot of the fleet
     fleet_delay: Duration = "2s", "OPIK_OFFLINE_FLEET_DELAY", ConfigYaml, plain(within(Duration::ZERO, DAY));
 
+    /// File with the private keys of a replayer of the fleet, as `age-keygen` writes it
+    fleet_identity_file: Option<PathBuf> = "none", "OPIK_OFFLINE_FLEET_IDENTITY_FILE", ConfigYaml, plain(any);
+
     /// Reach the depot of the fleet without TLS, and not only on this machine
     fleet_insecure: bool = "false", "OPIK_OFFLINE_FLEET_INSECURE", "--fleet-insecure", ConfigYaml, plain(any);
 
@@ -212,6 +215,12 @@ settings! {
 
     /// Public keys (age1...) for which copies in the depot of the fleet are sealed, separated by commas; if unset, those in its fleet.json
     fleet_recipients: RecipientList = "none", "OPIK_OFFLINE_FLEET_RECIPIENTS", "--fleet-recipients", ConfigYaml, plain(any);
+
+    /// Whether nobody else replays the fleet's depot: needed where the depot does not keep conditional writes
+    fleet_single_replayer: bool = "false", "OPIK_OFFLINE_FLEET_SINGLE_REPLAYER", ConfigYaml, plain(any);
+
+    /// How long the owner of a stream has to be silent before a replayer of the fleet takes it over
+    fleet_takeover_after: Duration = "90s", "OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", ConfigYaml, plain(within(Duration::from_secs(1), DAY));
 
     /// How long a wrapped agent keeps delivering the backlog after its command has ended
     flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
@@ -226,6 +235,15 @@ settings! {
 
     /// Forward proxy to the server: http, https, socks4(a) or socks5(h); if unset, HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY apply
     http_proxy: Option<ProxyUrl> = "none", "_OPIK_HTTP_PROXY", Nowhere, |layers, setting| proxy::resolve(layers, setting, &upstream(layers)?.value);
+
+    /// Whether the agent is a hub: other agents send through it, and it has its store for itself
+    hub: bool = "false", "OPIK_OFFLINE_HUB", "--hub", ConfigYaml, plain(any);
+
+    /// Token that the hub requires, if the server is a hub: its `intake_token`; prefer a file
+    hub_token: Option<Secret> = "none", "OPIK_OFFLINE_HUB_TOKEN", Nowhere, plain(sendable_token);
+
+    /// File with the token that the hub requires
+    hub_token_file: Option<PathBuf> = "none", "OPIK_OFFLINE_HUB_TOKEN_FILE", "--hub-token-file", ConfigYaml, plain(any);
 
     /// Accept connections from other machines without a token
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
@@ -324,13 +342,15 @@ settings! {
 }
 
 /// Settings that matter only to commands that connect to the server.
-const OF_THE_NETWORK: [&str; 10] = [
+const OF_THE_NETWORK: [&str; 12] = [
     "check_tls_certificate",
     "client_cert_file",
     "client_key_file",
     "connect_timeout",
     "forward_timeout",
     "http_proxy",
+    "hub_token",
+    "hub_token_file",
     "ssl_cert_dir",
     "ssl_cert_file",
     "upstream_headers",
@@ -419,6 +439,17 @@ fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
         "." | ".." => Err("is a dot segment, which clients take out of URLs".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Parses the token in a file, whatever surrounds it.
+///
+/// # Errors
+///
+/// What is wrong with it, without quoting it.
+pub fn token_in(text: &str) -> Result<Secret, String> {
+    let token = Some(Secret::new(text.trim())).filter(|token| !token.expose().is_empty());
+    sendable_token(&token)?;
+    token.ok_or_else(|| "it is empty".to_owned())
 }
 
 /// Rejects a budget that is too small for a claim or a typical payload.

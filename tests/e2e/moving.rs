@@ -382,7 +382,7 @@ fn sources_that_cannot_be_moved_are_explained_and_left_as_they_are() {
 }
 
 #[test]
-fn what_is_left_of_a_damaged_store_is_moved_and_the_rest_is_counted() {
+fn whole_messages_of_a_damaged_store_are_moved_and_the_losses_counted() {
     let home = Home::new();
     let folder = home.path().join("found");
     fs::create_dir(&folder).expect("a folder");

@@ -49,6 +49,15 @@ pub(crate) fn python_otlp() -> PathBuf {
     python_with(&format!("otlp-python-{OTLP_PYTHON_VERSION}"), &package)
 }
 
+/// Returns a Python interpreter that has `rage`, another implementation of the age format.
+///
+/// # Panics
+///
+/// If it can't be installed; the message suggests a remedy.
+pub(crate) fn python_age() -> PathBuf {
+    python_with(&format!("pyrage-{RAGE_VERSION}"), &format!("pyrage=={RAGE_VERSION}"))
+}
+
 /// Returns the `weed` command of SeaweedFS.
 ///
 /// # Panics
@@ -67,15 +76,6 @@ pub(crate) fn seaweedfs() -> PathBuf {
 pub(crate) fn azurite() -> PathBuf {
     let package = format!("azurite@{AZURITE_VERSION}");
     node_with(&format!("azurite-{AZURITE_VERSION}"), &[&package]).join(".bin/azurite-blob")
-}
-
-/// Returns a Python interpreter that has `rage`, another implementation of the age format.
-///
-/// # Panics
-///
-/// If it can't be installed; the message suggests a remedy.
-pub(crate) fn python_age() -> PathBuf {
-    python_with(&format!("pyrage-{RAGE_VERSION}"), &format!("pyrage=={RAGE_VERSION}"))
 }
 
 fn python_with(name: &str, package: &str) -> PathBuf {
