@@ -3,8 +3,9 @@
 use tracing::{info, warn};
 
 use super::{
-    DELETE_STEP, Filter, Head, HeadRead, HeadState, MessageId, Page, ShipError, Shipper, Store, StreamHead, StreamId,
-    StreamRecord, StreamState, TAKEOVER_AFTER, Turns, read_head, since_boot, this_process,
+    DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store,
+    StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot,
+    this_process,
 };
 
 impl Shipper {
@@ -33,10 +34,7 @@ impl Shipper {
         // Marks need to know for whom to seal.
         self.seals()?;
         let Some(read) = read_head(self.ledger.depot.as_ref(), stream)? else {
-            if record.is_outstanding {
-                warn!(target: "fleet", "stream {stream} is no longer in the depot {depot}: its messages are delivered from here");
-            }
-            store.end_stream(record.stream)?;
+            self.stream_is_gone(store, &record)?;
             return Ok(true);
         };
         let HeadRead { head, version } = read;
@@ -57,6 +55,29 @@ impl Shipper {
         self.renew(store, turns, HeadState::Open)?;
         info!(target: "fleet", "continues with stream {stream} in the depot {depot}");
         Ok(true)
+    }
+
+    /// The head of a stream is deleted last, by whoever has delivered it; or the whole depot was emptied, and `fleet.json`
+    /// with it.
+    fn stream_is_gone(&self, store: &dyn Store, record: &StreamRecord) -> Result<(), ShipError> {
+        let (stream, depot) = (record.stream, self.ledger.depot.describe());
+        if record.is_outstanding && record.next_bundle > 0 && self.has_fleet_file()? {
+            store.hand_over(stream)?;
+            return Ok(());
+        }
+        if record.is_outstanding {
+            warn!(target: "fleet", "stream {stream} is no longer in the depot {depot}: its messages are delivered from here");
+        }
+        store.end_stream(stream)?;
+        Ok(())
+    }
+
+    fn has_fleet_file(&self) -> Result<bool, ShipError> {
+        match self.ledger.depot.get(&depot_name(&ObjectName::FleetFile)?) {
+            Ok(file) => Ok(file.is_some()),
+            Err(DepotError::NotAuthorised { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Returns whether the other process of this store that owns the head is silent for long enough.
