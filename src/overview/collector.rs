@@ -55,7 +55,7 @@ pub struct OverviewSources {
 }
 
 /// Returns the state of the copies in the depot.
-pub type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
+pub(crate) type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
 
 /// Gathers overviews of a running agent.
 pub struct OverviewCollector {
