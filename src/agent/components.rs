@@ -108,6 +108,7 @@ impl Composition {
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
         });
+        let collector = Arc::new(collector);
         Ok(Self {
             upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(
                 &agent_mark,
@@ -115,7 +116,7 @@ impl Composition {
                 &server,
             ))),
             owner: Owner::this_process("agent"),
-            collector: Arc::new(collector),
+            collector,
             intake_heartbeat: Arc::default(),
             settings,
             address,
@@ -392,15 +393,15 @@ fn log_capacity(slot: &StoreSlot, limits: &Limits) {
 }
 
 /// Returns how this agent describes itself to a hub.
-fn edge_report(mark: &HeaderValue, slot: &Arc<StoreSlot>, server: &Server) -> EdgeReport {
+fn edge_report(mark: &HeaderValue, collector: &Arc<OverviewCollector>) -> EdgeReport {
     let id = mark.to_str().unwrap_or_default().to_owned();
     let host = uname().nodename().to_str().ok().map(str::to_owned);
-    let (slot, own) = (slot.clone(), Filter::of_server(server));
+    let collector = collector.clone();
     Arc::new(move || Edge {
         id: id.clone(),
         host: host.clone(),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        waiting: slot.try_with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
+        waiting: collector.waiting(),
     })
 }
 
