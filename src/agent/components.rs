@@ -110,11 +110,7 @@ impl Composition {
         });
         let collector = Arc::new(collector);
         Ok(Self {
-            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(
-                &agent_mark,
-                &slot,
-                &server,
-            ))),
+            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(&agent_mark, &collector))),
             owner: Owner::this_process("agent"),
             collector,
             intake_heartbeat: Arc::default(),
