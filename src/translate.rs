@@ -238,6 +238,7 @@ pub(crate) fn pace(config: &Config) -> PaceSettings {
     PaceSettings {
         batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
         delay: delay.is_set().then_some(delay.value),
+        fleet: None,
     }
 }
 
@@ -305,6 +306,7 @@ pub(crate) fn agent_settings(
             filter: Filter::default(),
             limit: None,
             pace: pace(config),
+            dial: None,
             retry_interval: config.retry_interval.value,
             attempts_max: config.max_attempts.value,
         },

@@ -12,6 +12,7 @@
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a failed attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
+//! - [`fleet_pacing`]: the same where many agents share a server.
 //! - [`unread`]: order among writes of which some are forwarded unread.
 //! - [`eta`]: when a backlog will have reached the server.
 
@@ -21,6 +22,7 @@ pub mod batching;
 pub(crate) mod blame;
 pub(crate) mod concurrency;
 pub(crate) mod eta;
+pub mod fleet_pacing;
 pub(crate) mod generation;
 pub(crate) mod id_window;
 pub(crate) mod lane_health;
