@@ -351,6 +351,7 @@ pub(crate) fn replay_settings(config: &Config) -> ReplaySettings {
         filter: Filter::default(),
         limit: None,
         pace: pace(config),
+        dial: None,
         retry_interval: config.retry_interval.value,
         attempts_max: config.max_attempts.value,
     }
@@ -363,6 +364,7 @@ pub(crate) fn pace(config: &Config) -> PaceSettings {
     PaceSettings {
         batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
         delay: delay.is_set().then_some(delay.value),
+        fleet: None,
     }
 }
 

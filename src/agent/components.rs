@@ -527,6 +527,7 @@ mod tests {
                 filter: Filter::default(),
                 limit: None,
                 pace: Default::default(),
+                dial: None,
                 retry_interval: SECOND,
                 attempts_max: 10,
             },

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::bloom::EntityFilter;
 pub use super::container::BadObject;
-use super::container::{ContainerReader, Limit, ObjectKind, Piece, write};
+use super::container::{ContainerReader, ContainerRecord, ObjectKind, ReadLimit, write};
 use super::names::BundleName;
 pub use super::record::BadRecord;
 use super::record::{FleetRecord, INLINE_BODY_BYTES_MAX, RECORD_BYTES_MAX, decode, encode};
@@ -28,7 +28,7 @@ pub const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 const KIND: ObjectKind = ObjectKind { magic: *b"OPIKFLTB", format: FORMAT, name: "a bundle" };
 /// What honest bundles decode to, generously: all records, the manifest and the dictionary.
-const LIMIT: Limit = Limit { piece: RECORD_BYTES_MAX, total: BYTES_MAX + 2 * RECORD_BYTES_MAX };
+const LIMIT: ReadLimit = ReadLimit { piece: RECORD_BYTES_MAX, total: BYTES_MAX + 2 * RECORD_BYTES_MAX };
 /// Groups that are counted separately; further ones are counted in the total only.
 const GROUPS_MAX: usize = 1000;
 
@@ -133,13 +133,13 @@ pub enum Pushed {
 pub struct BundleBuilder {
     records: Vec<Vec<u8>>,
     bytes: usize,
-    span: Option<Span>,
+    span: Option<BundleSpan>,
     groups: BTreeMap<(&'static str, &'static str, String), u32>,
     entities: Vec<EntityKey>,
 }
 
 #[derive(Clone, Copy)]
-struct Span {
+struct BundleSpan {
     first: u64,
     last: u64,
     oldest_ms: u64,
@@ -198,8 +198,9 @@ impl BundleBuilder {
         let message = &record.message;
         let accepted_ms = u64::try_from(message.accepted_at_ms).unwrap_or(0);
         let id = record.reference.message;
-        let span = self.span.unwrap_or(Span { first: id, last: id, oldest_ms: accepted_ms, newest_ms: accepted_ms });
-        self.span = Some(Span {
+        let span =
+            self.span.unwrap_or(BundleSpan { first: id, last: id, oldest_ms: accepted_ms, newest_ms: accepted_ms });
+        self.span = Some(BundleSpan {
             first: span.first.min(id),
             last: span.last.max(id),
             oldest_ms: span.oldest_ms.min(accepted_ms),
@@ -213,7 +214,7 @@ impl BundleBuilder {
 
     /// Returns the bundle; `None` if it has no record.
     pub fn finish(mut self) -> Option<PlainBundle> {
-        let Span { first, last, oldest_ms, newest_ms } = self.span?;
+        let BundleSpan { first, last, oldest_ms, newest_ms } = self.span?;
         let group = |((message_type, status, workspace), messages): ((&str, &str, String), u32)| BundleGroup {
             message_type: message_type.to_owned(),
             status: status.to_owned(),
@@ -304,8 +305,10 @@ impl Iterator for BundleReader<'_> {
         let position = self.position;
         self.position += 1;
         Some(match piece {
-            Piece::Bad(reason) => Err(BadRecord { position, message: None, reason }),
-            Piece::Whole(bytes) => decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason }),
+            ContainerRecord::Bad(reason) => Err(BadRecord { position, message: None, reason }),
+            ContainerRecord::Whole(bytes) => {
+                decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason })
+            }
         })
     }
 }

@@ -63,6 +63,8 @@ pub struct SettledMessages {
     /// Messages that are not done, with their last mark.
     open: BTreeMap<u64, OpenMessage>,
     bytes: usize,
+    ranges_max: usize,
+    bytes_max: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -113,7 +115,14 @@ impl SettledMessages {
 
     /// Returns a set that ignores marks of messages outside this range.
     pub fn within(messages: RangeInclusive<u64>) -> Self {
-        Self { within: messages, done: IdRanges::default(), open: BTreeMap::new(), bytes: 0 }
+        Self {
+            within: messages,
+            done: IdRanges::default(),
+            open: BTreeMap::new(),
+            bytes: 0,
+            ranges_max: RANGES_MAX,
+            bytes_max: BYTES_MAX,
+        }
     }
 
     /// Adds the next mark, in the order of the names of their objects and of the marks in each.
@@ -139,7 +148,7 @@ impl SettledMessages {
             (Some(digest), fate) => self.settle_part(message, digest, fate),
             (None, Fate::Delivered | Fate::Deleted | Fate::Expired) => {}
         }
-        let is_within_budget = self.done.len() <= RANGES_MAX && self.bytes <= BYTES_MAX;
+        let is_within_budget = self.done.len() <= self.ranges_max && self.bytes <= self.bytes_max;
         if is_within_budget { Ok(()) } else { Err(TooManyMarks) }
     }
 
