@@ -9,8 +9,8 @@ use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, held_for};
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
 use super::{
-    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview, ServerOverview,
-    connection_word, pace_of,
+    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview,
+    ServerOverview, connection_word, pace_of,
 };
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::PaceSettings;

@@ -179,11 +179,13 @@ fn a_killed_agent_leaves_copies_of_all_that_it_acknowledged() {
     fleet.assert_nothing_is_readable();
 
     // Who does not mark would deliver beside the one who takes the stream over.
-    let replay = agent.cli(&["replay", "--upstream", &server.url()]);
+    server.start();
+    let replay = agent.cli(&["replay"]);
     let said = String::from_utf8_lossy(&replay.stderr);
     assert!(!replay.status.success() && said.contains(&fleet.url()) && said.contains("--fleet"), "{said}");
-    let purge = agent.cli(&["purge", "--all", "--yes"]);
+    let purge = agent.cli(&["purge", "--yes"]);
     assert!(!purge.status.success(), "a person believes that it is deleted");
+    assert!(server.requests().iter().all(|request| request.method == "GET"), "two senders deliver one stream");
 }
 
 #[test]
