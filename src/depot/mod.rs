@@ -125,6 +125,10 @@ pub trait Depot: Send + Sync {
     /// Returns up to `limit` objects below the folder `under`, in all depths, ascending by the bytes of their names,
     /// beginning behind `after`. What was written shortly before may be missing. An empty answer is the end.
     ///
+    /// Names have to be chosen so that no object or folder is called like a folder beside it with `-` or `.` and more
+    /// behind it (`a/1` beside `a-b`): storage on top of a file system (SeaweedFS) orders these two differently, and goes
+    /// on behind the wrong one.
+    ///
     /// # Errors
     ///
     /// [`DepotError::NotAuthorised`] for those who may only write.

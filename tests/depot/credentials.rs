@@ -1,6 +1,6 @@
 //! Credentials of the platforms: a token file and a token service, a container's agent, Google's conditions.
 
-use opik_offline::depot::{Depot as _, DepotError, ObjectService, Version, open};
+use opik_offline::depot::{DepotError, ObjectService, Version, open};
 
 use crate::contract::name;
 use crate::scripted::{Scripted, Then, variables};
@@ -49,9 +49,10 @@ fn a_role_that_may_not_be_assumed_is_a_refusal() {
     let folder = tempdir();
     let token = folder.path().join("token");
     std::fs::write(&token, "a-web-identity").unwrap();
+    let url = tokens.url();
     let set = [
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
-        ("AWS_ENDPOINT_URL_STS", &tokens.url()),
+        ("AWS_ENDPOINT_URL_STS", url.as_str()),
         ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap()),
         ("AWS_ROLE_ARN", "arn:aws:iam::1:role/pod"),
     ];

@@ -146,7 +146,7 @@ fn ignoring_conditions(request: &Arrived, before: usize) -> Then {
         "GET" if request.path.contains("list-type=2") => {
             Then::status(200, "<ListBucketResult><Name>depot</Name><IsTruncated>false</IsTruncated></ListBucketResult>")
         }
-        "POST" => Then::status(200, "<DeleteResult></DeleteResult>"),
+        "POST" => Then::status(200, "<DeleteResult><Deleted><Key>x</Key></Deleted></DeleteResult>"),
         _ => Then::Answer(
             200,
             format!("etag: \"{before}\"\r\nlast-modified: Mon, 30 Nov 2026 00:00:00 GMT\r\n"),

@@ -98,8 +98,8 @@ impl Scripted {
     }
 
     pub(crate) fn s3_settings(&self) -> DepotSettings {
-        let keys =
-            [("AWS_ENDPOINT_URL", self.url().as_str()), ("AWS_ACCESS_KEY_ID", "me"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+        let url = self.url();
+        let keys = [("AWS_ENDPOINT_URL", url.as_str()), ("AWS_ACCESS_KEY_ID", "me"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
         let settings = settings(ObjectService::S3, "prod", variables(&keys));
         DepotSettings { timeout: Duration::from_secs(2), ..settings }
     }

@@ -13,7 +13,7 @@ use super::super::error::DepotError;
 use super::super::settings::{CONNECT_TIMEOUT, DepotSettings, ObjectService};
 use super::bucket_rules::BucketRules;
 use super::web::{Connector, beside_the_platform, may_be_plain};
-use super::{Bucket, answer, keys_file};
+use super::{BucketStore, answer, keys_file};
 use crate::upstream::web::{WebClient, WebSettings};
 
 /// The longest answer, in bytes: an object, or a listing of a thousand names.
@@ -21,7 +21,7 @@ const ANSWER_BYTES_MAX: usize = OBJECT_BYTES_MAX + 4 * 1024 * 1024;
 
 /// A bucket that no request was made to yet.
 pub(super) struct Built {
-    pub(super) store: Box<dyn Bucket>,
+    pub(super) store: Box<dyn BucketStore>,
     /// The host that serves it.
     pub(super) host: Option<String>,
     pub(super) rules: Option<BucketRules>,

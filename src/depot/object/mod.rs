@@ -35,13 +35,13 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 const PAGE_MAX: usize = 1000;
 
 /// What the crate's stores have in common.
-trait Bucket: ObjectStore + PaginatedListStore {}
+trait BucketStore: ObjectStore + PaginatedListStore {}
 
-impl<T: ObjectStore + PaginatedListStore> Bucket for T {}
+impl<T: ObjectStore + PaginatedListStore> BucketStore for T {}
 
 /// A depot in a bucket.
 pub(super) struct ObjectDepot {
-    store: Box<dyn Bucket>,
+    store: Box<dyn BucketStore>,
     service: ObjectService,
     /// The prefix with a slash at its end, or nothing.
     prefix: String,
