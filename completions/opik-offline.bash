@@ -65,7 +65,7 @@ _opik__offline() {
 
     case "${cmd}" in
         opik__offline)
-            opts="-q -v -h -V --db --upstream --format --quiet --verbose --no-color --help --version agent healthcheck status replay inspect purge help"
+            opts="-q -v -h -V --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help --version agent healthcheck status replay inspect purge help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -90,6 +90,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --fleet)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --format)
                     COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
                     return 0
@@ -102,7 +106,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__agent)
-            opts="-q -v -h --listen --allowed-hosts --insecure-listen --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --listen --allowed-hosts --insecure-listen --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -267,6 +271,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --fleet)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --format)
                     COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
                     return 0
@@ -279,7 +287,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --smoke-test --reseal --project-name --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --wait --full --smoke-test --reseal --project-name --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -309,6 +317,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --upstream)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fleet)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -436,7 +448,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__inspect)
-            opts="-q -v -h --from --owner --limit --newest --follow --no-pager --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --from --owner --limit --newest --follow --no-pager --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -523,6 +535,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --fleet)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --format)
                     COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
                     return 0
@@ -535,7 +551,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__purge)
-            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -599,6 +615,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --fleet)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --format)
                     COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
                     return 0
@@ -611,7 +631,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__replay)
-            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -718,6 +738,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --fleet)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --format)
                     COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
                     return 0
@@ -730,7 +754,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__status)
-            opts="-q -v -h --watch --fail-if-backlog --fail-if-older-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --watch --fail-if-backlog --fail-if-older-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -760,6 +784,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --upstream)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fleet)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

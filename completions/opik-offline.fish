@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_opik_offline_global_optspecs
-    string join \n db= upstream= format= q/quiet v/verbose no-color h/help V/version
+    string join \n db= upstream= fleet= fleet-insecure format= q/quiet v/verbose no-color h/help V/version
 end
 
 function __fish_opik_offline_needs_command
@@ -26,10 +26,12 @@ end
 
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -70,6 +72,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flus
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -78,6 +81,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l inse
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Route all OTLP traces of the command to Opik, not only those that already went there'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -86,6 +90,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'Project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -93,6 +98,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l full -d 'Check every page of the store even if it is large, which takes about 20 seconds per gigabyte'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l smoke-test -d 'Write a trace with a span and an image to the server and read it back, if all checks pass'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l reseal -d 'Re-encrypt or decrypt the store to match the settings, and scrub old data; makes no network requests'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -101,11 +107,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fai
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l watch -d 'Show it again every 2 seconds until interrupted'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -188,6 +196,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rea
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lane -d 'With --rekey or --readdress: only this lane, by its number in --dry-run' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -198,6 +207,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages (--status rejected)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rekey -d 'Use the configured key for lanes whose key the server rejects'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s y -l yes -d 'With --rekey or --readdress: don\'t ask for confirmation'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -273,6 +283,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ol
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -281,6 +292,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ne
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show new messages as they are stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show long results without a pager'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -353,6 +365,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l olde
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -360,6 +373,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Disable colours, like NO_COLOR in the environment'

@@ -26,7 +26,7 @@ pub enum Verb {
     Delete,
 }
 
-/// What happens to one call.
+/// The fault of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelFault {
     /// No connection; nothing is done.
@@ -54,7 +54,7 @@ pub struct ModelFaults {
     pub is_away: bool,
     /// These verbs are refused.
     pub refused: Vec<Verb>,
-    /// The newest so many objects are missing from listings.
+    /// The number of newest objects that listings omit.
     pub listing_lags_by: usize,
     /// Conditions are ignored: every create and swap succeeds.
     pub ignores_conditions: bool,
@@ -175,7 +175,7 @@ impl ModelDepot {
         }
     }
 
-    /// Writes if the condition holds, and says whether it did.
+    /// Writes if the condition holds, and returns the new version then.
     fn put_if(&self, name: &Name, expected: Option<&Version>, bytes: &[u8]) -> Option<Version> {
         let mut state = self.state();
         let ignores = state.faults.ignores_conditions;

@@ -8,7 +8,7 @@ use super::super::Entry;
 use super::super::name::Name;
 use super::files::version;
 
-/// What of a folder is read at a time, and where the answer is collected.
+/// A walk over a depot's folders, and the objects found so far.
 struct FolderWalk<'a> {
     root: &'a Path,
     after: Option<&'a str>,

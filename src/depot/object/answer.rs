@@ -1,11 +1,11 @@
-//! What a failed request means: for the caller, and for a repeat.
+//! The meaning of a failed request: for the caller, and for a retry.
 
 use super::super::error::DepotError;
 use super::super::name::Name;
 use super::web::LastExchange;
 use crate::upstream::web::{WebFailure, WebStage};
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doing {
     Create,
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_credentials_are_no_network_problem() {
+    fn missing_credentials_are_reported_as_a_refusal() {
         let ending = Err(WebFailure { stage: WebStage::Connecting, reason: "connection refused".to_owned() });
         let last = LastExchange { origin: "http://169.254.169.254".to_owned(), is_for_credentials: true, ending };
         assert!(matches!(of_credentials(&last), Verdict::Refused(_)), "retrying for hours would not find any");

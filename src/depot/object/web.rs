@@ -97,7 +97,7 @@ impl fmt::Debug for Service {
 }
 
 impl HttpService for Service {
-    // What the crate's macro makes of an asynchronous function. It is done before the future is polled.
+    // The signature that the crate's macro generates. It is done before the future is polled.
     fn call<'me, 'call>(
         &'me self,
         request: HttpRequest,
