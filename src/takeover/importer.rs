@@ -35,11 +35,11 @@ pub(super) struct ImportedBundle<'a> {
     pub number: u32,
     /// Bytes of its records.
     pub bytes: u64,
-    /// What the marks of the stream say.
+    /// The settled messages of the stream.
     pub settled: &'a SettledMessages,
 }
 
-/// What was imported of a bundle.
+/// The result of importing a bundle.
 #[derive(Debug, Default)]
 pub(super) struct Imported {
     /// Messages that are new in the scratch store and wait.
@@ -47,7 +47,7 @@ pub(super) struct Imported {
     pub left: LeftBehind,
 }
 
-/// What was not imported of a bundle.
+/// The messages of a bundle that were not imported.
 #[derive(Debug, Default)]
 pub(super) struct LeftBehind {
     /// Messages for other servers.

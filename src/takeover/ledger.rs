@@ -61,7 +61,7 @@ struct Outstanding {
     bytes: u64,
 }
 
-/// What is in the scratch store.
+/// The size of the scratch store's contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Staged {
     pub messages: u64,
@@ -80,7 +80,7 @@ struct Origins {
     files_kept: HashSet<(StreamId, u64)>,
 }
 
-/// What changes when the outcomes of one commit are settled.
+/// The changes that follow from the outcomes of one commit.
 #[derive(Default)]
 struct Settling {
     settled: Vec<(MessageId, MessageOrigin)>,
@@ -205,7 +205,7 @@ impl ReplayerLedger {
         self.lock().files_kept.contains(&(stream, message))
     }
 
-    /// Forgets a stream of which nothing is in the scratch store any more.
+    /// Forgets a stream of which the scratch store holds nothing.
     pub(super) fn forget(&self, stream: StreamId) {
         let mut known = self.lock();
         known.files_kept.retain(|(of, _)| *of != stream);

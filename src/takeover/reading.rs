@@ -1,6 +1,6 @@
 //! Reading a stream: its marks, its bundles, the files of its messages.
 //!
-//! What can't be read is reported and left in the depot: a flipped bit costs the records that it is in, a bundle of a
+//! Unreadable objects are reported and left in the depot: a flipped bit costs the records that it is in, a bundle of a
 //! newer version or for another identity is skipped as a whole, and marks that can't be read keep the whole stream from
 //! being replayed, because what they settled would be sent again over newer writes.
 
@@ -38,7 +38,7 @@ struct OpenedObject {
     fault: Option<String>,
 }
 
-/// What a bundle has.
+/// The contents of a bundle.
 #[derive(Debug, Default)]
 pub(super) struct BundleContents {
     /// The records that can be read, in their order.
@@ -106,7 +106,7 @@ impl StreamReader {
         Ok(self.records_of(&name, bundle.messages.into(), &bytes))
     }
 
-    /// Returns the records of a bundle with these bytes, which should have so many messages.
+    /// Returns the records of a bundle with these bytes; `messages` is how many its name promises.
     pub(super) fn records_of(&self, name: &Name, messages: u64, bytes: &[u8]) -> BundleContents {
         let unreadable = |messages, reason| UnreadableObject { object: name.to_string(), messages, reason };
         let all =

@@ -13,7 +13,7 @@ use crate::terminal::render::Renderer;
 /// How many streams are named for people.
 const NAMED_MAX: usize = 10;
 
-/// What was deleted in a depot, or would be.
+/// Messages deleted from a depot, or a preview of that.
 #[derive(Serialize)]
 pub(crate) struct FleetPurgeReport {
     schema_version: u32,
