@@ -44,6 +44,7 @@ complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "purge" -d
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l listen -d 'Listen on this address [default: 127.0.0.1:6745]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l allowed-hosts -d 'Accept requests for these hosts and from web pages of these origins [default: none]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub-token-file -d 'Send the token in this file to the hub, if --upstream is a hub' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l batch-size -d 'Replay this many messages, then pause; if unset, replay starts at 50 and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l delay -d 'Pause this long after a full batch; if unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Limit the store to this size [default: 10GiB]' -r
@@ -75,6 +76,7 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without requiring an intake token'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub -d 'Be a hub: other agents use this one as their --upstream'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Route all OTLP traces of the command to Opik, not only those that already went there'
@@ -115,9 +117,14 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l del
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Keep retrying for up to this long, then stop' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Retry reading what the server does not show yet, for up to this long after the delivery' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Salvage what a Python process left behind, then deliver' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left behind, or another store, then deliver' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l owner -d 'As root, salvage the files of this user (name or number)' -r -f -a "(__fish_complete_users)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l attachments-from -d 'Also send attachments whose files are in this directory' -r -f -a "(__fish_complete_directories)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l to -d 'Write a sealed copy of the store to FILE, and send nothing' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipient -d 'Seal the copy for this public key, `age1...`' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipients-file -d 'Seal the copy for the public keys in this file, one a line' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l identity -d 'Open sealed copies of --from with the secret key in this file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l make-identity -d 'Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 held\t''

@@ -30,7 +30,6 @@
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`sealing`] | values and files that only their recipients can open |
 //! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
-//! | [`depot`] | where copies of stored messages outlive their agent |
 //! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
 //! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |

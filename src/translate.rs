@@ -15,7 +15,7 @@ use crate::agent::AgentSettings;
 use crate::agent::files::{self, SoftLimit};
 use crate::config::{
     self, Config, ConfigError, FleetScheme, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyRules,
-    ProxyScheme, ServiceManager, Sourced, temp_dir,
+    ProxyScheme, Secret, ServiceManager, Sourced, temp_dir,
 };
 use crate::delivery::pacing::PaceSettings;
 use crate::depot::{self, DepotAddress, DepotError, DepotSettings, ObjectService};
@@ -27,6 +27,7 @@ use crate::intake::workers::Workers;
 use crate::memory::limit;
 use crate::message::{Credential, Lane, Server};
 use crate::monitor::MonitorSettings;
+use crate::protocol::hub::TOKEN_HEADER;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
 use crate::sealing::{Recipient, SealError};
@@ -47,6 +48,8 @@ pub enum NetworkError {
     Upstream(#[from] UpstreamError),
     #[error("cannot use the headers in {}, named by {origin}: {reason}", path.display())]
     Headers { path: PathBuf, origin: String, reason: String },
+    #[error("cannot use the hub's token in {}, named by {origin}: {reason}", path.display())]
+    HubToken { path: PathBuf, origin: String, reason: String },
 }
 
 /// Returns the configured lane: for messages whose client names no server, workspace or credential.
@@ -309,15 +312,37 @@ fn own_headers(config: &Config) -> Result<HeaderMap, NetworkError> {
             headers.insert(name, value);
         }
     }
+    if let Some(mut token) = hub_token(config)?.and_then(|token| HeaderValue::from_str(token.expose()).ok()) {
+        token.set_sensitive(true);
+        headers.insert(TOKEN_HEADER, token);
+    }
     Ok(headers)
 }
 
+/// Returns the token that the hub requires. A variable with the token takes precedence over a file.
+fn hub_token(config: &Config) -> Result<Option<Secret>, NetworkError> {
+    let Some(path) = &config.hub_token_file.value else { return Ok(config.hub_token.value.clone()) };
+    if config.hub_token.value.is_some() {
+        return Ok(config.hub_token.value.clone());
+    }
+    let token = text_in(path).and_then(|text| config::token_in(&text)).map_err(|reason| {
+        let origin = config.hub_token_file.source.to_string();
+        NetworkError::HubToken { path: path.clone(), origin, reason }
+    })?;
+    Ok(Some(token))
+}
+
 fn headers_in(path: &Path) -> Result<HeaderLines, String> {
+    HeaderLines::read(&text_in(path)?)
+}
+
+/// Reads a small file.
+fn text_in(path: &Path) -> Result<String, String> {
     const FILE_BYTES_MAX: u64 = 1 << 20;
     let mut text = String::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
     file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    HeaderLines::read(&text)
+    Ok(text)
 }
 
 /// Returns how stored messages are replayed.
@@ -415,6 +440,7 @@ pub(crate) fn agent_settings(
         },
         memory_budget: memory_budget(config),
         shutdown_timeout: config.shutdown_timeout.value,
+        is_hub: config.hub.value,
         rekey: config.rekey_refused.value.then(|| lane(config)),
         adopt: config.adopt_orphans.value.then(|| Adoption {
             temp_dir: temp_dir(&ProcessEnvironment),

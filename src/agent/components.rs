@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use rustix::system::uname;
 use tracing::{info, warn};
 
 use super::flush::FlushEnd;
@@ -26,6 +27,7 @@ use crate::monitor;
 use crate::monitor::connection::Connection;
 use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
 use crate::overview::{FleetOverview, elsewhere};
+use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
@@ -33,8 +35,8 @@ use crate::store::committer::Committer;
 use crate::store::slot::{Decorator, StoreSlot};
 use crate::store::{AgentRecord, Filter, Fullness, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Upstream;
 use crate::upstream::forward::Forwarder;
+use crate::upstream::{EdgeReport, Upstream};
 
 /// How long intake may go without a heartbeat: it waits for nothing.
 const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -121,7 +123,11 @@ impl Composition {
             fleet: fleet.clone().map(|ledger| -> FleetSource { Box::new(move || fleet_overview(&ledger)) }),
         });
         Ok(Self {
-            upstream: Arc::new(upstream.marked(agent_mark.clone())),
+            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(
+                &agent_mark,
+                &slot,
+                &server,
+            ))),
             owner: Owner::this_process("agent"),
             collector: Arc::new(collector),
             intake_heartbeat: Arc::default(),
@@ -439,6 +445,19 @@ fn log_capacity(slot: &StoreSlot, limits: &Limits) {
     }
 }
 
+/// Returns how this agent describes itself to a hub.
+fn edge_report(mark: &HeaderValue, slot: &Arc<StoreSlot>, server: &Server) -> EdgeReport {
+    let id = mark.to_str().unwrap_or_default().to_owned();
+    let host = uname().nodename().to_str().ok().map(str::to_owned);
+    let (slot, own) = (slot.clone(), Filter::of_server(server));
+    Arc::new(move || Edge {
+        id: id.clone(),
+        host: host.clone(),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        waiting: slot.try_with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
+    })
+}
+
 /// Returns the state of the copies in the depot.
 fn fleet_overview(ledger: &AgentLedger) -> FleetOverview {
     let standing = ledger.standing();
@@ -529,6 +548,7 @@ mod tests {
             files_problem: None,
             memory_budget: 1 << 20,
             shutdown_timeout: SECOND,
+            is_hub: false,
             rekey: None,
             adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
             fleet: None,

@@ -4,11 +4,13 @@
 //! # Starting
 //!
 //! 1. The address is bound. If another agent has it, or it is not ours, the start fails before anything has changed.
-//! 2. The server's address is compared with ours: an agent that is its own server would store the same message for
+//! 2. A hub takes the lock of its store ([`hub_lock`]). If another hub has it, the start fails before anything has
+//!    changed.
+//! 3. The server's address is compared with ours: an agent that is its own server would store the same message for
 //!    ever.
-//! 3. The store is opened. If that fails, the agent warns, passes on the writes that overtake nothing that may wait in
+//! 4. The store is opened. If that fails, the agent warns, passes on the writes that overtake nothing that may wait in
 //!    it, and retries. It writes its record into every store that it opens.
-//! 4. The components start in the order of one list (`components.rs`, `supervisor.rs`): committer, connection monitor,
+//! 5. The components start in the order of one list (`components.rs`, `supervisor.rs`): committer, connection monitor,
 //!    replay manager, background maintenance, then intake. A service manager is notified that the agent is ready, and
 //!    from then on that it is alive (`service_manager.rs`).
 //!
@@ -29,6 +31,7 @@ pub(crate) mod child;
 pub(crate) mod environment;
 pub(crate) mod files;
 pub(crate) mod flush;
+pub(crate) mod hub_lock;
 pub(crate) mod relay;
 pub(crate) mod wrapped;
 
@@ -48,6 +51,7 @@ use thiserror::Error;
 use self::components::Composition;
 pub(crate) use self::components::RunEnd;
 use self::flush::{Flush, flush};
+use self::hub_lock::{HubLock, HubLockError};
 pub(crate) use self::settings::AgentSettings;
 use self::supervisor::{StopStage, Supervisor};
 use crate::intake::workers::Workers;
@@ -74,6 +78,9 @@ pub enum AgentError {
         /// The address that the agent listens on.
         address: SocketAddr,
     },
+    /// The hub can't have its store for itself.
+    #[error(transparent)]
+    HubLock(#[from] HubLockError),
     /// Threads or signal handlers can't be created.
     #[error("cannot start: {reason}")]
     System {
@@ -89,6 +96,8 @@ pub(crate) struct Agent {
     address: SocketAddr,
     upstream: Upstream,
     forwarders: Vec<Forwarder>,
+    /// Held for as long as the agent runs, if it is a hub.
+    hub_lock: Option<HubLock>,
 }
 
 impl Agent {
@@ -104,12 +113,13 @@ impl Agent {
         if leads_to(&settings.upstream_address, local) {
             return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
         }
+        let hub_lock = settings.is_hub.then(|| HubLock::take(&settings.store_path)).transpose()?;
         let upstream = Upstream::new(&settings.upstream).asking_as(settings.asks_as.clone());
         let forwarders = {
             let idle_max = usize::try_from(settings.files.idle_of_a_worker).unwrap_or(usize::MAX);
             Forwarder::several(&settings.upstream, Workers::count(), idle_max)
         };
-        Ok(Self { settings, listener, address: local, upstream, forwarders })
+        Ok(Self { settings, listener, address: local, upstream, forwarders, hub_lock })
     }
 
     /// Returns the address that it listens on.
@@ -125,7 +135,7 @@ impl Agent {
     /// [`AgentError::System`] if threads can't be started; nothing was acknowledged then.
     pub(crate) fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
         let system = |error: io::Error| AgentError::System { reason: error.to_string() };
-        let Self { settings, listener, address, upstream, forwarders } = self;
+        let Self { settings, listener, address, upstream, forwarders, hub_lock } = self;
         let shutdown_timeout = settings.shutdown_timeout;
         // Accepts connections and hands them to the workers.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
@@ -152,7 +162,10 @@ impl Agent {
         drop(workers);
         drop(runtime);
         supervisor.stop_through(StopStage::Report);
-        Ok(composition.end(flushed))
+        let end = composition.end(flushed);
+        // The next hub may have the store once this one has left it.
+        drop(hub_lock);
+        Ok(end)
     }
 }
 

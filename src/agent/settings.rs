@@ -57,6 +57,8 @@ pub(crate) struct AgentSettings {
     pub memory_budget: u64,
     /// How long intake and replay each may take to stop.
     pub shutdown_timeout: Duration,
+    /// Whether the agent is a hub, which has its store for itself.
+    pub is_hub: bool,
     /// The lane that takes over lanes of the same server and workspace whose key is refused (`rekey_refused`).
     pub rekey: Option<Lane>,
     /// Whether and how orphaned stores of killed Python processes are salvaged.

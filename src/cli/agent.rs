@@ -80,6 +80,16 @@ pub(super) struct AgentArgs {
     #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
     insecure_listen: Option<OsString>,
 
+    /// Be a hub: other agents use this one as their --upstream
+    ///
+    /// A hub has its store for itself: a second hub on the same store is refused.
+    #[arg(long, num_args = 0, default_missing_value = "true", conflicts_with = "command")]
+    hub: Option<OsString>,
+
+    /// Send the token in this file to the hub, if --upstream is a hub
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    hub_token_file: Option<OsString>,
+
     /// Salvage and deliver what killed Python processes leave behind
     ///
     /// Scans the temporary directory, and deletes each file once all its messages are stored.
@@ -290,6 +300,8 @@ impl AgentArgs {
         Flags {
             listen: self.listen.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
+            hub: self.hub.clone(),
+            hub_token_file: self.hub_token_file.clone(),
             insecure_listen: self.insecure_listen.clone(),
             all_otlp_traces: self.all_otlp_traces.clone(),
             adopt_orphans: self.adopt_orphans.clone(),

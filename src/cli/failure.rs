@@ -5,6 +5,7 @@ use std::io;
 
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
+use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::depot::DepotError;
@@ -358,6 +359,9 @@ impl From<NetworkError> for Failure {
         match error {
             NetworkError::Config(error) => error.into(),
             NetworkError::Upstream(error) => error.into(),
+            NetworkError::HubToken { .. } => {
+                Self::new(Exit::Usage, message, Some("write the token that the hub requires into it, or unset it"))
+            }
             NetworkError::Headers { .. } => {
                 Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
             }
@@ -429,6 +433,22 @@ impl From<AgentError> for Failure {
                 error.to_string(),
                 Some(
                     "set the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may keep pointing the application at the agent",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::Held { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "run one hub per store: stop that process, or give this hub a store of its own with --db and split the \
+                     edges by workspace",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::NoLock { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "a hub needs a folder that it can write to, on a file system with locks: a block volume, not a network \
+                     file system; choose one with --db",
                 ),
             ),
             AgentError::System { .. } => Self::new(
@@ -520,6 +540,44 @@ mod tests {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)), Failure::silent(Exit::Done));
     }
 
+    /// One of every error of moving a store.
+    fn moving_failures() -> impl Iterator<Item = Failure> {
+        let path = || std::path::PathBuf::from("/folder/file");
+        let reason = || "why".to_owned();
+        let seal = [
+            SealError::Recipient { reason: "why" },
+            SealError::Identity { reason: "why" },
+            SealError::KeyFile { path: path(), reason: reason() },
+            SealError::NoRecipients,
+            SealError::TooManyRecipients { given: 65 },
+            SealError::Random,
+            SealError::NotSealed,
+            SealError::Armoured,
+            SealError::TooNew { version: "v2".into() },
+            SealError::Header { reason: "why" },
+            SealError::HeaderChanged,
+            SealError::NoIdentity { named: Vec::new(), recipients: 1, passphrase: false },
+            SealError::Truncated,
+            SealError::Changed { at: 0 },
+        ];
+        let moving = [
+            MovingError::Missing { path: path(), aside: None },
+            MovingError::Missing { path: path(), aside: Some(path()) },
+            MovingError::Recovering { path: path() },
+            MovingError::Untrusted { path: path(), reason: reason() },
+            MovingError::OwnStore { path: path() },
+            MovingError::InUse { path: path(), pid: Some(7), name: "opik-offline".into() },
+            MovingError::Unreadable { path: path(), reason: reason() },
+            MovingError::Scratch { path: path(), folder: path(), reason: reason() },
+            MovingError::Source { path: path(), copy: path(), error: StoreError::AttachmentGone },
+            MovingError::NotACopy { path: path(), reason: "why" },
+            MovingError::NotSetAside { path: path(), reason: reason() },
+            MovingError::Exists { path: path() },
+            MovingError::Unwritable { path: path(), reason: reason() },
+        ];
+        seal.into_iter().map(Failure::from).chain(moving.into_iter().map(Failure::from))
+    }
+
     /// One of every error that a user can get.
     fn all_failures() -> Vec<Failure> {
         use crate::config::{Config, Environment, Flags};
@@ -591,6 +649,7 @@ mod tests {
             },
         ];
         all.extend(salvage.into_iter().map(Failure::from));
+        all.extend(moving_failures());
         let upstream = || {
             [
                 UpstreamError::CaFile { path: path(), reason: reason() },
@@ -607,6 +666,9 @@ mod tests {
         }
         all.push(AgentError::UpstreamIsSelf { url: url(), address }.into());
         all.push(AgentError::System { reason: reason() }.into());
+        all.push(AgentError::HubLock(HubLockError::Held { store: path(), holder: reason() }).into());
+        all.push(AgentError::HubLock(HubLockError::NoLock { path: path(), reason: reason() }).into());
+        all.push(NetworkError::HubToken { path: path(), origin: reason(), reason: reason() }.into());
         all.push(ChildError::NotFound { program: reason() }.into());
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());

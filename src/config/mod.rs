@@ -55,7 +55,7 @@ pub use secret::{KeyText, Secret};
 pub use server_url::{ServerUrl, ServerUrlError};
 pub use service_manager::ServiceManager;
 pub use setting::{Keeps, Setting};
-pub use settings::{Config, Flags, SETTINGS, SettingLine};
+pub use settings::{Config, Flags, SETTINGS, SettingLine, token_in};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
 pub use value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, WhenFull};

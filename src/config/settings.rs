@@ -236,6 +236,15 @@ settings! {
     /// Forward proxy to the server: http, https, socks4(a) or socks5(h); if unset, HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY apply
     http_proxy: Option<ProxyUrl> = "none", "_OPIK_HTTP_PROXY", Nowhere, |layers, setting| proxy::resolve(layers, setting, &upstream(layers)?.value);
 
+    /// Whether the agent is a hub: other agents send through it, and it has its store for itself
+    hub: bool = "false", "OPIK_OFFLINE_HUB", "--hub", ConfigYaml, plain(any);
+
+    /// Token that the hub requires, if the server is a hub: its `intake_token`; prefer a file
+    hub_token: Option<Secret> = "none", "OPIK_OFFLINE_HUB_TOKEN", Nowhere, plain(sendable_token);
+
+    /// File with the token that the hub requires
+    hub_token_file: Option<PathBuf> = "none", "OPIK_OFFLINE_HUB_TOKEN_FILE", "--hub-token-file", ConfigYaml, plain(any);
+
     /// Accept connections from other machines without a token
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
 
@@ -333,13 +342,15 @@ settings! {
 }
 
 /// Settings that matter only to commands that connect to the server.
-const OF_THE_NETWORK: [&str; 10] = [
+const OF_THE_NETWORK: [&str; 12] = [
     "check_tls_certificate",
     "client_cert_file",
     "client_key_file",
     "connect_timeout",
     "forward_timeout",
     "http_proxy",
+    "hub_token",
+    "hub_token_file",
     "ssl_cert_dir",
     "ssl_cert_file",
     "upstream_headers",
@@ -428,6 +439,17 @@ fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
         "." | ".." => Err("is a dot segment, which clients take out of URLs".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Parses the token in a file, whatever surrounds it.
+///
+/// # Errors
+///
+/// What is wrong with it, without quoting it.
+pub fn token_in(text: &str) -> Result<Secret, String> {
+    let token = Some(Secret::new(text.trim())).filter(|token| !token.expose().is_empty());
+    sendable_token(&token)?;
+    token.ok_or_else(|| "it is empty".to_owned())
 }
 
 /// Rejects a budget that is too small for a claim or a typical payload.

@@ -115,6 +115,9 @@ impl DepotError {
                  `opik-offline healthcheck --fleet URL`"
                     .to_owned()
             }
+            Self::NotAuthorised { at, .. } if at.starts_with("postgres://") => {
+                "check the user, PGPASSWORD, and what the role may do with depot_object (docs/fleet.md)".to_owned()
+            }
             Self::NotAuthorised { action, .. } => format!(
                 "check the credentials in the environment, and that their policy allows to {action} below the prefix"
             ),
@@ -124,11 +127,10 @@ impl DepotError {
             Self::TooNew { .. } => "update this opik-offline".to_owned(),
             Self::Full { .. } => "make room, or raise the quota; the local stores hold on until then".to_owned(),
             Self::TooLarge { .. } => "report this as a bug".to_owned(),
-            Self::Unusable { .. } => {
-                "correct --fleet (s3://BUCKET/PREFIX, gs://, az://, file:///FOLDER), or the variables of its provider: \
+            Self::Unusable { .. } => "correct --fleet (s3://BUCKET/PREFIX, gs://, az://, file:///FOLDER, \
+                 postgres://USER@HOST/DATABASE?fleet=NAME), or the variables of its provider: \
                  AWS_ENDPOINT_URL, AWS_REGION, AZURE_STORAGE_ACCOUNT_NAME"
-                    .to_owned()
-            }
+                .to_owned(),
         }
     }
 }

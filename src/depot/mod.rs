@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | a folder | `file:///srv/depot` | hard links and a lock file ([`folder`]) |
 //! | object storage | `s3://`, `gs://`, `az://` | the service, which [`prove()`] finds out |
+//! | PostgreSQL | `postgres://` | the primary key and row versions ([`postgres`]) |
 //! | the model | | a mutex; its faults are set by tests ([`model`]) |
 //!
 //! The rules that every engine keeps, and that `tests/depot` checks on each of them:
@@ -26,6 +27,7 @@ pub mod folder;
 pub mod model;
 mod name;
 mod object;
+pub mod postgres;
 mod prove;
 mod settings;
 
@@ -84,7 +86,7 @@ pub struct Entry {
 pub struct DepotDescription {
     /// Its URL without secrets.
     pub url: String,
-    /// The engine: `folder`, `s3`, `gs`, `az`, `model`.
+    /// The engine: `folder`, `s3`, `gs`, `az`, `postgres`, `model`.
     pub engine: &'static str,
     /// The host that serves it, for comparing it with the server's; `None` for a folder.
     pub host: Option<String>,
@@ -123,6 +125,10 @@ pub trait Depot: Send + Sync {
     /// Returns up to `limit` objects below the folder `under`, in all depths, ascending by the bytes of their names,
     /// beginning behind `after`. What was written shortly before may be missing. An empty answer is the end.
     ///
+    /// Names have to be chosen so that no object or folder is called like a folder beside it with `-` or `.` and more
+    /// behind it (`a/1` beside `a-b`): storage on top of a file system (SeaweedFS) orders these two differently, and goes
+    /// on behind the wrong one.
+    ///
     /// # Errors
     ///
     /// [`DepotError::NotAuthorised`] for those who may only write.
@@ -156,9 +162,6 @@ pub fn open(settings: &DepotSettings) -> Result<Arc<dyn Depot>, DepotError> {
     match &settings.address {
         DepotAddress::Folder(path) => Ok(Arc::new(folder::FolderDepot::open(path, settings.timeout)?)),
         DepotAddress::Bucket { .. } => Ok(Arc::new(object::ObjectDepot::open(settings)?)),
-        DepotAddress::Postgres(_) => Err(DepotError::Unusable {
-            at: settings.address.to_string(),
-            reason: "depots in PostgreSQL are not supported yet".to_owned(),
-        }),
+        DepotAddress::Postgres(url) => Ok(Arc::new(postgres::PostgresDepot::open(url, settings)?)),
     }
 }

@@ -21,6 +21,7 @@ use crate::protocol::answers::SendFailure;
 use crate::shutdown::Shutdown;
 use crate::store::{KeyError, Keys, Limits, StoreError};
 use crate::upstream::Upstream;
+use server::ServerChecks;
 
 /// How often [`until_healthy`] repeats the checks.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -134,9 +135,11 @@ impl Check {
 impl Health<'_> {
     /// Runs all checks.
     pub(crate) fn checks(&self) -> Vec<Check> {
-        let (server, is_available) = self.server();
+        let ServerChecks { server, behind, is_available } = self.server();
         let access = if is_available { self.access() } else { Check::note("access", "not checked without a server") };
-        let mut checks = vec![server, access];
+        let mut checks = vec![server];
+        checks.extend(behind);
+        checks.push(access);
         checks.extend(self.store_checks());
         checks.extend(self.file_system());
         checks

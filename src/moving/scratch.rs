@@ -32,17 +32,30 @@ impl ScratchFolder {
         let name = store.file_name().unwrap_or(OsStr::new("opik-offline")).to_owned();
         let prefix = with_suffix(&name, ".moving-");
         for left in named_like(folder_of(store), &prefix) {
-            if let Ok(lock) = File::open(left.join(LOCK))
-                && flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
-            {
-                fs::remove_dir_all(&left)?;
+            match File::open(left.join(LOCK)) {
+                Ok(lock) if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => {
+                    fs::remove_dir_all(&left)?
+                }
+                Ok(_) => {}
+                // Of a process that was killed before it had anything in it, or that begins at this moment.
+                Err(_) => drop(fs::remove_dir(&left)),
             }
         }
-        let path = folder_of(store).join(with_suffix(&prefix, &uuid::Uuid::now_v7().simple().to_string()));
-        DirBuilder::new().mode(0o700).create(&path)?;
-        let lock = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(LOCK))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { path, _lock: lock })
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let path = folder_of(store).join(with_suffix(&prefix, &uuid::Uuid::now_v7().simple().to_string()));
+            DirBuilder::new().mode(0o700).create(&path)?;
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(LOCK)) {
+                Ok(lock) => {
+                    flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+                    return Ok(Self { path, _lock: lock });
+                }
+                // Another process took it for one that was left.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < 5 => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Returns the path of a store in it.

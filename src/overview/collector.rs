@@ -4,17 +4,20 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use super::edges::EdgeRegistry;
 use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, held_for};
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
 use super::{
-    AgentOverview, ElsewhereOverview, FleetOverview, Overview, ReplayOverview, ServerOverview, connection_word, pace_of,
+    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview, ServerOverview,
+    connection_word, pace_of,
 };
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::PaceSettings;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::protocol::hub::{Edge, Hub, Reached};
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
@@ -62,6 +65,8 @@ pub struct OverviewCollector {
     history: History,
     replays: Mutex<VecDeque<ReplayRecord>>,
     full: FullWatch,
+    edges: EdgeRegistry,
+    hub: Mutex<Option<(Instant, Hub)>>,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
@@ -83,6 +88,8 @@ impl OverviewCollector {
             started: Instant::now(),
             history: History::default(),
             replays: Mutex::default(),
+            edges: EdgeRegistry::default(),
+            hub: Mutex::default(),
             cached: Mutex::default(),
         }
     }
@@ -111,6 +118,40 @@ impl OverviewCollector {
     /// Returns the watch over whether the store is full.
     pub fn full(&self) -> &FullWatch {
         &self.full
+    }
+
+    /// Returns the edges of this agent.
+    pub fn edges(&self) -> EdgesOverview {
+        self.edges.overview(Instant::now())
+    }
+
+    /// Takes an edge that pings.
+    pub fn met_edge(&self, edge: Edge) {
+        self.edges.note(edge, Instant::now());
+    }
+
+    /// Returns how this agent describes itself to its edges; at most a second old, so that a thousand edges that ping
+    /// cost one query.
+    pub fn hub(&self) -> Hub {
+        let mut cached = lock(&self.hub);
+        if let Some((_, hub)) = cached.as_ref().filter(|(gathered, _)| gathered.elapsed() < CACHED_FOR) {
+            return hub.clone();
+        }
+        let state = self.sources.connection.state();
+        let own = Filter::of_server(&self.server);
+        let hub = Hub {
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            server_url: Some(self.sources.server_url.clone()),
+            server: match state.availability {
+                Availability::Unknown => Reached::Unknown,
+                Availability::Available => Reached::Available,
+                Availability::Unavailable => Reached::Unavailable,
+            },
+            since_ms: state.since.duration_since(UNIX_EPOCH).ok().map(millis),
+            waiting: self.sources.slot.try_with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
+        };
+        *cached = Some((Instant::now(), hub.clone()));
+        hub
     }
 
     /// Returns how long the agent has been running.
@@ -159,6 +200,7 @@ impl OverviewCollector {
             rates,
             lanes: lanes.iter().take(LANES_MAX).map(LaneOverview::of).collect(),
             lanes_total: lanes.len() as u64,
+            edges: self.edges(),
             replays: lock(&self.replays).iter().map(ReplayOverview::of).collect(),
             day: self.history.day().into_iter().chain([sample]).collect(),
             history,
@@ -182,6 +224,7 @@ impl OverviewCollector {
             connection: connection_word(state.availability),
             since_ms: Some(state.since.duration_since(UNIX_EPOCH).map_or(0, |since| millis(since) as i64)),
             reason: state.reason,
+            hub: self.sources.connection.hub().map(HubOverview::from),
         }
     }
 

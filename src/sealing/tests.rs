@@ -156,7 +156,7 @@ fn a_flipped_bit_is_found_wherever_it_is() {
 }
 
 #[test]
-fn what_is_cut_off_anywhere_is_refused() {
+fn a_sealed_file_that_is_cut_off_anywhere_is_refused() {
     let (identity, recipient) = pair();
     for bytes in [0, 100, CHUNK, 2 * CHUNK] {
         let plain = contents(bytes);

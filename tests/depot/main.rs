@@ -10,6 +10,7 @@ mod faults;
 mod folder;
 mod health;
 mod model;
+mod postgres;
 mod s3;
 mod scripted;
 #[path = "../support/mod.rs"]

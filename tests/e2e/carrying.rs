@@ -48,7 +48,7 @@ fn a_backlog_is_carried_sealed_and_delivered_from_another_machine() {
     // The air-gapped machine: its agent runs all the time, and its store is encrypted.
     let away = Home::new();
     configure(&away, Some(KEYS[1]), None);
-    let agent = Agent::builder(&server.url()).home(away).start();
+    let mut agent = Agent::builder(&server.url()).home(away).start();
     let ids: Vec<String> = (0..5).map(|_| uuid7()).collect();
     let mut app = Told::new(&agent.url(), &ledger);
     for (n, id) in ids.iter().enumerate() {
@@ -79,15 +79,16 @@ fn a_backlog_is_carried_sealed_and_delivered_from_another_machine() {
     assert_eq!(agent.cli(&["replay", "--to", &text(&later), "--recipient", &recipient]).code(), Some(0));
 
     configure(&target, Some(KEYS[0]), None);
+    // It never sees the server again.
+    agent.kill9();
     server.start();
-    // Stopped before the server came back for this machine: nothing is sent from here.
     let moved = move_in(&target, &server.url(), &carried, &["--identity", &text(&identity)]);
     assert_eq!((moved.code(), moved.json()["delivered"].as_u64()), (Some(0), Some(10)), "{moved:?}");
     assert!(aside(&carried).is_some() && !carried.exists(), "{moved:?}");
     let moved = move_in(&target, &server.url(), &later, &["--identity", &text(&identity)]);
     let sources = &moved.json()["sources"][0];
     assert_eq!((sources["known"].as_u64(), sources["messages"].as_u64()), (Some(10), Some(1)), "{moved:?}");
-    server.state().assert_equals(&ledger);
+    server.assert_equals(&ledger);
     server.assert_no_violations();
     assert_no_scratch(&target);
     assert_no_scratch(agent.home());
@@ -188,6 +189,7 @@ fn mistakes_with_keys_are_explained_and_no_secret_is_shown() {
     );
     assert_eq!(sealed.json()["sealed"]["recipients"].as_array().map(Vec::len), Some(2), "{sealed:?}");
     let empty = Home::new();
+    let to = text(&empty.path().join("copy.age"));
     let nothing = cli(&empty, NO_SERVER, &["replay", "--to", &to, "--recipient", &recipient]);
     assert!(nothing.code() == Some(1) && nothing.stderr.contains("no message store"), "{nothing:?}");
 }

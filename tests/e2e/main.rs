@@ -35,6 +35,7 @@ mod full_disk;
 mod full_store;
 mod http2;
 mod http_compatibility;
+mod hub;
 mod isolation;
 mod key_rotation;
 mod large_batches;

@@ -173,8 +173,8 @@ fn the_backlog_of_a_dead_agent_is_moved_once_and_delivered_in_order() {
     server.start();
     let delivered = cli(&home, &server.url(), &["replay"]);
     assert_eq!(delivered.code(), Some(0), "{delivered:?}");
-    server.state().assert_equals(&ledger);
-    server.state().assert_order(&ledger);
+    server.assert_equals(&ledger);
+    server.assert_order(&ledger);
     server.assert_no_violations();
 
     let writes = || server.requests().iter().filter(|request| request.method != "GET").count();
@@ -306,9 +306,10 @@ fn an_update_that_is_ahead_of_its_create_is_known_in_the_other_store() {
 fn stores_of_every_released_schema_are_moved_and_not_migrated_in_place() {
     let server = FakeOpik::new_stopped();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores");
-    let home = Home::new();
-    let mut moved_in_all = 0;
+    let mut stores = 0;
     for entry in fs::read_dir(fixtures).expect("the fixtures").flatten() {
+        // One each: their messages are the same to the millisecond, as those of copies are.
+        let home = Home::new();
         let source = home.path().join("found").join(entry.file_name());
         fs::create_dir_all(home.path().join("found")).expect("a folder");
         fs::copy(entry.path(), &source).expect("a copy");
@@ -319,11 +320,10 @@ fn stores_of_every_released_schema_are_moved_and_not_migrated_in_place() {
         assert_eq!((messages.iter().sum::<u64>(), &sources["unread"]), (5, &0.into()), "{source:?}: {moved:?}");
         let aside = aside(&source).expect("it was moved");
         assert_eq!(fs::read(aside).ok(), fs::read(entry.path()).ok(), "the old store was changed");
-        moved_in_all += 5;
-        let found = listed(&*opened(&home.db())).len();
-        assert_eq!(found, moved_in_all, "two stores with the same ids are taken for one");
+        assert_eq!(listed(&*opened(&home.db())).len(), 5);
+        stores += 1;
     }
-    assert!(moved_in_all >= 15);
+    assert!(stores >= 3);
 }
 
 #[test]
@@ -350,7 +350,11 @@ fn sources_that_cannot_be_moved_are_explained_and_left_as_they_are() {
     ];
     if fs::metadata(&folder).is_ok_and(|metadata| metadata.uid() == 0) {
         let foreign = made("foreign.db");
-        std::os::unix::fs::chown(&foreign, Some(12_345), None).expect("root may");
+        for entry in fs::read_dir(&folder).expect("a folder").flatten() {
+            if entry.file_name().to_string_lossy().starts_with("foreign.db") {
+                std::os::unix::fs::chown(entry.path(), Some(12_345), None).expect("root may");
+            }
+        }
         bad.push((foreign, "belongs to user 12345"));
     }
     for (source, reason) in &bad {
@@ -378,7 +382,7 @@ fn sources_that_cannot_be_moved_are_explained_and_left_as_they_are() {
 }
 
 #[test]
-fn what_is_left_of_a_damaged_store_is_moved_and_the_rest_is_counted() {
+fn whole_messages_of_a_damaged_store_are_moved_and_the_losses_counted() {
     let home = Home::new();
     let folder = home.path().join("found");
     fs::create_dir(&folder).expect("a folder");
@@ -428,7 +432,7 @@ fn an_encrypted_store_is_moved_with_its_key_into_one_with_another() {
     server.start();
     let delivered = cli(&home, &server.url(), &["replay"]);
     assert_eq!(delivered.code(), Some(0), "{delivered:?}");
-    server.state().assert_equals(&ledger);
+    server.assert_equals(&ledger);
 }
 
 #[test]

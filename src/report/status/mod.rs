@@ -15,8 +15,8 @@ use crate::message::Lane;
 use crate::overview::asked::{degraded_text, live_writes_text};
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
-    ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, Overview, RecoveryOverview, ReplayOverview,
-    StoreOverview,
+    EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview, RecoveryOverview,
+    ReplayOverview, StoreOverview,
 };
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
@@ -30,6 +30,8 @@ pub(crate) struct StatusReport {
     pub schema_version: u32,
     pub server: ServerReport,
     pub agent: AgentReport,
+    /// Agents that send through the running agent.
+    pub edges: EdgesOverview,
     /// `null` when the store can't be read.
     pub backlog: Option<BacklogReport>,
     pub rejected: Option<RejectedReport>,
@@ -72,6 +74,7 @@ impl StatusReport {
             schema_version: overview.schema_version,
             server: ServerReport::of(gathered),
             agent: AgentReport::of(gathered),
+            edges: overview.edges.clone(),
             backlog: details.map(|details| BacklogReport::of(config, overview, details)),
             rejected: details.map(RejectedReport::of),
             held_ids: details.map(HeldIds::of),
@@ -99,6 +102,32 @@ pub(crate) struct ServerReport {
     pub since: Option<String>,
     pub reason: Option<String>,
     pub latency_ms: Option<u64>,
+    /// The hub that this server is; `null` if it is none.
+    pub hub: Option<HubReport>,
+}
+
+/// A hub and its own server.
+#[derive(Serialize)]
+pub(crate) struct HubReport {
+    pub version: Option<String>,
+    pub server_url: Option<String>,
+    /// `available`, `unavailable` or `unknown`.
+    pub connection: String,
+    pub since: Option<String>,
+    /// Messages that wait in the hub's store.
+    pub waiting: Option<u64>,
+}
+
+impl HubReport {
+    fn of(hub: &HubOverview) -> Self {
+        Self {
+            version: hub.version.clone(),
+            server_url: hub.server_url.clone(),
+            connection: hub.connection.clone(),
+            since: hub.since_ms.and_then(|since| i64::try_from(since).ok()).map(time),
+            waiting: hub.waiting,
+        }
+    }
 }
 
 impl ServerReport {
@@ -110,6 +139,7 @@ impl ServerReport {
             since: server.since_ms.map(time),
             reason: server.reason.clone(),
             latency_ms: gathered.latency_ms,
+            hub: server.hub.as_ref().map(HubReport::of),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::StatusReport;
 use crate::figures::{count, short_duration, size};
+use crate::overview::edges::EdgeOverview;
 use crate::printable::{self, name};
 use crate::report::groups::groups_text;
 use crate::terminal::render::{Renderer, StatusMark, wrapped};
@@ -15,7 +16,9 @@ type Section = fn(&StatusReport) -> Vec<StatusLine>;
 /// The sections in the order in which they are shown. A new one is one more line here.
 const SECTIONS: &[Section] = &[
     server,
+    hub,
     agent,
+    edges,
     fleet,
     store,
     full,
@@ -38,6 +41,8 @@ const SECTIONS: &[Section] = &[
 
 /// How many columns the label takes.
 const INDENT: usize = 13;
+/// How many edges are shown; `--format json` has 200.
+const EDGES_SHOWN_MAX: usize = 10;
 /// How many of the server's answers are shown.
 const REASONS_MAX: usize = 3;
 
@@ -109,6 +114,48 @@ fn server(report: &StatusReport) -> Vec<StatusLine> {
         _ => line("server", text).painted(StatusMark::Warn, "unknown"),
     };
     std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
+}
+
+/// The second hop: what is behind a server that is a hub.
+fn hub(report: &StatusReport) -> Vec<StatusLine> {
+    let Some(hub) = &report.server.hub else { return Vec::new() };
+    let version = hub.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+    let url = hub.server_url.as_deref().unwrap_or("its server");
+    let since = hub.since.as_ref().map_or(String::new(), |since| format!(" since {since}"));
+    let waiting = hub.waiting.map_or(String::new(), |waiting| {
+        format!("; {} {} there", count(waiting, "message"), if waiting == 1 { "waits" } else { "wait" })
+    });
+    let text = format!("opik-offline{version}; behind it {url}, {}{since}{waiting}", hub.connection);
+    let line = line("hub", text);
+    vec![match hub.connection.as_str() {
+        "available" => line.painted(StatusMark::Good, "available"),
+        "unavailable" => line.painted(StatusMark::Bad, "unavailable"),
+        _ => line.painted(StatusMark::Warn, "unknown"),
+    }]
+}
+
+/// Agents that send through this one.
+fn edges(report: &StatusReport) -> Vec<StatusLine> {
+    let edges = &report.edges;
+    if edges.known == 0 {
+        return Vec::new();
+    }
+    let first = format!(
+        "{} known, {} heard from within 5 minutes, {} waiting at them",
+        edges.known,
+        edges.recent,
+        count(edges.waiting_messages, "message")
+    );
+    let edge = |edge: &EdgeOverview| {
+        let host = edge.host.as_deref().unwrap_or("unnamed");
+        let version = edge.version.as_deref().unwrap_or("unknown");
+        let silent = short_duration(Duration::from_secs(edge.silent_seconds));
+        let waiting = edge.waiting.map_or("unknown".to_owned(), |waiting| waiting.to_string());
+        line("", format!("{}: version {version}, {waiting} waiting, heard from {silent} ago", name(host)))
+    };
+    let more = edges.known.saturating_sub(EDGES_SHOWN_MAX as u64);
+    let more = (more > 0).then(|| line("", format!("and {more} more")));
+    std::iter::once(line("edges", first)).chain(edges.list.iter().take(EDGES_SHOWN_MAX).map(edge)).chain(more).collect()
 }
 
 fn agent(report: &StatusReport) -> Vec<StatusLine> {

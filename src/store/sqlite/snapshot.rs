@@ -69,7 +69,7 @@ impl StoreSnapshot {
     ///
     /// # Errors
     ///
-    /// As [`crate::store::open_with`].
+    /// As [`crate::store::open_with`], and [`StoreError::InDepot`] while any of its messages is outstanding.
     pub fn open(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Self, StoreError> {
         let store = SqliteStore::open_with(path, mode, limits, keys)?;
         let connection = connect::open_reader(&store.path, store.is_alone)?;
@@ -77,6 +77,8 @@ impl StoreSnapshot {
             connection.execute_batch("BEGIN")?;
             // The first read decides which moment it is.
             let sealer = store.sealer(&connection)?;
+            // A replayer would deliver the copies beside whoever the messages are moved to.
+            store.refuse_outstanding(&connection)?;
             let mut statement = connection.prepare(queries::OUT_OF_ORDER)?;
             let others = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             let mut others: Vec<(i64, i64)> = others.collect::<rusqlite::Result<_>>()?;
@@ -127,8 +129,7 @@ impl StoreSnapshot {
         let listed = browse::read_listed(&self.connection, &self.sealer, &mut self.lanes, row)?;
         let was_claimed = row.get::<_, Option<i64>>(Column::ClaimEpoch as usize)?.is_some();
         let was_in_flight = was_claimed && listed.status.is_on_its_way();
-        let touches = rows::touches(row, Column::Touches as usize)?;
-        let position = row.get(Column::Position as usize)?;
+        let (touches, position) = (rows::touches(row, Column::Touches as usize)?, row.get(Column::Position as usize)?);
         Ok(Some(SnapshotMessage { stored: StoredMessage { listed, request, touches, position }, was_in_flight }))
     }
 

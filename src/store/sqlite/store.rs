@@ -184,11 +184,11 @@ impl SqliteStore {
     }
 
     /// Fails with [`StoreError::InDepot`] if a message is outstanding in a depot and nobody here makes marks.
-    pub(super) fn refuse_outstanding(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+    pub(super) fn refuse_outstanding(&self, connection: &Connection) -> Result<(), Fault> {
         if self.makes_marks.load(Ordering::Relaxed) {
             return Ok(());
         }
-        match shipped::depot(tx)? {
+        match shipped::depot(connection)? {
             Some(depot) => Err(StoreError::InDepot { at: self.path.as_path().into(), depot }.into()),
             None => Ok(()),
         }
