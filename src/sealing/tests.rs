@@ -81,8 +81,8 @@ fn the_published_vectors_of_the_format_are_opened_or_refused_as_they_say() {
         assert!(is_as_expected, "{name}: expected {expected}, got {result:?}");
         if let (Some(plain), Some(hash)) = (&plain, fields.get("payload")) {
             let found: String = digest(&SHA256, plain).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-            // A last chunk with something behind it is refused whole, where others return it first.
-            let is_withheld = result.is_err() && plain.is_empty();
+            // Others return a chunk before they look at what follows it: here a chunk whose end is wrong is withheld.
+            let is_withheld = result.is_err() && plain.len() % CHUNK == 0;
             assert!(&found == hash || is_withheld, "{name}: other contents than were sealed");
         }
         *seen.entry(expected.to_owned()).or_default() += 1;
