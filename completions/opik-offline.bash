@@ -102,7 +102,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__agent)
-            opts="-q -v -h --listen --allowed-hosts --insecure-listen --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --listen --allowed-hosts --insecure-listen --hub --hub-token-file --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -114,6 +114,21 @@ _opik__offline() {
                     ;;
                 --allowed-hosts)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --hub-token-file)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
                     return 0
                     ;;
                 --batch-size)
@@ -611,7 +626,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__replay)
-            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --to --recipient --recipients-file --identity --make-identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -649,6 +664,70 @@ _opik__offline() {
                     COMPREPLY=()
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --to)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --recipient)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --recipients-file)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --identity)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --make-identity)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
                     fi
                     return 0
                     ;;

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_opik_offline_global_optspecs
-    string join \n db= upstream= format= q/quiet v/verbose no-color h/help V/version
+    string join \n db= upstream= fleet= fleet-insecure format= q/quiet v/verbose no-color h/help V/version
 end
 
 function __fish_opik_offline_needs_command
@@ -26,10 +26,12 @@ end
 
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -44,6 +46,7 @@ complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "purge" -d
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l listen -d 'Listen on this address [default: 127.0.0.1:6745]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l allowed-hosts -d 'Accept requests for these hosts and from web pages of these origins [default: none]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub-token-file -d 'Send the token in this file to the hub, if --upstream is a hub' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l batch-size -d 'Replay this many messages, then pause; if unset, replay starts at 50 and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l delay -d 'Pause this long after a full batch; if unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Limit the store to this size [default: 10GiB]' -r
@@ -70,14 +73,17 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flus
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without requiring an intake token'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub -d 'Be a hub: other agents use this one as their --upstream'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Route all OTLP traces of the command to Opik, not only those that already went there'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -86,6 +92,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'Project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -93,6 +100,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l full -d 'Check every page of the store even if it is large, which takes about 20 seconds per gigabyte'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l smoke-test -d 'Write a trace with a span and an image to the server and read it back, if all checks pass'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l reseal -d 'Re-encrypt or decrypt the store to match the settings, and scrub old data; makes no network requests'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -101,11 +109,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fai
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l watch -d 'Show it again every 2 seconds until interrupted'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -115,9 +125,14 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l del
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Keep retrying for up to this long, then stop' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Retry reading what the server does not show yet, for up to this long after the delivery' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Salvage what a Python process left behind, then deliver' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left behind, or another store, then deliver' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l owner -d 'As root, salvage the files of this user (name or number)' -r -f -a "(__fish_complete_users)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l attachments-from -d 'Also send attachments whose files are in this directory' -r -f -a "(__fish_complete_directories)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l to -d 'Write a sealed copy of the store to FILE, and send nothing' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipient -d 'Seal the copy for this public key, `age1...`' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipients-file -d 'Seal the copy for the public keys in this file, one a line' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l identity -d 'Open sealed copies of --from with the secret key in this file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l make-identity -d 'Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 held\t''
@@ -188,6 +203,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rea
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lane -d 'With --rekey or --readdress: only this lane, by its number in --dry-run' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -198,6 +214,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages (--status rejected)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rekey -d 'Use the configured key for lanes whose key the server rejects'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s y -l yes -d 'With --rekey or --readdress: don\'t ask for confirmation'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -273,6 +290,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ol
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -281,6 +299,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ne
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show new messages as they are stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show long results without a pager'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -353,6 +372,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l olde
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -360,6 +380,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Disable colours, like NO_COLOR in the environment'

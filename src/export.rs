@@ -285,7 +285,7 @@ fn newest(store: &dyn Store) -> Result<Option<MessageId>, StoreError> {
     Ok(store.list(&Filter::default(), &page)?.first().map(|listed| listed.id))
 }
 
-fn listed_message(listed: Listed) -> ListedMessage {
+pub(crate) fn listed_message(listed: Listed) -> ListedMessage {
     ListedMessage {
         id: listed.id.0,
         status: listed.status.name(),

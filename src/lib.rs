@@ -26,12 +26,16 @@
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
 //! | [`delivery`] | pure policy: admission, verdicts, batching, backoff, pacing, lane health |
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
-//! | [`store`] | the durable queue: bytes that survive, behind five small traits |
+//! | [`store`] | the durable queue: bytes that survive, behind six small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
+//! | [`sealing`] | values and files that only their recipients can open |
 //! | [`fleet`] | copies of the backlog in a depot that outlives the machine, and their takeover |
+//! | [`moving`] | the messages of a whole store, moved into another one or sealed for the way there |
 //! | [`upstream`] | the only connections to the server |
+//! | [`depot`] | where copies of stored messages outlive their agent: folders and object storage |
 //! | [`monitor`] | whether the server is available |
 //! | [`replay`] | delivers stored messages to the server |
+//! | `takeover` | replays streams of agents that are gone, and shows what is in a depot |
 //! | [`overview`] | the state of agent, server and store, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`export`] | stored messages as documents |
@@ -59,6 +63,7 @@ pub mod cli;
 pub(crate) mod completion;
 pub mod config;
 pub mod delivery;
+pub mod depot;
 pub(crate) mod export;
 pub(crate) mod figures;
 pub mod fleet;
@@ -69,16 +74,19 @@ pub(crate) mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
 pub mod protocol;
 pub mod replay;
 pub(crate) mod report;
 pub mod sdk;
+pub mod sealing;
 pub mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod sqlite_format;
 pub mod store;
+pub(crate) mod takeover;
 pub mod telemetry;
 pub(crate) mod terminal;
 pub(crate) mod translate;

@@ -14,18 +14,23 @@ use thiserror::Error;
 use crate::agent::AgentSettings;
 use crate::agent::files::{self, SoftLimit};
 use crate::config::{
-    self, Config, ConfigError, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyScheme,
-    ServiceManager, Sourced, temp_dir,
+    self, Config, ConfigError, FleetScheme, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyRules,
+    ProxyScheme, Secret, ServiceManager, Sourced, temp_dir,
 };
 use crate::delivery::pacing::PaceSettings;
+use crate::depot::{self, DepotAddress, DepotError, DepotSettings, ObjectService};
 use crate::export::export_line;
+use crate::fleet::ledger::{Acknowledge, FleetSettings, FleetUse, WhenDepotAway};
+use crate::fleet::schedule::ShippingSettings;
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
 use crate::memory::limit;
 use crate::message::{Credential, Lane, Server};
 use crate::monitor::MonitorSettings;
+use crate::protocol::hub::TOKEN_HEADER;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
+use crate::sealing::{Recipient, SealError};
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
 use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
@@ -43,6 +48,8 @@ pub enum NetworkError {
     Upstream(#[from] UpstreamError),
     #[error("cannot use the headers in {}, named by {origin}: {reason}", path.display())]
     Headers { path: PathBuf, origin: String, reason: String },
+    #[error("cannot use the hub's token in {}, named by {origin}: {reason}", path.display())]
+    HubToken { path: PathBuf, origin: String, reason: String },
 }
 
 /// Returns the configured lane: for messages whose client names no server, workspace or credential.
@@ -182,8 +189,93 @@ fn network(config: &Config) -> UpstreamSettings {
     }
 }
 
+/// Returns how the fleet's depot is reached; `None` if none is configured.
+pub(crate) fn depot(config: &Config) -> Option<DepotSettings> {
+    let url = config.fleet.value.as_ref()?;
+    let bucket =
+        |service| DepotAddress::Bucket { service, bucket: url.bucket().to_owned(), prefix: url.prefix().to_owned() };
+    let address = match url.scheme() {
+        FleetScheme::S3 => bucket(ObjectService::S3),
+        FleetScheme::Gs => bucket(ObjectService::Google),
+        FleetScheme::Az => bucket(ObjectService::Azure),
+        FleetScheme::File => DepotAddress::Folder(url.folder().to_owned()),
+        FleetScheme::Postgres => DepotAddress::Postgres(url.expose().to_owned()),
+    };
+    Some(DepotSettings {
+        address,
+        variables: config.fleet_variables.expose().to_vec(),
+        is_insecure: config.fleet_insecure.value,
+        // The certificates that are trusted are those of all servers; the rest concerns the Opik server only.
+        tls: TlsSettings { check_certificate: true, client_certificate: None, ..network(config).tls },
+        proxies: chosen_by(config.proxies.without_the_servers_own()),
+        timeout: depot::TIMEOUT,
+    })
+}
+
+/// Why no depot can be used with these settings.
+#[derive(Debug, Error)]
+pub enum FleetError {
+    /// The depot.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// A public key that is none.
+    #[error("fleet_recipients, set by {origin}, holds an entry that is not a public key: {reason}")]
+    Recipient {
+        /// Where it was set.
+        origin: String,
+        /// The problem.
+        reason: String,
+    },
+    /// Something waits for a depot that is not configured.
+    #[error("acknowledge is fleet, set by {origin}, and no depot is named")]
+    NoDepot {
+        /// Where it was set.
+        origin: String,
+    },
+}
+
+/// Returns the depot that an agent ships to, and how; `None` without one.
+///
+/// # Errors
+///
+/// [`FleetError`] if the depot can't be opened, or a public key is not one.
+pub(crate) fn fleet_use(config: &Config) -> Result<Option<FleetUse>, FleetError> {
+    let acknowledge = match config.acknowledge.value {
+        config::AcknowledgeAt::Local => Acknowledge::Local,
+        config::AcknowledgeAt::Fleet => Acknowledge::Fleet,
+    };
+    let Some(settings) = depot(config) else {
+        return match acknowledge {
+            Acknowledge::Local => Ok(None),
+            Acknowledge::Fleet => Err(FleetError::NoDepot { origin: config.acknowledge.source.to_string() }),
+        };
+    };
+    let recipients = &config.fleet_recipients;
+    let bad_key =
+        |error: SealError| FleetError::Recipient { origin: recipients.source.to_string(), reason: error.to_string() };
+    let keys: Result<Vec<Recipient>, _> = recipients.value.keys().iter().map(|key| key.parse()).collect();
+    let settings_of_fleet = FleetSettings {
+        recipients: keys.map_err(bad_key)?,
+        is_plain: config.fleet_plain.value,
+        schedule: ShippingSettings {
+            delay: config.fleet_delay.value,
+            interval_max: config.fleet_interval_max.value,
+            ..ShippingSettings::default()
+        },
+        acknowledge,
+        when_away: match config.when_depot_away.value {
+            config::DepotAwayPolicy::Local => WhenDepotAway::Local,
+            config::DepotAwayPolicy::Refuse => WhenDepotAway::Refuse,
+        },
+    };
+    Ok(Some(FleetUse { depot: depot::open(&settings)?, settings: settings_of_fleet }))
+}
+
 fn proxies(config: &Config) -> Proxies {
-    let rules = config.proxies.clone();
+    chosen_by(config.proxies.clone())
+}
+
+fn chosen_by(rules: ProxyRules) -> Proxies {
     Proxies::chosen_by(move |target| {
         let url = rules.proxy_for(target.is_https, &target.host, target.port)?;
         Ok(url.map(|url| Proxy {
@@ -220,15 +312,49 @@ fn own_headers(config: &Config) -> Result<HeaderMap, NetworkError> {
             headers.insert(name, value);
         }
     }
+    if let Some(mut token) = hub_token(config)?.and_then(|token| HeaderValue::from_str(token.expose()).ok()) {
+        token.set_sensitive(true);
+        headers.insert(TOKEN_HEADER, token);
+    }
     Ok(headers)
 }
 
+/// Returns the token that the hub requires. A variable with the token takes precedence over a file.
+fn hub_token(config: &Config) -> Result<Option<Secret>, NetworkError> {
+    let Some(path) = &config.hub_token_file.value else { return Ok(config.hub_token.value.clone()) };
+    if config.hub_token.value.is_some() {
+        return Ok(config.hub_token.value.clone());
+    }
+    let token = text_in(path).and_then(|text| config::token_in(&text)).map_err(|reason| {
+        let origin = config.hub_token_file.source.to_string();
+        NetworkError::HubToken { path: path.clone(), origin, reason }
+    })?;
+    Ok(Some(token))
+}
+
 fn headers_in(path: &Path) -> Result<HeaderLines, String> {
+    HeaderLines::read(&text_in(path)?)
+}
+
+/// Reads a small file.
+fn text_in(path: &Path) -> Result<String, String> {
     const FILE_BYTES_MAX: u64 = 1 << 20;
     let mut text = String::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
     file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    HeaderLines::read(&text)
+    Ok(text)
+}
+
+/// Returns how stored messages are replayed.
+pub(crate) fn replay_settings(config: &Config) -> ReplaySettings {
+    ReplaySettings {
+        filter: Filter::default(),
+        limit: None,
+        pace: pace(config),
+        dial: None,
+        retry_interval: config.retry_interval.value,
+        attempts_max: config.max_attempts.value,
+    }
 }
 
 /// Returns the configured pace; where it is not configured, replay adapts its own.
@@ -302,14 +428,7 @@ pub(crate) fn agent_settings(
         asks_as: lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: monitor(config),
-        replay: ReplaySettings {
-            filter: Filter::default(),
-            limit: None,
-            pace: pace(config),
-            dial: None,
-            retry_interval: config.retry_interval.value,
-            attempts_max: config.max_attempts.value,
-        },
+        replay: replay_settings(config),
         replay_tick_interval: config.replay_tick_interval.value,
         intake: IntakeLimits {
             connections_max: usize::try_from(shares.clients).unwrap_or(usize::MAX),
@@ -323,12 +442,14 @@ pub(crate) fn agent_settings(
         },
         memory_budget: memory_budget(config),
         shutdown_timeout: config.shutdown_timeout.value,
+        is_hub: config.hub.value,
         rekey: config.rekey_refused.value.then(|| lane(config)),
         adopt: config.adopt_orphans.value.then(|| Adoption {
             temp_dir: temp_dir(&ProcessEnvironment),
             lane: lane(config),
             listen: config.listen.value,
         }),
+        fleet: None,
         service_manager,
     })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use rustix::system::uname;
 use tracing::{info, warn};
 
 use super::flush::FlushEnd;
@@ -13,6 +14,9 @@ use super::service_manager::Notifier;
 use super::settings::AgentSettings;
 use super::supervisor::{Component, Loop, Stop, StopStage};
 use super::upkeep;
+use crate::fleet::ledger::{AgentLedger, FleetStanding, FleetUse};
+use crate::fleet::shipper::Shipper;
+use crate::fleet::spooled::Spooled;
 use crate::intake::IntakeService;
 use crate::intake::site::SitePolicy;
 use crate::intake::spool::Spools;
@@ -21,23 +25,26 @@ use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor;
 use crate::monitor::connection::Connection;
-use crate::overview::collector::{OverviewCollector, OverviewSources};
-use crate::overview::elsewhere;
+use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
+use crate::overview::{FleetOverview, elsewhere};
+use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
-use crate::store::slot::StoreSlot;
+use crate::store::slot::{Decorator, StoreSlot};
 use crate::store::{AgentRecord, Filter, Fullness, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Upstream;
 use crate::upstream::forward::Forwarder;
+use crate::upstream::{EdgeReport, Upstream};
 
 /// How long intake may go without a heartbeat: it waits for nothing.
 const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The same for components that wait for the disk: a commit on a busy disk finishes eventually, and a restart would not
 /// make it faster.
 const DISK_SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How long the request may take in which shipping is when its time is over.
+const SHIPPING_MARGIN: Duration = Duration::from_secs(2);
 /// How long stopping takes beside the waits that `shutdown_timeout` bounds.
 const STOPPING_MARGIN: Duration = Duration::from_secs(15);
 
@@ -62,6 +69,8 @@ pub(crate) struct RunEnd {
     pub full: Option<Fullness>,
     /// How the flush ended, if there was one.
     pub flush: Option<FlushEnd>,
+    /// What became of the copies in the depot, if there is one.
+    pub fleet: Option<FleetStanding>,
 }
 
 /// The state that the components of an agent share.
@@ -80,6 +89,8 @@ pub(super) struct Composition {
     owner: Owner,
     collector: Arc<OverviewCollector>,
     intake_heartbeat: Arc<Heartbeat>,
+    /// The ledger of what is in the depot, if there is one.
+    fleet: Option<Arc<AgentLedger>>,
 }
 
 impl Composition {
@@ -90,9 +101,13 @@ impl Composition {
     /// When the committer's thread can't be started.
     pub(super) fn new(settings: AgentSettings, address: SocketAddr, upstream: Upstream) -> io::Result<Self> {
         let server = Server::new(&settings.upstream.base_url);
-        let slot = Arc::new(store_slot(&settings, address, &server));
-        log_capacity(&slot, &settings.store_limits);
         let metrics = Arc::new(Metrics::default());
+        let fleet = settings.fleet.clone().map(|fleet| {
+            let FleetUse { depot, settings } = fleet;
+            Arc::new(AgentLedger::new(depot, settings, metrics.clone()))
+        });
+        let slot = Arc::new(store_slot(&settings, address, &server, fleet.as_ref()));
+        log_capacity(&slot, &settings.store_limits);
         let memory = Budget::new(settings.memory_budget);
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone())?);
@@ -105,11 +120,13 @@ impl Composition {
             server_url: settings.upstream.base_url.clone(),
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
+            fleet: fleet.clone().map(|ledger| -> FleetSource { Box::new(move || fleet_overview(&ledger)) }),
         });
+        let collector = Arc::new(collector);
         Ok(Self {
-            upstream: Arc::new(upstream.marked(agent_mark.clone())),
+            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(&agent_mark, &collector))),
             owner: Owner::this_process("agent"),
-            collector: Arc::new(collector),
+            collector,
             intake_heartbeat: Arc::default(),
             settings,
             address,
@@ -120,12 +137,16 @@ impl Composition {
             agent_mark,
             metrics,
             memory,
+            fleet,
         })
     }
 
     /// Returns the components in the order in which they start; [`StopStage`] has the order in which they stop.
-    pub(super) fn components(&self) -> Vec<Component> {
+    ///
+    /// `stopping` is requested when the agent begins to stop.
+    pub(super) fn components(&self, stopping: &Shutdown) -> Vec<Component> {
         let mut components = vec![self.committer(), self.monitor(), self.replay(), self.history()];
+        components.extend(self.fleet.as_ref().map(|ledger| self.shipper(ledger, stopping)));
         components.extend(self.settings.adopt.clone().map(|adoption| self.adoption(adoption)));
         components.push(self.upkeep());
         components.push(self.intake_component());
@@ -186,6 +207,29 @@ impl Composition {
         })
     }
 
+    /// Ships what is left once nothing more is delivered, and has `shutdown_timeout` for it.
+    fn shipper(&self, ledger: &Arc<AgentLedger>, stopping: &Shutdown) -> Component {
+        let end_within = self.settings.shutdown_timeout;
+        let shipper = Shipper {
+            ledger: ledger.clone(),
+            slot: self.slot.clone(),
+            stopping: stopping.clone(),
+            metrics: self.metrics.clone(),
+            end_within,
+        };
+        let (woken, late, is_opening) = (ledger.clone(), ledger.clone(), self.is_opening());
+        let shipping = Loop::new("fleet-shipper", move |shutdown: &Shutdown| shipper.run(shutdown))
+            .woken_by(move || woken.wake())
+            .ends_within(end_within + SHIPPING_MARGIN, move || {
+                let unshipped = late.standing().unshipped.messages;
+                warn!(target: "fleet", "shipping did not end in time: {unshipped} messages are only in the local store");
+            });
+        let shutdown = shipping.shutdown();
+        shipping
+            .component(StopStage::Ship)
+            .checked(DISK_SILENCE_MAX, move || if is_opening() { Duration::ZERO } else { shutdown.silent_for() })
+    }
+
     /// Only reads, so it is not waited for when it stops.
     fn history(&self) -> Component {
         let collector = self.collector.clone();
@@ -235,7 +279,7 @@ impl Composition {
             slot: self.slot.clone(),
             server: self.server.clone(),
             connection: self.connection.clone(),
-            stopping_max: self.settings.shutdown_timeout * 3 + STOPPING_MARGIN,
+            stopping_max: self.settings.shutdown_timeout * if self.fleet.is_some() { 4 } else { 3 } + STOPPING_MARGIN,
             shutdown: shutdown.clone(),
         };
         Some(Component::new("service-manager", StopStage::Report, move || {
@@ -291,6 +335,7 @@ impl Composition {
             refused,
             full,
             flush,
+            fleet: self.fleet.map(|fleet| fleet.standing()),
         }
     }
 
@@ -308,7 +353,12 @@ impl Composition {
 }
 
 /// Returns the slot of the agent's store. Each store that is opened in it gets the agent's record.
-fn store_slot(settings: &AgentSettings, address: SocketAddr, server: &Server) -> StoreSlot {
+fn store_slot(
+    settings: &AgentSettings,
+    address: SocketAddr,
+    server: &Server,
+    fleet: Option<&Arc<AgentLedger>>,
+) -> StoreSlot {
     let record = AgentRecord {
         pid: std::process::id(),
         listen: address.to_string(),
@@ -322,7 +372,14 @@ fn store_slot(settings: &AgentSettings, address: SocketAddr, server: &Server) ->
     let (limits, keys) = (settings.store_limits, settings.store_keys.clone());
     let rejected = settings.store_rejected.clone();
     let server = server.clone();
-    StoreSlot::with_rejected_room(&settings.store_path, limits, keys, rejected).whenever_opened(move |store| {
+    let decorator = fleet.cloned().map(|ledger| -> Decorator {
+        Arc::new(move |store| {
+            ledger.opened();
+            Arc::new(Spooled::new(store, ledger.clone()))
+        })
+    });
+    let slot = StoreSlot::decorated(&settings.store_path, limits, keys, rejected, decorator);
+    slot.whenever_opened(move |store| {
         if let Err(error) = store.announce(Some(&record)) {
             warn!(target: "db_manager", "cannot record the agent in the store: {error}");
         }
@@ -385,6 +442,32 @@ fn log_capacity(slot: &StoreSlot, limits: &Limits) {
     }
 }
 
+/// Returns how this agent describes itself to a hub.
+fn edge_report(mark: &HeaderValue, collector: &Arc<OverviewCollector>) -> EdgeReport {
+    let id = mark.to_str().unwrap_or_default().to_owned();
+    let host = uname().nodename().to_str().ok().map(str::to_owned);
+    let collector = collector.clone();
+    Arc::new(move || Edge {
+        id: id.clone(),
+        host: host.clone(),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        waiting: collector.waiting(),
+    })
+}
+
+/// Returns the state of the copies in the depot.
+fn fleet_overview(ledger: &AgentLedger) -> FleetOverview {
+    let standing = ledger.standing();
+    FleetOverview {
+        depot: standing.depot,
+        problem: standing.problem,
+        stream: standing.stream.map(|stream| stream.hyphenated().to_string()),
+        handed_over: standing.handed_over as u64,
+        unshipped_messages: standing.unshipped.messages,
+        unshipped_oldest_ms: standing.unshipped.oldest_accepted_at_ms,
+    }
+}
+
 /// Returns a name for this process that no other agent has.
 fn agent_mark() -> HeaderValue {
     let mark = uuid::Uuid::now_v7().simple().to_string();
@@ -413,6 +496,8 @@ mod tests {
     use super::super::supervisor::{checked, start_order, stop_order};
     use super::*;
     use crate::config::ServiceManager;
+    use crate::depot::model::ModelDepot;
+    use crate::fleet::ledger::FleetSettings;
     use crate::intake::IntakeLimits;
     use crate::message::Lane;
     use crate::monitor::MonitorSettings;
@@ -461,8 +546,10 @@ mod tests {
             files_problem: None,
             memory_budget: 1 << 20,
             shutdown_timeout: SECOND,
+            is_hub: false,
             rekey: None,
             adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
+            fleet: None,
             service_manager: Some(ServiceManager { socket: folder.join("notify").into_os_string(), watchdog: None }),
         }
     }
@@ -473,7 +560,7 @@ mod tests {
         let settings = settings(folder.path());
         let (address, upstream) = (settings.listen, Upstream::new(&settings.upstream));
         let composition = Composition::new(settings, address, upstream).expect("a committer");
-        let mut components = composition.components();
+        let mut components = composition.components(&Shutdown::new());
         components.extend(composition.notifier(&Arc::default(), &Shutdown::new()));
         let started = start_order(&components);
         let expected = [
@@ -500,6 +587,22 @@ mod tests {
         assert_eq!(stop_order(&components), expected, "a write that was acknowledged could be lost or overtaken");
         let expected = ["intake", "committer", "replay-manager", "connection-monitor"];
         assert_eq!(checked(&components), expected, "nobody would notice that one of them has stalled");
+        composition.committer.stop();
+    }
+
+    #[test]
+    fn what_is_left_is_shipped_once_nothing_more_is_delivered() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fleet = FleetUse { depot: Arc::new(ModelDepot::new()), settings: FleetSettings::default() };
+        let settings = AgentSettings { fleet: Some(fleet), ..settings(folder.path()) };
+        let (address, upstream) = (settings.listen, Upstream::new(&settings.upstream));
+        let composition = Composition::new(settings, address, upstream).expect("a committer");
+        let components = composition.components(&Shutdown::new());
+        let stopped = stop_order(&components);
+        let at = |name: &str| stopped.iter().position(|other| *other == name);
+        assert!(at("replay-manager") < at("fleet-shipper"), "a message that is delivered last is shipped: {stopped:?}");
+        assert!(at("committer") < at("fleet-shipper"), "a message that is stored last is not shipped: {stopped:?}");
+        assert!(checked(&components).contains(&"fleet-shipper"), "nobody would notice that nothing is shipped");
         composition.committer.stop();
     }
 }

@@ -4,11 +4,13 @@
 //! # Starting
 //!
 //! 1. The address is bound. If another agent has it, or it is not ours, the start fails before anything has changed.
-//! 2. The server's address is compared with ours: an agent that is its own server would store the same message for
+//! 2. A hub takes the lock of its store ([`hub_lock`]). If another hub has it, the start fails before anything has
+//!    changed.
+//! 3. The server's address is compared with ours: an agent that is its own server would store the same message for
 //!    ever.
-//! 3. The store is opened. If that fails, the agent warns, passes on the writes that overtake nothing that may wait in
+//! 4. The store is opened. If that fails, the agent warns, passes on the writes that overtake nothing that may wait in
 //!    it, and retries. It writes its record into every store that it opens.
-//! 4. The components start in the order of one list (`components.rs`, `supervisor.rs`): committer, connection monitor,
+//! 5. The components start in the order of one list (`components.rs`, `supervisor.rs`): committer, connection monitor,
 //!    replay manager, background maintenance, then intake. A service manager is notified that the agent is ready, and
 //!    from then on that it is alive (`service_manager.rs`).
 //!
@@ -21,13 +23,15 @@
 //! 3. An agent that wraps a command flushes ([`mod@flush`]): it delivers as many stored messages as it can.
 //! 4. The replay manager finishes the request in flight, settles its batch, requeues the rest and releases the lease.
 //!    If the server does not answer in time, the lease is taken away and the messages in flight are *failed* again.
-//! 5. The connection monitor stops; nobody waits for a ping in flight.
-//! 6. The agent's record is removed from the store.
+//! 5. With a depot, what was not delivered is shipped to it, and the stream's head is closed.
+//! 6. The connection monitor stops; nobody waits for a ping in flight.
+//! 7. The agent's record is removed from the store.
 
 pub(crate) mod child;
 pub(crate) mod environment;
 pub(crate) mod files;
 pub(crate) mod flush;
+pub(crate) mod hub_lock;
 pub(crate) mod relay;
 pub(crate) mod wrapped;
 
@@ -47,6 +51,7 @@ use thiserror::Error;
 use self::components::Composition;
 pub(crate) use self::components::RunEnd;
 use self::flush::{Flush, flush};
+use self::hub_lock::{HubLock, HubLockError};
 pub(crate) use self::settings::AgentSettings;
 use self::supervisor::{StopStage, Supervisor};
 use crate::intake::workers::Workers;
@@ -73,6 +78,9 @@ pub enum AgentError {
         /// The address that the agent listens on.
         address: SocketAddr,
     },
+    /// The hub can't have its store for itself.
+    #[error(transparent)]
+    HubLock(#[from] HubLockError),
     /// Threads or signal handlers can't be created.
     #[error("cannot start: {reason}")]
     System {
@@ -88,6 +96,8 @@ pub(crate) struct Agent {
     address: SocketAddr,
     upstream: Upstream,
     forwarders: Vec<Forwarder>,
+    /// Held for as long as the agent runs, if it is a hub.
+    hub_lock: Option<HubLock>,
 }
 
 impl Agent {
@@ -103,12 +113,13 @@ impl Agent {
         if leads_to(&settings.upstream_address, local) {
             return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
         }
+        let hub_lock = settings.is_hub.then(|| HubLock::take(&settings.store_path)).transpose()?;
         let upstream = Upstream::new(&settings.upstream).asking_as(settings.asks_as.clone());
         let forwarders = {
             let idle_max = usize::try_from(settings.files.idle_of_a_worker).unwrap_or(usize::MAX);
             Forwarder::several(&settings.upstream, Workers::count(), idle_max)
         };
-        Ok(Self { settings, listener, address: local, upstream, forwarders })
+        Ok(Self { settings, listener, address: local, upstream, forwarders, hub_lock })
     }
 
     /// Returns the address that it listens on.
@@ -124,7 +135,7 @@ impl Agent {
     /// [`AgentError::System`] if threads can't be started; nothing was acknowledged then.
     pub(crate) fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
         let system = |error: io::Error| AgentError::System { reason: error.to_string() };
-        let Self { settings, listener, address, upstream, forwarders } = self;
+        let Self { settings, listener, address, upstream, forwarders, hub_lock } = self;
         let shutdown_timeout = settings.shutdown_timeout;
         // Accepts connections and hands them to the workers.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
@@ -136,7 +147,7 @@ impl Agent {
         };
 
         let composition = Composition::new(settings, address, upstream).map_err(system)?;
-        let mut components = composition.components();
+        let mut components = composition.components(shutdown);
         let liveness = Arc::new(supervisor::liveness(&mut components));
         components.extend(composition.notifier(&liveness, shutdown));
         let intake = composition.intake(forwarders, liveness);
@@ -151,7 +162,10 @@ impl Agent {
         drop(workers);
         drop(runtime);
         supervisor.stop_through(StopStage::Report);
-        Ok(composition.end(flushed))
+        let end = composition.end(flushed);
+        // The next hub may have the store once this one has left it.
+        drop(hub_lock);
+        Ok(end)
     }
 }
 

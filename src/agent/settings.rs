@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::files::FileShares;
 use crate::config::ServiceManager;
+use crate::fleet::ledger::FleetUse;
 use crate::intake::IntakeLimits;
 use crate::message::Lane;
 use crate::monitor::MonitorSettings;
@@ -56,10 +57,14 @@ pub(crate) struct AgentSettings {
     pub memory_budget: u64,
     /// How long intake and replay each may take to stop.
     pub shutdown_timeout: Duration,
+    /// Whether the agent is a hub, which has its store for itself.
+    pub is_hub: bool,
     /// The lane that takes over lanes of the same server and workspace whose key is refused (`rekey_refused`).
     pub rekey: Option<Lane>,
     /// Whether and how orphaned stores of killed Python processes are salvaged.
     pub adopt: Option<Adoption>,
+    /// The depot that stored messages are copied to, and how.
+    pub fleet: Option<FleetUse>,
     /// The service manager that started the agent, if it wants to be notified.
     pub service_manager: Option<ServiceManager>,
 }

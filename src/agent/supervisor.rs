@@ -31,6 +31,8 @@ pub(super) enum StopStage {
     Commit,
     /// Delivers what is stored. A flush, which depends on it, has ended before.
     Delivery,
+    /// Ships to the depot what was not delivered.
+    Ship,
     /// Monitors the connection on which delivery depends.
     Monitor,
     /// Reports to the service manager until everything else has stopped.

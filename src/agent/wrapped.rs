@@ -234,6 +234,17 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
             lines.push(format!("deliver later with `{}`, or by any agent on this store", replay_command(config)));
         }
     }
+    if let (Some(fleet), Some(1..)) = (&run.fleet, run.waiting) {
+        lines.push(match fleet.unshipped.messages {
+            0 => format!("they are in the fleet's depot {} as well: a replayer delivers them", fleet.depot),
+            unshipped => format!(
+                "{} not in the fleet's depot {}, only in {store}: {}",
+                if unshipped == 1 { "1 message is".to_owned() } else { format!("{} are", count(unshipped, "message")) },
+                fleet.depot,
+                fleet.problem.as_deref().unwrap_or("there was not enough time")
+            ),
+        });
+    }
     if run.refused_while_away > 0 {
         let refused = count(run.refused_while_away, "write");
         lines.push(format!(

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use clap::Args;
 
 use super::{Common, Failure, configuration, exit_interrupted, translate};
-use crate::agent::Agent;
 use crate::agent::wrapped::{self, Wrapped, WrappedListener};
+use crate::agent::{Agent, AgentSettings};
 use crate::config::{Flags, LogLevel, ProcessEnvironment, ServiceManager};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
@@ -80,6 +80,16 @@ pub(super) struct AgentArgs {
     #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
     insecure_listen: Option<OsString>,
 
+    /// Be a hub: other agents use this one as their --upstream
+    ///
+    /// A hub has its store for itself: a second hub on the same store is refused.
+    #[arg(long, num_args = 0, default_missing_value = "true", conflicts_with = "command")]
+    hub: Option<OsString>,
+
+    /// Send the token in this file to the hub, if --upstream is a hub
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    hub_token_file: Option<OsString>,
+
     /// Salvage and deliver what killed Python processes leave behind
     ///
     /// Scans the temporary directory, and deletes each file once all its messages are stored.
@@ -119,6 +129,22 @@ pub(super) struct AgentArgs {
     /// Write rejected messages to this directory as JSON lines before they are dropped to free space [default: none]
     #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, hide_short_help = true)]
     rejected_export: Option<OsString>,
+
+    /// Acknowledge a stored write after the local commit, or once its copy is in the depot: local or fleet [default: local]
+    ///
+    /// For machines whose disk is worth nothing. Needs --fleet.
+    #[arg(long, value_name = "WHERE", hide_short_help = true)]
+    acknowledge: Option<OsString>,
+
+    /// With --acknowledge fleet, while the depot is away: local acknowledges, refuse answers 503 [default: local]
+    #[arg(long, value_name = "POLICY", hide_short_help = true)]
+    when_depot_away: Option<OsString>,
+
+    /// Seal copies in the depot for these public keys, separated by commas [default: none]
+    ///
+    /// If unset, for those that fleet.json in the depot names.
+    #[arg(long, value_name = "KEYS", hide_short_help = true)]
+    fleet_recipients: Option<OsString>,
 
     /// Drop messages that are older than this [default: none]
     #[arg(long, value_name = "DURATION")]
@@ -215,7 +241,10 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
             progress::say(&format!("warning: cannot connect to the Opik server, {what}: {error}"));
         }
         let listener = Narrator(Mutex::new(ProgressDisplay::new(common.quiet)));
-        let settings = translate::agent_settings(&config, upstream, None)?;
+        let settings = AgentSettings {
+            fleet: translate::fleet_use(&config)?,
+            ..translate::agent_settings(&config, upstream, None)?
+        };
         let (config, listener) = (&config, &listener);
         let wrapped = Wrapped { config, settings, limit, program, arguments, log, exit: exit_with, listener };
         return Ok(ExitCode::from(wrapped::run(wrapped)?));
@@ -223,7 +252,10 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
     translate::raise_files_allowed(&config);
-    let settings = translate::agent_settings(&config, translate::upstream_settings(&config)?, service_manager)?;
+    let settings = AgentSettings {
+        fleet: translate::fleet_use(&config)?,
+        ..translate::agent_settings(&config, translate::upstream_settings(&config)?, service_manager)?
+    };
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
@@ -268,6 +300,8 @@ impl AgentArgs {
         Flags {
             listen: self.listen.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
+            hub: self.hub.clone(),
+            hub_token_file: self.hub_token_file.clone(),
             insecure_listen: self.insecure_listen.clone(),
             all_otlp_traces: self.all_otlp_traces.clone(),
             adopt_orphans: self.adopt_orphans.clone(),
@@ -279,6 +313,9 @@ impl AgentArgs {
             when_full: self.when_full.clone(),
             rejected_share: self.rejected_share.clone(),
             rejected_export: self.rejected_export.clone(),
+            acknowledge: self.acknowledge.clone(),
+            when_depot_away: self.when_depot_away.clone(),
+            fleet_recipients: self.fleet_recipients.clone(),
             max_age: self.max_age.clone(),
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),

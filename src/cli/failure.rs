@@ -5,20 +5,26 @@ use std::io;
 
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
+use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
+use crate::depot::DepotError;
 use crate::health::CheckError;
+use crate::moving::MovingError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::session::reassignment::ReassignError;
 use crate::replay::session::{ServerAway, SessionError};
 use crate::sdk::file::SdkFileError;
 use crate::sdk::salvage::SalvageError;
+use crate::sealing::SealError;
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
+use crate::takeover::error::TakeoverError;
+use crate::takeover::scratch::ScratchError;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
-use crate::translate::NetworkError;
+use crate::translate::{FleetError, NetworkError};
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are part of the contract (man page).
@@ -89,6 +95,24 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<DepotError> for Failure {
+    fn from(error: DepotError) -> Self {
+        let exit = match &error {
+            DepotError::Unusable { .. } => Exit::Usage,
+            DepotError::NotAuthorised { .. } => Exit::NotAuthorised,
+            DepotError::Unreachable { .. }
+            | DepotError::Missing { .. }
+            | DepotError::UnknownOutcome { .. }
+            | DepotError::Damaged { .. } => Exit::Unreachable,
+            DepotError::Lost { .. }
+            | DepotError::TooNew { .. }
+            | DepotError::Full { .. }
+            | DepotError::TooLarge { .. } => Exit::Failure,
+        };
+        Self { exit, message: error.to_string(), hint: Some(error.hint()) }
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let hint = match &error {
@@ -126,6 +150,11 @@ impl From<StoreError> for Failure {
             StoreError::Key(_) => "correct the setting, or unset it; the message store was not changed",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
             StoreError::AttachmentGone => "send the file again; none of it was kept",
+            StoreError::DepotAway { .. } => "nothing is lost; try again when the depot can be reached",
+            StoreError::InDepot { .. } => {
+                "name the depot: `opik-offline agent --fleet URL` delivers and marks them, `opik-offline replay --fleet URL` \
+                 delivers the copies once the agent is gone"
+            }
             StoreError::LeaseLost => "the other process continues; `opik-offline status` shows its progress",
         };
         let exit = if matches!(error, StoreError::Key(_)) { Exit::Usage } else { Exit::Failure };
@@ -185,6 +214,33 @@ impl From<ReassignError> for Failure {
     }
 }
 
+impl From<TakeoverError> for Failure {
+    fn from(error: TakeoverError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            TakeoverError::Depot(error) => return error.into(),
+            TakeoverError::Store(error) => return error.into(),
+            TakeoverError::Scratch(ScratchError::Store(error)) => return error.into(),
+            TakeoverError::Scratch(_) => (
+                Exit::Failure,
+                "give this user write access to the folder of the message store, or choose another with --db",
+            ),
+            TakeoverError::Keys(_) => (
+                Exit::Usage,
+                "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one",
+            ),
+            TakeoverError::FleetFile { .. } => {
+                (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed")
+            }
+            TakeoverError::NotExclusive { .. } => (
+                Exit::Usage,
+                "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",
+            ),
+        };
+        Self::new(exit, message, Some(hint))
+    }
+}
+
 impl From<CheckError> for Failure {
     fn from(error: CheckError) -> Self {
         match error {
@@ -201,7 +257,7 @@ impl From<SalvageError> for Failure {
             SalvageError::File(error) => match error {
                 SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
                 SdkFileError::OurStore { .. } => {
-                    "deliver it directly: `opik-offline replay --db FILE --upstream URL`; the file was not changed"
+                    "`opik-offline inspect --db FILE` lists it, and `opik-offline replay --from FILE` moves its messages into your store; the file was not changed"
                 }
                 SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
                     "choose an opik_messages.db that a Python process left behind; this file was not changed"
@@ -228,16 +284,100 @@ impl From<SalvageError> for Failure {
     }
 }
 
+impl From<MovingError> for Failure {
+    fn from(error: MovingError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            MovingError::Store(error) => return error.into(),
+            MovingError::Sealed { error, .. } => return Self { message, ..error.into() },
+            MovingError::Interrupted { .. } => return Self::new(Exit::Interrupted, message, None),
+            MovingError::Source { error: StoreError::KeyMissing { .. } | StoreError::WrongKey { .. }, .. } => {
+                "set OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE to the file with its key, for this command; the file was not changed"
+            }
+            MovingError::Source { error, .. } => return Self { message, ..error.into() },
+            MovingError::Missing { aside: Some(_), .. } => {
+                "`opik-offline replay` delivers what was moved; to move the file again, name it as it is called now"
+            }
+            MovingError::Missing { aside: None, .. } => "check the path; `ls -l` shows what is there",
+            MovingError::Recovering { .. } => {
+                "finish its recovery with `opik-offline replay --dry-run --db FILE`, then move it"
+            }
+            MovingError::Untrusted { .. } => {
+                "its owner can move it, and so can root with `replay --from FILE --owner USER`; the file was not changed"
+            }
+            MovingError::OwnStore { .. } => "run `opik-offline replay` without --from: it delivers this store",
+            MovingError::InUse { .. } => {
+                "stop that process first: it delivers the messages itself. The file was not changed"
+            }
+            MovingError::Unreadable { .. } => "give this user read access to the file and its directory",
+            MovingError::Scratch { .. } => {
+                "free space there for a copy of the store, or choose a store on a larger disk with --db; the file was not changed"
+            }
+            MovingError::NotACopy { .. } => {
+                "name a file of `opik-offline replay --to`, and use a version as new as the one that wrote it"
+            }
+            MovingError::NotSetAside { .. } => {
+                "start no agent on it, which would send its messages again; rename or delete the file yourself"
+            }
+            MovingError::Exists { .. } => "name another file, or delete this one first",
+            MovingError::Unwritable { .. } => "choose a directory on a disk with space that this user can write to",
+        };
+        Self::new(Exit::Failure, message, Some(hint))
+    }
+}
+
+impl From<SealError> for Failure {
+    fn from(error: SealError) -> Self {
+        let (exit, hint) = match &error {
+            SealError::NoIdentity { .. } => (
+                Exit::Failure,
+                "name the file with the secret key of a recipient with --identity KEYFILE; `age-keygen -y KEYFILE` shows whose it is",
+            ),
+            SealError::Truncated | SealError::Changed { .. } | SealError::HeaderChanged | SealError::Header { .. } => {
+                (Exit::Failure, "copy the file again from where it was written; nothing of it was stored")
+            }
+            SealError::TooNew { .. } => (Exit::Failure, "use a newer opik-offline; nothing of it was stored"),
+            SealError::NotSealed | SealError::Armoured => {
+                (Exit::Failure, "name a file that `opik-offline replay --to` wrote, as it was written")
+            }
+            SealError::Random | SealError::Io(_) => (Exit::Failure, "check the disk and the system log"),
+            SealError::Recipient { .. } | SealError::NoRecipients => (
+                Exit::Usage,
+                "name the public key with --recipient age1...; `opik-offline replay --make-identity KEYFILE` makes one",
+            ),
+            SealError::TooManyRecipients { .. } => (Exit::Usage, "seal for fewer recipients"),
+            SealError::Identity { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
+            SealError::KeyFile { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
+        };
+        Self::new(exit, error.to_string(), Some(hint))
+    }
+}
+
 impl From<NetworkError> for Failure {
     fn from(error: NetworkError) -> Self {
         let message = error.to_string();
         match error {
             NetworkError::Config(error) => error.into(),
             NetworkError::Upstream(error) => error.into(),
+            NetworkError::HubToken { .. } => {
+                Self::new(Exit::Usage, message, Some("write the token that the hub requires into it, or unset it"))
+            }
             NetworkError::Headers { .. } => {
                 Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
             }
         }
+    }
+}
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            FleetError::Depot(error) => return error.into(),
+            FleetError::Recipient { .. } => "name public keys that begin with age1, separated by commas",
+            FleetError::NoDepot { .. } => "name the depot with --fleet URL, or unset acknowledge",
+        };
+        Self::new(Exit::Usage, message, Some(hint))
     }
 }
 
@@ -293,6 +433,22 @@ impl From<AgentError> for Failure {
                 error.to_string(),
                 Some(
                     "set the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may keep pointing the application at the agent",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::Held { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "run one hub per store: stop that process, or give this hub a store of its own with --db and split the \
+                     edges by workspace",
+                ),
+            ),
+            AgentError::HubLock(HubLockError::NoLock { .. }) => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some(
+                    "a hub needs a folder that it can write to, on a file system with locks: a block volume, not a network \
+                     file system; choose one with --db",
                 ),
             ),
             AgentError::System { .. } => Self::new(
@@ -384,6 +540,44 @@ mod tests {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)), Failure::silent(Exit::Done));
     }
 
+    /// One of every error of moving a store.
+    fn moving_failures() -> impl Iterator<Item = Failure> {
+        let path = || std::path::PathBuf::from("/folder/file");
+        let reason = || "why".to_owned();
+        let seal = [
+            SealError::Recipient { reason: "why" },
+            SealError::Identity { reason: "why" },
+            SealError::KeyFile { path: path(), reason: reason() },
+            SealError::NoRecipients,
+            SealError::TooManyRecipients { given: 65 },
+            SealError::Random,
+            SealError::NotSealed,
+            SealError::Armoured,
+            SealError::TooNew { version: "v2".into() },
+            SealError::Header { reason: "why" },
+            SealError::HeaderChanged,
+            SealError::NoIdentity { named: Vec::new(), recipients: 1, passphrase: false },
+            SealError::Truncated,
+            SealError::Changed { at: 0 },
+        ];
+        let moving = [
+            MovingError::Missing { path: path(), aside: None },
+            MovingError::Missing { path: path(), aside: Some(path()) },
+            MovingError::Recovering { path: path() },
+            MovingError::Untrusted { path: path(), reason: reason() },
+            MovingError::OwnStore { path: path() },
+            MovingError::InUse { path: path(), pid: Some(7), name: "opik-offline".into() },
+            MovingError::Unreadable { path: path(), reason: reason() },
+            MovingError::Scratch { path: path(), folder: path(), reason: reason() },
+            MovingError::Source { path: path(), copy: path(), error: StoreError::AttachmentGone },
+            MovingError::NotACopy { path: path(), reason: "why" },
+            MovingError::NotSetAside { path: path(), reason: reason() },
+            MovingError::Exists { path: path() },
+            MovingError::Unwritable { path: path(), reason: reason() },
+        ];
+        seal.into_iter().map(Failure::from).chain(moving.into_iter().map(Failure::from))
+    }
+
     /// One of every error that a user can get.
     fn all_failures() -> Vec<Failure> {
         use crate::config::{Config, Environment, Flags};
@@ -420,6 +614,8 @@ mod tests {
             StoreError::Busy { at: path().into(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },
             StoreError::AttachmentGone,
+            StoreError::DepotAway { reason: reason() },
+            StoreError::InDepot { at: path().into(), depot: "file:///depot".into() },
             StoreError::LeaseLost,
         ];
         let file = [
@@ -453,6 +649,7 @@ mod tests {
             },
         ];
         all.extend(salvage.into_iter().map(Failure::from));
+        all.extend(moving_failures());
         let upstream = || {
             [
                 UpstreamError::CaFile { path: path(), reason: reason() },
@@ -469,6 +666,9 @@ mod tests {
         }
         all.push(AgentError::UpstreamIsSelf { url: url(), address }.into());
         all.push(AgentError::System { reason: reason() }.into());
+        all.push(AgentError::HubLock(HubLockError::Held { store: path(), holder: reason() }).into());
+        all.push(AgentError::HubLock(HubLockError::NoLock { path: path(), reason: reason() }).into());
+        all.push(NetworkError::HubToken { path: path(), origin: reason(), reason: reason() }.into());
         all.push(ChildError::NotFound { program: reason() }.into());
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());

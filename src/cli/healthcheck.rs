@@ -10,7 +10,8 @@ use super::{Common, Exit, Failure, configuration, stop_on_signals, translate, up
 use crate::agent::files;
 use crate::agent::wrapped::store_option;
 use crate::config::{Config, ConfigFile};
-use crate::health::{Check, FailureCause, Finding, Health, until_healthy};
+use crate::depot::{self, DepotError, DepotSettings};
+use crate::health::{Check, FailureCause, Finding, Health, depot_checks, until_healthy};
 use crate::intake::workers::Workers;
 use crate::message::Lane;
 use crate::overview::asked::{AskedAgent, degraded_text};
@@ -33,19 +34,22 @@ Examples:
     opik-offline healthcheck --reseal
   Check that a trace reaches the server:
     opik-offline healthcheck --smoke-test
+  Check the fleet's depot, and what these credentials may do there:
+    opik-offline healthcheck --fleet s3://acme-opik-backlog/prod
 
 Exit codes:
   0    Healthy
   1    The store can't be used, or the smoke test failed
   2    Invalid usage or configuration
-  3    The server can't be reached, or is not Opik
-  5    The server rejects the API key or the workspace
+  3    The server can't be reached, or is not Opik; or the depot can't be reached
+  5    The server rejects the API key or the workspace; or the depot refuses writes
   130  Interrupted";
 
 /// Check the configuration, the Opik server, access to it, the store and its disk
 ///
 /// Shows every setting with its source, secrets masked, and everything that would prevent delivery: a line for each
-/// check, with a hint if something is wrong. If several checks fail, the first one determines the exit code.
+/// check, with a hint if something is wrong. With --fleet also the depot, by writing, reading, listing and deleting small
+/// objects there, several at once. If several checks fail, the first one determines the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct HealthcheckArgs {
@@ -149,6 +153,7 @@ pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
     let upstream = upstream(&config)?;
+    let depot = usable_depot(&config)?;
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
     let keys = || translate::store_keys(&config);
@@ -173,7 +178,7 @@ pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure
         let resealed = resealed.map_err(|text| Failure::new(Exit::Interrupted, text, None))?;
         std::iter::once(resealed).chain(health().store_checks()).collect()
     } else {
-        let checks = until_healthy(args.wait, &shutdown, || checks(&config, &health()));
+        let checks = until_healthy(args.wait, &shutdown, || checks(&config, &health(), depot.as_ref()));
         let Some(mut checks) = checks else { return Err(Failure::silent(Exit::Interrupted)) };
         if args.smoke_test {
             let check = if checks.iter().all(Check::is_passed) {
@@ -228,14 +233,28 @@ impl HealthReport {
 }
 
 /// Runs all checks: those of the configuration, of the server and the store, and of what else is on this machine.
-fn checks(config: &Config, health: &Health<'_>) -> Vec<Check> {
+fn checks(config: &Config, health: &Health<'_>, depot: Option<&DepotSettings>) -> Vec<Check> {
     let mut checks = files(config);
     checks.extend(misconfigurations(config));
     checks.extend(health.checks());
+    if let Some(depot) = depot {
+        checks.extend(depot_checks(depot, config.upstream.value.host()));
+    }
     checks.push(agent(config));
     let orphans = orphans().into_iter();
     checks.extend(orphans.map(|orphan| Check::warning("orphaned", orphan.text(), orphan.hint())));
     checks
+}
+
+/// Returns how the fleet's depot is reached, if there is one.
+///
+/// Settings that fit no depot end the command, like any other unusable setting; what the depot says is a check.
+fn usable_depot(config: &Config) -> Result<Option<DepotSettings>, Failure> {
+    let Some(settings) = translate::depot(config) else { return Ok(None) };
+    match depot::open(&settings) {
+        Err(error @ DepotError::Unusable { .. }) => Err(error.into()),
+        _ => Ok(Some(settings)),
+    }
 }
 
 /// The configuration files. An unreadable file has ended the command already.

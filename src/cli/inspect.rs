@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::selection::{SelectionArgs, id, number};
+use super::fleet::{self, FleetInspection};
+use super::selection::{NamedMessage, SelectionArgs, named_message, number};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::export::{
@@ -19,7 +20,7 @@ use crate::message::{MessageId, MessageStatus};
 use crate::printable::{elided, line as one_line, padded};
 use crate::protocol::json::pretty_to;
 use crate::shutdown::Shutdown;
-use crate::store::{self, Filter, Page, Store, StoreError, now_ms};
+use crate::store::{self, Filter, Page, Store, StoreError, StoredMessage, now_ms};
 use crate::terminal::pager::Output;
 use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
 use crate::terminal::{OutputStream, Shown, yaml};
@@ -35,6 +36,9 @@ Examples:
     opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
   Export everything about one trace, bodies included, as JSON lines:
     opik-offline inspect --trace UUID --limit 0 --format jsonl
+  List the messages in the fleet's depot, or show one of them in full:
+    opik-offline inspect --fleet s3://BUCKET/PREFIX --identity KEYFILE --workspace team
+    opik-offline inspect --fleet s3://BUCKET/PREFIX --identity KEYFILE STREAM/ID
   Watch what an application writes during an outage:
     opik-offline inspect --follow --workspace team
 
@@ -60,8 +64,8 @@ Environment:
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct InspectArgs {
     /// Show this message in full
-    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
-    id: Option<i64>,
+    #[arg(value_name = "ID", value_parser = named_message, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
+    id: Option<NamedMessage>,
 
     /// List what a Python process left behind in this file
     ///
@@ -90,6 +94,10 @@ pub(super) struct InspectArgs {
     /// Show long results without a pager
     #[arg(long, hide_short_help = true)]
     no_pager: bool,
+
+    /// With --fleet: open what is sealed with the secret key in this file
+    #[arg(long, value_name = "KEYFILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    identity: Vec<PathBuf>,
 
     #[command(flatten)]
     selection: SelectionArgs,
@@ -122,6 +130,18 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     if let Some(file) = &args.from {
         return super::salvage::list(common, file, args.owner.as_deref(), limit);
     }
+    if common.fleet.is_some() {
+        let (id, selection) = (args.id, &args.selection);
+        let order = FleetInspection { id, selection, limit, newest: args.newest, identities: &args.identity };
+        return match fleet::inspect(common, &config, &order)? {
+            None => Ok(()),
+            Some(message) => {
+                let mut output = Output::direct();
+                let shown = show_whole(&renderer, &mut output, message);
+                shown.and(output.finish().map_err(Failure::from))
+            }
+        };
+    }
     let store = translate::existing_store(&config)?;
     if args.follow {
         return follow(&renderer, &config, store, args.selection.filter(now_ms()), limit);
@@ -129,7 +149,11 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     let is_paged = !args.no_pager && common.format == OutputFormat::Table;
     let mut output = Output::start(is_paged.then(|| pager(&ProcessEnvironment)).flatten())?;
     let shown = match args.id {
-        Some(id) => show(&renderer, &mut output, store.as_deref(), MessageId(id), &config),
+        Some(NamedMessage::Stored(id)) => show(&renderer, &mut output, store.as_deref(), MessageId(id), &config),
+        Some(NamedMessage::InStream(..)) => {
+            let hint = "name the depot: `opik-offline inspect --fleet URL STREAM/ID`";
+            Err(Failure::new(Exit::Usage, "a message of a stream is in a depot", Some(hint)))
+        }
         None => {
             let filter = args.selection.filter(now_ms());
             let list = MessageList { renderer: &renderer, store: store.as_deref(), args, filter, limit };
@@ -161,6 +185,10 @@ fn show(
             ),
         ));
     };
+    show_whole(renderer, output, message)
+}
+
+fn show_whole(renderer: &Renderer, output: &mut Output, message: StoredMessage) -> Result<(), Failure> {
     let mut whole = whole(message);
     if renderer.format() == OutputFormat::Yaml && whole.body.as_ref().is_some_and(|body| body.len() > YAML_BYTES_MAX) {
         whole.body = None;

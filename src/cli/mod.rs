@@ -9,8 +9,10 @@
 
 mod agent;
 mod failure;
+mod fleet;
 mod healthcheck;
 mod inspect;
+mod moving;
 mod purge;
 mod reassign;
 mod replay;
@@ -106,6 +108,18 @@ struct Common {
     /// The default is the server that the application uses: OPIK_URL_OVERRIDE, ~/.opik.config, or Opik Cloud.
     #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]
     upstream: Option<OsString>,
+
+    /// Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine
+    ///
+    /// Credentials come from the environment or the platform, as for the provider's own tools: AWS_ACCESS_KEY_ID,
+    /// AWS_ENDPOINT_URL, AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_APPLICATION_CREDENTIALS and the like. Also gs://, az:// and
+    /// file:///FOLDER.
+    #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]
+    fleet: Option<OsString>,
+
+    /// Reach the depot of the fleet without TLS, and not only on this machine
+    #[arg(long, num_args = 0, default_missing_value = "true", global = true, hide_short_help = true)]
+    fleet_insecure: Option<OsString>,
 
     /// Write results in this format
     #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = OutputFormat::Table)]
@@ -259,7 +273,13 @@ impl Cli {
 impl Common {
     /// Returns the flags that every command has.
     fn flags(&self) -> Flags {
-        Flags { db: self.db.clone(), upstream: self.upstream.clone(), ..Flags::default() }
+        Flags {
+            db: self.db.clone(),
+            upstream: self.upstream.clone(),
+            fleet: self.fleet.clone(),
+            fleet_insecure: self.fleet_insecure.clone(),
+            ..Flags::default()
+        }
     }
 
     fn renderer(&self) -> Renderer {

@@ -1,14 +1,19 @@
 //! `opik-offline purge`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
-use super::selection::{SelectionArgs, refuse_jsonl};
+use super::fleet::{self, FleetPurgeOrder};
+use super::selection::{SelectionArgs, refuse_jsonl, stream};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::figures::{count, size};
+use crate::fleet::names::StreamId;
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
+use crate::takeover::purging::PurgeSelection;
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{Renderer, nothing};
 use crate::terminal::{Shown, is_interactive};
@@ -17,6 +22,8 @@ const AFTER_HELP: &str = "\
 Examples:
   See what would be deleted:
     opik-offline purge --rejected --older-than 7d --dry-run
+  Delete messages of the fleet's depot whose agents are gone:
+    opik-offline purge --fleet s3://BUCKET/PREFIX --identity KEYFILE --workspace scratch --dry-run
   Delete it without confirmation, from cron:
     opik-offline purge --rejected --older-than 7d --yes
 
@@ -40,6 +47,14 @@ pub(super) struct PurgeArgs {
     /// Delete without asking
     #[arg(short, long)]
     yes: bool,
+
+    /// With --fleet: only messages of this stream; without another filter all of it, readable or not
+    #[arg(long, value_name = "STREAM", value_parser = stream, hide_short_help = true)]
+    stream: Vec<StreamId>,
+
+    /// With --fleet: open what is sealed with the secret key in this file
+    #[arg(long, value_name = "KEYFILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    identity: Vec<PathBuf>,
 
     #[command(flatten)]
     selection: SelectionArgs,
@@ -72,6 +87,15 @@ const PURGE_STEP: usize = 1000;
 pub(super) fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
+    if common.fleet.is_some() {
+        let selection = PurgeSelection { streams: args.stream.clone(), filter: args.selection.filter(now_ms()) };
+        let order = FleetPurgeOrder { selection, identities: &args.identity, dry_run: args.dry_run, yes: args.yes };
+        return fleet::purge(common, &config, &order);
+    }
+    if !args.stream.is_empty() || !args.identity.is_empty() {
+        let hint = "name the depot: --fleet s3://BUCKET/PREFIX";
+        return Err(Failure::new(Exit::Usage, "--stream and --identity are for a depot", Some(hint)));
+    }
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
     let nothing_done = PurgeReport { schema_version: 1, dry_run: args.dry_run, ..PurgeReport::default() };

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
+use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
 use super::selection::{SelectionArgs, duration, number_from_one, refuse_jsonl};
@@ -20,7 +22,7 @@ use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, Sess
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
-use crate::store::now_ms;
+use crate::store::{Filter, now_ms};
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{OutputStream, Shown};
@@ -41,6 +43,11 @@ Examples:
     opik-offline replay --rekey
   Salvage and deliver what killed Python processes left behind, then delete it:
     opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source
+  Move the messages of a dead pod's store into this one, and deliver them:
+    opik-offline replay --from /old-volume/opik_messages.db
+  Carry a backlog to a machine that can reach the server:
+    opik-offline replay --to backlog.age --recipient age1...
+    opik-offline replay --from backlog.age --identity KEYFILE
   From cron, for at most a minute:
     opik-offline replay --timeout 60s --quiet
 
@@ -100,13 +107,17 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify", hide_short_help = true)]
     verify_timeout: Duration,
 
-    /// Salvage what a Python process left behind, then deliver
+    /// Take in what a Python process left behind, or another store, then deliver
     ///
     /// A file, a directory or a glob pattern; may be given more than once.
     ///
-    /// Files are read from a private copy. Messages salvaged earlier are recognised, even in a copied file, so running
-    /// this again sends nothing twice. Messages get the configured workspace and API key, because the file contains
-    /// none.
+    /// Files are read from a private copy. Messages taken in earlier are recognised, even in a copied file, so running
+    /// this again sends nothing twice. Messages of a Python process get the configured workspace and API key, because
+    /// its file contains none.
+    ///
+    /// The messages of another opik-offline store, or of a sealed copy of one (--identity), keep their servers,
+    /// workspaces, keys and states. The store must not be in use; once all its messages are stored here, it is renamed
+    /// to FILE.moved-TIME. The key of an encrypted store is set as OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE.
     #[arg(long, value_name = "FILE", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
     from: Vec<PathBuf>,
 
@@ -134,10 +145,16 @@ pub(super) struct ReplayArgs {
     dry_run: bool,
 
     #[command(flatten)]
+    moving: MovingArgs,
+
+    #[command(flatten)]
     selection: SelectionArgs,
 
     #[command(flatten)]
     reassign: ReassignArgs,
+
+    #[command(flatten)]
+    fleet: FleetReplayArgs,
 }
 
 /// The result of a replay, for programs.
@@ -167,6 +184,12 @@ struct ReplayReport {
     /// The result of `--verify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Readback>,
+    /// The result of `--to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed: Option<SealedReport>,
+    /// The result of `--make-identity`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<IdentityReport>,
 }
 
 impl ReplayReport {
@@ -177,15 +200,34 @@ impl ReplayReport {
 
 pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
+    if let Some(path) = &args.moving.make_identity {
+        let identity = Some(moving::new_identity(common, path)?);
+        let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
+        let text =
+            |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
+        return Ok(common.renderer().result(&report, text)?);
+    }
     let flags = Flags {
         replay_batch_size: args.batch_size.clone(),
         replay_batch_replay_delay: args.delay.clone(),
         ..common.flags()
     };
+    if common.fleet.is_some() {
+        args.refuse_beside_fleet()?;
+        let identities = &args.moving.identity;
+        let order = FleetReplayOrder { args: &args.fleet, identities, flags, timeout: args.timeout };
+        return fleet::replay(common, &order);
+    }
+    args.refuse_without_fleet()?;
     let config = configuration(&flags)?;
     common.start_logging(&config, Some(LogLevel::Error))?;
     let shutdown = Shutdown::new();
     let mut report = ReplayReport::of_nothing(args.dry_run);
+    if let Some(to) = &args.moving.to {
+        report.sealed = moving::seal(&config, &args.moving, to, args.dry_run, &shutdown)?;
+        let text = |_: &Renderer, report: &ReplayReport| sealed_text(report.sealed.as_ref(), report.dry_run);
+        return Ok(common.renderer().result(&report, text)?);
+    }
     let mut source_failed = false;
     if !args.from.is_empty() {
         stop_on_signals(&shutdown)?;
@@ -194,6 +236,7 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             files: &args.from,
             attachments: &args.attachments_from,
             owner: args.owner.as_deref(),
+            identities: &args.moving.identity,
             remove: args.remove_source,
         };
         (report.sources, source_failed) = take_in(&config, &given, readdress, args.dry_run, &shutdown)?;
@@ -209,6 +252,38 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         }
         Ok(()) if source_failed => Err(Failure::silent(Exit::Failure)),
         result => result,
+    }
+}
+
+impl ReplayArgs {
+    /// Refuses flags that are for a depot.
+    fn refuse_without_fleet(&self) -> Result<(), Failure> {
+        if self.fleet.follow || self.fleet.fail_if_backlog {
+            let hint =
+                "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
+            return Err(Failure::new(Exit::Usage, "--follow and --fail-if-backlog are for a depot", Some(hint)));
+        }
+        if !self.moving.identity.is_empty() && self.from.is_empty() {
+            let hint = "name the sealed copy with --from FILE, or the depot with --fleet URL";
+            return Err(Failure::new(Exit::Usage, "--identity opens nothing here", Some(hint)));
+        }
+        Ok(())
+    }
+
+    /// Refuses flags that a depot's streams can't be replayed with.
+    fn refuse_beside_fleet(&self) -> Result<(), Failure> {
+        let given = [
+            (!self.from.is_empty(), "--from"),
+            (self.limit.is_some(), "--limit"),
+            (self.verify, "--verify"),
+            (self.dry_run, "--dry-run"),
+            (self.moving.to.is_some(), "--to"),
+            (self.reassign.is_asked(), "--readdress and --rekey"),
+            (self.selection.filter(now_ms()) != Filter::default(), "filters such as --workspace"),
+        ];
+        let Some((_, flag)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+        let hint = "streams are replayed as a whole; `opik-offline inspect --fleet URL` shows what is in them";
+        Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))
     }
 }
 

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::moving::{GivenStores, move_in};
 use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::figures::{count, size};
 use crate::message::Server;
+use crate::moving::{Moved, SourceKind, kind_of};
 use crate::sdk::conversion::{RowSummary, describe, status_name};
 use crate::sdk::file::{SdkFile, StoredRow};
 use crate::sdk::salvage::{SalvageError, is_agent_at};
@@ -33,8 +35,12 @@ pub(super) struct SourceReport {
     known: u64,
     /// Rows that could not be read; an estimate.
     unread: u64,
+    /// Of a store: messages that are held, and stay so.
+    held: u64,
     removed: bool,
-    /// Why it was not read or not removed.
+    /// Of a store: its new name, which says that its messages were moved.
+    set_aside: Option<String>,
+    /// Why it was not read, not removed or not set aside.
     problem: Option<String>,
 }
 
@@ -47,13 +53,29 @@ impl From<SalvagedFile> for SourceReport {
             rejected: salvaged.rejected,
             known: salvaged.known,
             unread: salvaged.unread,
+            held: 0,
             removed: is_removed,
+            set_aside: None,
             problem,
         }
     }
 }
 
 impl SourceReport {
+    /// Returns the outcome for a whole store.
+    pub(super) fn of_store(
+        path: &Path,
+        moved: Moved,
+        aside: Option<PathBuf>,
+        is_removed: bool,
+        problem: Option<String>,
+    ) -> Self {
+        let Moved { taken, rejected, held, known, unread } = moved;
+        let set_aside = aside.map(|aside| aside.display().to_string());
+        let path = path.display().to_string();
+        Self { path, messages: taken, rejected, known, unread, held, removed: is_removed, set_aside, problem }
+    }
+
     /// Returns what happened to the file as a line, without its end.
     pub(super) fn text(&self, dry_run: bool) -> String {
         let verb = if dry_run { "would take" } else { "took" };
@@ -64,9 +86,13 @@ impl SourceReport {
             }
         };
         add(self.rejected, "that cannot be sent kept as rejected");
+        add(self.held, "kept as held");
         add(self.known, "known already");
         add(self.unread, "could not be read (about)");
         text.push_str(if self.removed { ", removed it" } else { "" });
+        if let Some(aside) = &self.set_aside {
+            text.push_str(&format!(", set it aside as {aside}"));
+        }
         text
     }
 }
@@ -76,6 +102,7 @@ pub(super) struct Given<'a> {
     pub files: &'a [PathBuf],
     pub attachments: &'a [PathBuf],
     pub owner: Option<&'a str>,
+    pub identities: &'a [PathBuf],
     pub remove: bool,
 }
 
@@ -93,8 +120,8 @@ fn owner(named: Option<&str>) -> Result<FileOwner, Failure> {
     Ok(owner)
 }
 
-/// Salvages these files, or reports what that would do. Also returns whether a file failed, which costs the others
-/// nothing. A file that names another server than the configured one is refused, unless it names `readdress`.
+/// Salvages these files, and moves in what is a store, or reports what that would do. Also returns whether a file
+/// failed, which costs the others nothing. A file of an SDK that names another server than the configured one is refused, unless it names `readdress`.
 pub(super) fn take_in(
     config: &Config,
     given: &Given<'_>,
@@ -104,6 +131,15 @@ pub(super) fn take_in(
 ) -> Result<(Vec<SourceReport>, bool), Failure> {
     let owner = owner(given.owner)?;
     let (paths, mut failed) = expand(given.files);
+    let kinds = paths.into_iter().map(|path| (kind_of(&path, owner), path));
+    let (stores, paths): (Vec<_>, Vec<_>) = kinds.partition(|(kind, _)| *kind != SourceKind::Other);
+    let (stores, paths): (Vec<_>, Vec<_>) = (
+        stores.into_iter().map(|(kind, path)| (path, kind)).collect(),
+        paths.into_iter().map(|(_, path)| path).collect(),
+    );
+    let given_stores = GivenStores { owner, identities: given.identities, removes: given.remove, is_dry_run: dry_run };
+    let (mut reports, stores_failed) = move_in(config, &given_stores, &stores, shutdown)?;
+    failed |= stores_failed;
     let sources = SourceFiles {
         owner,
         scratch: &temp_dir(&ProcessEnvironment),
@@ -126,7 +162,10 @@ pub(super) fn take_in(
         Failure::from(error).print();
     });
     match salvaged {
-        Ok(files) => Ok((files.into_iter().map(SourceReport::from).collect(), failed)),
+        Ok(files) => {
+            reports.extend(files.into_iter().map(SourceReport::from));
+            Ok((reports, failed))
+        }
         Err(SourcesError::Store(error)) => Err(error.into()),
         Err(SourcesError::Interrupted(error)) => Err(Failure::new(Exit::Interrupted, error.to_string(), None)),
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::fleet;
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, upstream_or_none};
 use crate::config::{ProcessEnvironment, is_utf8_locale};
@@ -18,6 +19,8 @@ const AFTER_HELP: &str = "\
 Examples:
   Is my data safe, is it moving, when will it be done:
     opik-offline status
+  What is in the fleet's depot, and who delivers it:
+    opik-offline status --fleet s3://BUCKET/PREFIX
   Alert from cron when more than 1000 messages wait, or one waits longer than an hour:
     opik-offline status --quiet --fail-if-backlog 1000 --fail-if-older-than 1h
 
@@ -54,6 +57,14 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
+    if common.fleet.is_some() {
+        let report = fleet::status(&config)?;
+        if !common.quiet || args.fail_if_backlog.is_none() && args.fail_if_older_than.is_none() {
+            renderer.result(&report, |renderer, report| report.text(renderer))?;
+        }
+        let (messages, oldest) = (report.waiting.messages, report.waiting.oldest_age_seconds);
+        return exceeded(args, messages, oldest, FLEET_HINT);
+    }
     let upstream = upstream_or_none(&config);
     if args.watch {
         let shutdown = Shutdown::new();
@@ -89,18 +100,25 @@ fn check_thresholds(args: &StatusArgs, report: &StatusReport, problem: Option<St
         return Err(problem.into());
     }
     let Some(backlog) = &report.backlog else { return Ok(()) };
-    if let Some(limit) = args.fail_if_backlog.filter(|limit| backlog.messages > *limit) {
-        let wait = if backlog.messages == 1 { "waits" } else { "wait" };
-        let waiting = count(backlog.messages, "message");
-        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), Some(HINT)));
+    exceeded(args, backlog.messages, backlog.oldest_age_seconds, HINT)
+}
+
+/// The hint when a threshold is exceeded by a depot.
+const FLEET_HINT: &str = "`opik-offline replay --fleet URL` delivers the streams of agents that are gone";
+
+fn exceeded(args: &StatusArgs, messages: u64, oldest_seconds: Option<u64>, hint: &str) -> Result<(), Failure> {
+    if let Some(limit) = args.fail_if_backlog.filter(|limit| messages > *limit) {
+        let wait = if messages == 1 { "waits" } else { "wait" };
+        let waiting = count(messages, "message");
+        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), Some(hint)));
     }
-    let oldest = backlog.oldest_age_seconds.map(Duration::from_secs);
+    let oldest = oldest_seconds.map(Duration::from_secs);
     if let (Some(limit), Some(oldest)) = (args.fail_if_older_than, oldest)
         && oldest > limit
     {
         let (oldest, limit) = (short_duration(oldest), short_duration(limit));
         let text = format!("a message has been waiting for {oldest}, longer than {limit}");
-        return Err(Failure::new(Exit::Remaining, text, Some(HINT)));
+        return Err(Failure::new(Exit::Remaining, text, Some(hint)));
     }
     Ok(())
 }

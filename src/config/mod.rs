@@ -19,6 +19,7 @@
 //! printed.
 
 mod error;
+mod fleet_url;
 mod header_lines;
 mod hosts;
 pub mod ini;
@@ -26,6 +27,7 @@ mod no_proxy;
 mod parse;
 mod proxy;
 mod python;
+mod recipients;
 mod scan;
 mod secret;
 pub mod server_url;
@@ -44,17 +46,19 @@ mod tests;
 use std::ffi::OsString;
 
 pub use error::{BadValue, ConfigError};
+pub use fleet_url::{FleetScheme, FleetUrl, FleetVariables};
 pub use header_lines::HeaderLines;
 pub use proxy::{ProxyRules, ProxyScheme, ProxyUrl};
+pub use recipients::RecipientList;
 pub use scan::Misconfiguration;
 pub use secret::{KeyText, Secret};
 pub use server_url::{ServerUrl, ServerUrlError};
 pub use service_manager::ServiceManager;
 pub use setting::{Keeps, Setting};
-pub use settings::{Config, Flags, SETTINGS, SettingLine};
+pub use settings::{Config, Flags, SETTINGS, SettingLine, token_in};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
-pub use value::{LogFormat, LogLevel, WhenFull};
+pub use value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, WhenFull};
 pub use wrapped::{WRAPPED_BY, WRAPPED_PROXY, url_in_home_file};
 
 /// Returns whether the user disabled colours: `NO_COLOR` is set and not empty (<https://no-color.org>).
@@ -115,7 +119,10 @@ impl Config {
     /// [`ConfigError`] for the first setting or file that fails to parse or validate: a mistake in the
     /// configuration that the user has to correct.
     pub fn resolve(flags: &Flags, environment: &dyn Environment) -> Result<Config, ConfigError> {
-        let config = Config::from_layers(sources::Layers::read(flags.values(), environment)?)?;
+        let mut config = Config::from_layers(sources::Layers::read(flags.values(), environment)?)?;
+        if config.fleet.value.is_some() {
+            config.fleet_variables = FleetVariables::read(environment);
+        }
         config.check_listen()?;
         config.check_keys()?;
         Ok(config)

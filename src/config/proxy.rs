@@ -180,6 +180,12 @@ impl ProxyRules {
         if target.is_https { self.for_https.as_ref() } else { self.for_http.as_ref() }
     }
 
+    /// Returns the rules of the standard variables, for other services than the Opik server.
+    #[must_use]
+    pub fn without_the_servers_own(&self) -> Self {
+        Self { fixed: None, ..self.clone() }
+    }
+
     /// Returns the proxy for a server; `None` for a direct connection.
     ///
     /// # Errors

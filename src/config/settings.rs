@@ -11,16 +11,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{BadValue, ConfigError};
+use super::fleet_url::{FleetUrl, FleetVariables};
 use super::header_lines::HeaderLines;
 use super::hosts::HostList;
 use super::parse::bad_value;
 use super::proxy::{self, ProxyRules, ProxyUrl};
+use super::recipients::RecipientList;
 use super::secret::{KeyText, Secret};
 use super::server_url::{self, ServerUrl};
 use super::setting::{Keeps, Setting};
 use super::sources::{ConfigFile, Layers, Source, Sourced};
 use super::units::ByteSize;
-use super::value::{LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
+use super::value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
 use super::wrapped;
 
 /// One line of the settings that `healthcheck` prints.
@@ -57,6 +59,8 @@ macro_rules! settings {
             pub files: Vec<ConfigFile>,
             /// The rules that select the proxy for a server.
             pub proxies: ProxyRules,
+            /// The variables that credentials of the depot come from; empty without `fleet`.
+            pub fleet_variables: FleetVariables,
             /// Network settings that failed to parse; their values are the defaults.
             pub(super) unusable: Vec<BadValue>,
         }
@@ -76,7 +80,8 @@ macro_rules! settings {
                     };
                 )*
                 let proxies = ProxyRules::read(&layers, self::setting("http_proxy"));
-                Ok(Config { $($key,)* files: layers.files, proxies, unusable })
+                let fleet_variables = FleetVariables::default();
+                Ok(Config { $($key,)* files: layers.files, proxies, fleet_variables, unusable })
             }
 
             /// Returns every setting in its displayed form, sorted by key.
@@ -129,6 +134,9 @@ const STORED_BODY_MAX: ByteSize = ByteSize::new(1_000_000_000);
 
 // Sorted by key; a test checks the order.
 settings! {
+    /// When a stored write is acknowledged: local, after the commit to the store, or fleet, once its copy is in the depot
+    acknowledge: AcknowledgeAt = "local", "OPIK_OFFLINE_ACKNOWLEDGE", "--acknowledge", ConfigYaml, plain(any);
+
     /// Whether the agent salvages and delivers the leftover files of killed Python processes, and then deletes them
     adopt_orphans: bool = "false", "OPIK_OFFLINE_ADOPT_ORPHANS", "--adopt-orphans", ConfigYaml, plain(any);
 
@@ -187,6 +195,33 @@ settings! {
     /// Minimum level of log messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);
 
+    /// Depot of the fleet, where copies of stored messages outlive this machine: s3://, gs://, az://, file:// or postgres://
+    fleet: Option<FleetUrl> = "none", "OPIK_OFFLINE_FLEET", "--fleet", ConfigYaml, plain(any);
+
+    /// How old a stored message has to be before it is copied to the depot of the fleet
+    fleet_delay: Duration = "2s", "OPIK_OFFLINE_FLEET_DELAY", ConfigYaml, plain(within(Duration::ZERO, DAY));
+
+    /// File with the private keys of a replayer of the fleet, as `age-keygen` writes it
+    fleet_identity_file: Option<PathBuf> = "none", "OPIK_OFFLINE_FLEET_IDENTITY_FILE", ConfigYaml, plain(any);
+
+    /// Reach the depot of the fleet without TLS, and not only on this machine
+    fleet_insecure: bool = "false", "OPIK_OFFLINE_FLEET_INSECURE", "--fleet-insecure", ConfigYaml, plain(any);
+
+    /// Longest interval between two copies to the depot of the fleet in an outage; it grows from 1s
+    fleet_interval_max: Duration = "30s", "OPIK_OFFLINE_FLEET_INTERVAL_MAX", ConfigYaml, plain(within(MILLISECOND, DAY));
+
+    /// Copy messages to the depot of the fleet unencrypted if it names no recipients: bodies and keys are readable there
+    fleet_plain: bool = "false", "OPIK_OFFLINE_FLEET_PLAIN", ConfigYaml, plain(any);
+
+    /// Public keys (age1...) for which copies in the depot of the fleet are sealed, separated by commas; if unset, those in its fleet.json
+    fleet_recipients: RecipientList = "none", "OPIK_OFFLINE_FLEET_RECIPIENTS", "--fleet-recipients", ConfigYaml, plain(any);
+
+    /// Whether nobody else replays the fleet's depot: needed where the depot does not keep conditional writes
+    fleet_single_replayer: bool = "false", "OPIK_OFFLINE_FLEET_SINGLE_REPLAYER", ConfigYaml, plain(any);
+
+    /// How long the owner of a stream has to be silent before a replayer of the fleet takes it over
+    fleet_takeover_after: Duration = "90s", "OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", ConfigYaml, plain(within(Duration::from_secs(1), DAY));
+
     /// How long a wrapped agent keeps delivering the backlog after its command has ended
     flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
         plain(within(Duration::ZERO, DAY));
@@ -200,6 +235,15 @@ settings! {
 
     /// Forward proxy to the server: http, https, socks4(a) or socks5(h); if unset, HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY apply
     http_proxy: Option<ProxyUrl> = "none", "_OPIK_HTTP_PROXY", Nowhere, |layers, setting| proxy::resolve(layers, setting, &upstream(layers)?.value);
+
+    /// Whether the agent is a hub: other agents send through it, and it has its store for itself
+    hub: bool = "false", "OPIK_OFFLINE_HUB", "--hub", ConfigYaml, plain(any);
+
+    /// Token that the hub requires, if the server is a hub: its `intake_token`; prefer a file
+    hub_token: Option<Secret> = "none", "OPIK_OFFLINE_HUB_TOKEN", Nowhere, plain(sendable_token);
+
+    /// File with the token that the hub requires
+    hub_token_file: Option<PathBuf> = "none", "OPIK_OFFLINE_HUB_TOKEN_FILE", "--hub-token-file", ConfigYaml, plain(any);
 
     /// Accept connections from other machines without a token
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
@@ -287,6 +331,9 @@ settings! {
     /// File with headers added to every request to the server, one `Name: value` per line
     upstream_headers_file: Option<PathBuf> = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS_FILE", "--upstream-headers-file", ConfigYaml, plain(any);
 
+    /// What happens to writes that wait for a copy while the depot is away: local acknowledges them, refuse answers 503
+    when_depot_away: DepotAwayPolicy = "local", "OPIK_OFFLINE_WHEN_DEPOT_AWAY", "--when-depot-away", ConfigYaml, plain(any);
+
     /// Policy for new messages when the store is full: refuse or drop_oldest
     when_full: WhenFull = "refuse", "OPIK_OFFLINE_WHEN_FULL", "--when-full", ConfigYaml, plain(any);
 
@@ -295,13 +342,15 @@ settings! {
 }
 
 /// Settings that matter only to commands that connect to the server.
-const OF_THE_NETWORK: [&str; 10] = [
+const OF_THE_NETWORK: [&str; 12] = [
     "check_tls_certificate",
     "client_cert_file",
     "client_key_file",
     "connect_timeout",
     "forward_timeout",
     "http_proxy",
+    "hub_token",
+    "hub_token_file",
     "ssl_cert_dir",
     "ssl_cert_file",
     "upstream_headers",
@@ -390,6 +439,17 @@ fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
         "." | ".." => Err("is a dot segment, which clients take out of URLs".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Parses the token in a file, whatever surrounds it.
+///
+/// # Errors
+///
+/// What is wrong with it, without quoting it.
+pub fn token_in(text: &str) -> Result<Secret, String> {
+    let token = Some(Secret::new(text.trim())).filter(|token| !token.expose().is_empty());
+    sendable_token(&token)?;
+    token.ok_or_else(|| "it is empty".to_owned())
 }
 
 /// Rejects a budget that is too small for a claim or a typical payload.

@@ -111,7 +111,10 @@ fn variables_are_named_after_their_keys() {
                 let foreign = ["_OPIK_HTTP_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"];
                 let is_own = *environment == format!("OPIK_OFFLINE_{upper}");
                 // Values that are secret have no place there, either.
-                assert!(foreign.contains(environment) || is_own && key.ends_with("_headers"), "{environment}");
+                assert!(
+                    foreign.contains(environment) || is_own && (key.ends_with("_headers") || key.ends_with("_token")),
+                    "{environment}"
+                );
             }
         }
     }
@@ -569,6 +572,15 @@ fn unsendable_tokens_are_rejected() {
         let text = format!("{error} {}", error.hint().unwrap_or_default());
         assert!(text.contains("intake_token"), "{text}");
         assert!(!text.contains("words") && !text.contains("latte"), "a part of the token is shown: {text}");
+    }
+}
+
+#[test]
+fn a_token_in_a_file_is_taken_without_its_line_end_and_never_quoted() {
+    assert_eq!(token_in("  s3cret-token\n").map(|token| token.expose().to_owned()).as_deref(), Ok("s3cret-token"));
+    for bad in ["", "\n", "two words-of-a-token", "caf\u{e9}-token", ".."] {
+        let reason = token_in(bad).expect_err(bad);
+        assert!(!reason.is_empty() && !reason.contains("words-of"), "{bad:?}: {reason}");
     }
 }
 

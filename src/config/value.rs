@@ -259,6 +259,26 @@ words! {
     }
 }
 
+words! {
+    /// When a write is acknowledged that was stored.
+    AcknowledgeAt {
+        /// After the local commit.
+        Local = "local",
+        /// Once its copy is in the fleet's depot.
+        Fleet = "fleet",
+    }
+}
+
+words! {
+    /// The policy for writes that wait for a copy in a depot that is away.
+    DepotAwayPolicy {
+        /// Acknowledges them after the local commit, and counts them.
+        Local = "local",
+        /// Rejects them: the client gets a 503 and still has the message.
+        Refuse = "refuse",
+    }
+}
+
 /// A validator of a value; the error text names the allowed values.
 pub(super) type Limit<'a, T> = &'a dyn Fn(&T) -> Result<(), String>;
 

@@ -11,6 +11,7 @@
 //! - [`concurrency`]: how many batches of a lane are in flight at once.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a failed attempt.
+//! - [`drain_delay`]: when an edge begins to replay to a hub that is back.
 //! - [`pacing`]: how fast a backlog is replayed.
 //! - [`fleet_pacing`]: the same where many agents share a server.
 //! - [`unread`]: order among writes of which some are forwarded unread.
@@ -21,6 +22,7 @@ pub(crate) mod backoff;
 pub mod batching;
 pub(crate) mod blame;
 pub(crate) mod concurrency;
+pub(crate) mod drain_delay;
 pub(crate) mod eta;
 pub mod fleet_pacing;
 pub(crate) mod generation;

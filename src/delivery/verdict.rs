@@ -7,6 +7,7 @@
 //!
 //! | answer | forwarding | replaying |
 //! | --- | --- | --- |
+//! | a hub's own refusal, but 508 | stored | as what is not Opik's: never counts against the message |
 //! | not Opik's | stored | the lane is held for a redirect and for 401 to 403; else a ping decides, as for 502 |
 //! | 2xx | the client gets it | delivered |
 //! | 2xx with rejected items | the client gets it | split; a single one is rejected |
@@ -246,7 +247,13 @@ mod tests {
     }
 
     fn foreign(status: u16) -> Recognised {
-        Recognised::Foreign(Box::new(Foreign { status, content_type: None, words: "Sign in".into(), location: None }))
+        Recognised::Foreign(Box::new(Foreign {
+            status,
+            content_type: None,
+            words: "Sign in".into(),
+            location: None,
+            is_hubs: false,
+        }))
     }
 
     #[test]

@@ -23,7 +23,17 @@
 //! | [`takeover`] | when a stream may be taken, and until when its owner may send |
 //! | [`import`] | which messages of a stream still have to be delivered, in which order |
 //!
-//! All of these are pure: no clock, socket, disk or log. They read what strangers may have written, so every reader has
+//! # The agent's side
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | [`spooled`] | a store that tells the depot what becomes of its messages before it knows itself |
+//! | [`ledger`] | what replay, intake and shipper of an agent know about its stream |
+//! | [`shipper`] | the loop that makes bundles, and that keeps and closes the head |
+//! | [`loading`], [`stream_head`], [`mark_writer`] | bundles and files, heads, and marks on their way to the depot |
+//! | [`seals`], [`object_names`] | for whom objects are sealed, and how a depot spells their names |
+//!
+//! Formats and policies are pure: no clock, socket, disk or log. They read what strangers may have written, so every reader has
 //! bounds, reports damage instead of failing on it, and refuses what a newer version wrote by naming that version.
 //!
 //! # Invariants
@@ -40,10 +50,18 @@ pub mod fleet_file;
 pub mod head;
 pub mod import;
 mod json;
+pub mod ledger;
+pub mod loading;
+pub mod mark_writer;
 pub mod marks;
 pub mod names;
+pub mod object_names;
 pub mod record;
 #[cfg(test)]
 mod samples;
 pub mod schedule;
+pub mod seals;
+pub mod shipper;
+pub mod spooled;
+pub mod stream_head;
 pub mod takeover;

@@ -4,8 +4,9 @@
 //! that it depends on: without a server there is no access to check.
 //!
 //! Checks write nothing, except that a store whose last sync failed is rewritten before it is opened. Only
-//! [`Health::reseal`] and [`Health::smoke_test`] write by design.
+//! [`Health::reseal`], [`Health::smoke_test`] and [`depot_checks`] write by design.
 
+mod depot;
 mod server;
 mod storage;
 
@@ -14,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub(crate) use self::depot::depot_checks;
 use crate::message::Lane;
 use crate::protocol::answers::SendFailure;
 use crate::shutdown::Shutdown;
 use crate::store::{KeyError, Keys, Limits, StoreError};
 use crate::upstream::Upstream;
+use server::ServerChecks;
 
 /// How often [`until_healthy`] repeats the checks.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -132,9 +135,11 @@ impl Check {
 impl Health<'_> {
     /// Runs all checks.
     pub(crate) fn checks(&self) -> Vec<Check> {
-        let (server, is_available) = self.server();
+        let ServerChecks { server, behind, is_available } = self.server();
         let access = if is_available { self.access() } else { Check::note("access", "not checked without a server") };
-        let mut checks = vec![server, access];
+        let mut checks = vec![server];
+        checks.extend(behind);
+        checks.push(access);
         checks.extend(self.store_checks());
         checks.extend(self.file_system());
         checks

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Check, FailureCause, Health};
 use crate::protocol::answers::Answer;
+use crate::protocol::hub::{Hub, Reached};
 use crate::protocol::recognise::{Presence, Recognised};
 use crate::shutdown::Shutdown;
 use crate::upstream::smoke::{Passed, SmokeFailure};
@@ -11,15 +12,47 @@ use crate::upstream::smoke::{Passed, SmokeFailure};
 /// How long the smoke test waits for the server to show what it accepted: as long as the SDK's own.
 const SMOKE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The checks of the server.
+pub(super) struct ServerChecks {
+    pub server: Check,
+    /// Of the server behind it, if it is a hub.
+    pub behind: Option<Check>,
+    /// Whether access to it can be checked.
+    pub is_available: bool,
+}
+
+/// Returns the check of a hub's own server.
+///
+/// That the hub can't reach it is no failure: the hub keeps what this agent sends, which is what it is for.
+fn behind(hub: &Hub) -> Check {
+    const NAME: &str = "hub's server";
+    let url = hub.server_url.as_deref().unwrap_or("its server");
+    let waiting = match hub.waiting {
+        Some(1) => "1 message waits at the hub".to_owned(),
+        Some(waiting) => format!("{waiting} messages wait at the hub"),
+        None => "the hub can't read its store".to_owned(),
+    };
+    match hub.server {
+        Reached::Available => Check::good(NAME, format!("the hub reaches {url}; {waiting}")),
+        Reached::Unknown => Check::note(NAME, format!("the hub has just started and looks for {url}; {waiting}")),
+        Reached::Unavailable => Check::warning(
+            NAME,
+            format!("the hub cannot reach {url}; {waiting}"),
+            "nothing is lost: the hub keeps what it gets; `opik-offline status` at the hub shows why",
+        ),
+    }
+}
+
 impl Health<'_> {
-    /// Pings the server; also returns whether access to it can be checked.
-    pub(super) fn server(&self) -> (Check, bool) {
+    /// Pings the server; a hub also tells how it reaches its own.
+    pub(super) fn server(&self) -> ServerChecks {
         const NAME: &str = "server";
         let pong = match self.upstream.ping(self.timeout) {
             Ok(pong) => pong,
             Err(failure) => {
                 let hint = "start the server, check the network, or choose another server with --upstream";
-                return (Check::failed(NAME, FailureCause::Unreachable, failure.to_string(), hint), false);
+                let server = Check::failed(NAME, FailureCause::Unreachable, failure.to_string(), hint);
+                return ServerChecks { server, behind: None, is_available: false };
             }
         };
         let (cause, hint) = match &pong.presence {
@@ -27,16 +60,27 @@ impl Health<'_> {
                 let version = self.upstream.version(self.timeout);
                 let version = version.map_or(String::new(), |version| format!(", version {version}"));
                 let (url, latency) = (self.upstream.base_url(), pong.latency.as_millis());
-                return (Check::good(NAME, format!("{url} answers in {latency} ms{version}")), true);
+                let hub = pong.hub.as_ref().map_or(String::new(), |hub| {
+                    let version = hub.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+                    format!(" as a hub (opik-offline{version})")
+                });
+                let check = Check::good(NAME, format!("{url} answers in {latency} ms{hub}{version}"));
+                let hub = pong.hub.as_deref();
+                let is_away = hub.is_some_and(|hub| hub.server != Reached::Available);
+                return ServerChecks { server: check, behind: hub.map(behind), is_available: !is_away };
             }
             Presence::Unauthorised(_) => (FailureCause::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
+            Presence::Foreign(foreign) if foreign.is_hubs && matches!(foreign.status, 401 | 403) => {
+                (FailureCause::NotAuthorised, foreign.hint())
+            }
             Presence::Foreign(foreign) => (FailureCause::Unreachable, foreign.hint()),
             Presence::Unhealthy(_) => {
                 (FailureCause::Unreachable, "set --upstream to the URL of the API, such as http://127.0.0.1:5173/api")
             }
         };
         let is_available = matches!(pong.presence, Presence::Unauthorised(_));
-        (Check::failed(NAME, cause, pong.presence.sentence(&self.upstream.described()), hint), is_available)
+        let server = Check::failed(NAME, cause, pong.presence.sentence(&self.upstream.described()), hint);
+        ServerChecks { server, behind: None, is_available }
     }
 
     /// Checks whether the server accepts the credential for the workspace.

@@ -16,6 +16,7 @@ use super::pace::{BodyPace, TooSlow};
 use super::shared::Shared;
 use crate::message::{Credential, Encoding, HeaderSet, Lane, Server, workspace_of_headers};
 use crate::protocol::answers::{Reply, error};
+use crate::protocol::hub::EDGE_HEADER;
 
 /// Bytes of a refused body that are read and discarded, so that its client gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -24,7 +25,7 @@ const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Headers that are not kept with a message: those of the connection, those that the lane carries, and those that only
 /// concern this exchange.
-static NOT_KEPT: [HeaderName; 8] = [
+static NOT_KEPT: [HeaderName; 9] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::EXPECT,
@@ -33,6 +34,7 @@ static NOT_KEPT: [HeaderName; 8] = [
     header::DATE,
     HeaderName::from_static("comet-workspace"),
     HeaderName::from_static(super::guard::TOKEN_HEADER),
+    HeaderName::from_static(EDGE_HEADER),
 ];
 
 /// One request that is for the server.
@@ -156,6 +158,7 @@ mod tests {
             ("authorization", "made-up-key"),
             ("proxy-authorization", "Basic x"),
             ("x-opik-offline-token", "made-up-token"),
+            ("x-opik-offline-edge", "id=a1; host=mine"),
             ("comet-workspace", "team"),
             ("host", "localhost"),
             ("content-length", "5"),

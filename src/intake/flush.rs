@@ -9,29 +9,34 @@
 //! The server is pinged at once, and then every second; lanes that are held for want of a valid key or a healthy server
 //! are retried at once, and messages that back off are made due. Only the server's rate limits stay.
 //!
+//! If the server is a hub, its queue is the second hop: once nothing is queued here, the hub is asked the same for the
+//! time that is left, and the answer is about both.
+//!
 //! | answer | meaning |
 //! | --- | --- |
 //! | 200 | everything is delivered |
-//! | 422 | the queue is empty, and the server rejected some of it meanwhile |
+//! | 422 | the queue is empty, and the server rejected some of it meanwhile, here or at the hub |
 //! | 504 | the timeout has expired, and the rest is kept as before |
 //! | 400, 405, 503 | the timeout can't be parsed; it is not a `POST`; too many flushes wait already, or the store is unusable |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use serde_json::json;
 use tracing::debug;
 
 use super::exchange::lane_of;
 use super::flush_slots::{PUSH_INTERVAL, WAITING_MAX};
-use super::forward::{self, ClientAnswer};
+use super::forward::{self, AnswerStart, ClientAnswer};
 use super::shared::Shared;
 use crate::message::{Lane, MessageId};
 use crate::monitor::Availability;
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::store::{Standing, Whose};
+use crate::upstream::AGENT_HEADER;
 
 /// The timeout of a flush that names none.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -39,6 +44,13 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// How often the store is queried; less often when a query takes long.
 const QUERY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The reason of a flush of which the server rejected something.
+const REJECTED: &str = "the server refused what is counted as rejected, see `opik-offline inspect`";
+/// How much longer than its timeout a hub may take to answer a flush.
+const HUB_GRACE: Duration = Duration::from_secs(2);
+/// Bytes of a hub's answer to a flush that are read.
+const HUB_ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// Returns the timeout that a query asks for.
 fn timeout_of(query: Option<&str>) -> Result<Duration, Reply> {
@@ -75,6 +87,8 @@ struct FlushWait<'agent> {
     whose: Arc<Whose>,
     timeout: Duration,
     started: Instant,
+    /// The client's headers, for a hub.
+    headers: HeaderMap,
     /// The newest message that is waited for.
     up_to: MessageId,
     /// The counts of queued and rejected messages when it began.
@@ -113,7 +127,9 @@ impl<'agent> FlushWait<'agent> {
         let started = Instant::now();
         let up_to = query(shared, |store| store.newest()).await.map_err(unusable)?;
         let before = standing(shared, &whose, up_to).await.map_err(unusable)?;
-        Ok((Self { shared, whose, timeout, started, up_to, before, pushed: None, was_hastened: false }, slot))
+        let headers = head.headers.clone();
+        let flush = Self { shared, whose, timeout, started, headers, up_to, before, pushed: None, was_hastened: false };
+        Ok((flush, slot))
     }
 
     /// Pushes and queries until nothing is queued any longer, or the timeout has expired.
@@ -135,7 +151,11 @@ impl<'agent> FlushWait<'agent> {
                 tokio::time::sleep(pause).await;
             }
         }
-        self.answer(now).await
+        let mut end = self.end_here(now).await;
+        if !now.waits && self.shared.connection.is_hub() {
+            end.add_hub(self.flush_hub().await);
+        }
+        self.answer(end)
     }
 
     /// Has an unavailable server pinged, and makes lanes due.
@@ -154,22 +174,53 @@ impl<'agent> FlushWait<'agent> {
         }
     }
 
-    async fn answer(&self, now: Standing) -> ClientAnswer {
+    /// Returns how this agent's queue ended.
+    async fn end_here(&self, now: Standing) -> QueueEnd {
         let rejected = now.rejected.saturating_sub(self.before.rejected);
-        let (status, reason) = match (now.waits, rejected) {
-            (false, 0) => (200, None),
-            (false, _) => {
-                (422, Some("the server refused what is counted as rejected, see `opik-offline inspect`".to_owned()))
-            }
-            (true, _) => (504, Some(self.why_queued().await)),
+        let reason = match now.waits {
+            true => Some(self.why_queued().await),
+            false => (rejected > 0).then(|| REJECTED.to_owned()),
+        };
+        QueueEnd { is_empty: !now.waits, remaining: if now.waits { now.waiting } else { 0 }, rejected, reason }
+    }
+
+    /// Asks the hub to deliver what it has of the same lane, in the time that is left.
+    async fn flush_hub(&self) -> QueueEnd {
+        let shared = self.shared;
+        let left = self.timeout.saturating_sub(self.started.elapsed());
+        let asked = async {
+            let uri = shared.address.flush_url(left).parse::<http::Uri>().ok()?;
+            let mut request = http::Request::new(forward::request_body(Bytes::new()));
+            *request.method_mut() = http::Method::POST;
+            let named = [HeaderName::from_static("comet-workspace"), header::AUTHORIZATION, AGENT_HEADER];
+            let kept = self.headers.iter().filter(|(name, _)| named.contains(name));
+            let kept: HeaderMap = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+            *request.headers_mut() = forward::request_headers(kept, &uri, &shared.agent_mark);
+            *request.uri_mut() = uri;
+            let (_, body) = shared.forwarder.send(request).await.ok()?.into_parts();
+            let answer = AnswerStart::read(body, HUB_ANSWER_BYTES_MAX).await.ok()?;
+            QueueEnd::of_hub(&answer.beginning)
+        };
+        let answered = tokio::time::timeout(left + HUB_GRACE, asked).await.ok().flatten();
+        answered.unwrap_or_else(|| QueueEnd {
+            reason: Some("the hub has everything, and does not answer whether its server has".to_owned()),
+            ..QueueEnd::default()
+        })
+    }
+
+    fn answer(&self, end: QueueEnd) -> ClientAnswer {
+        let status = match (end.is_empty, end.rejected) {
+            (true, 0) => 200,
+            (true, _) => 422,
+            (false, _) => 504,
         };
         let document = json!({
             "schema_version": 1,
             "delivered": status == 200,
-            "remaining": if now.waits { now.waiting } else { 0 },
-            "rejected": rejected,
+            "remaining": end.remaining,
+            "rejected": end.rejected,
             "waited_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "reason": reason,
+            "reason": end.reason,
         });
         let body = format!("{document}\n");
         let reply = Reply { content_type: Some("application/json"), body, ..Reply::empty(status) };
@@ -201,6 +252,40 @@ impl<'agent> FlushWait<'agent> {
     }
 }
 
+/// How a queue ended, or two of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct QueueEnd {
+    /// Whether nothing is left.
+    is_empty: bool,
+    remaining: u64,
+    rejected: u64,
+    reason: Option<String>,
+}
+
+impl QueueEnd {
+    /// Parses a hub's answer to a flush; `None` for another answer.
+    fn of_hub(body: &[u8]) -> Option<Self> {
+        let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let count = |name: &str| answer.get(name)?.as_u64();
+        let (delivered, rejected) = (answer.get("delivered")?.as_bool()?, count("rejected")?);
+        let reason = answer.get("reason").and_then(serde_json::Value::as_str);
+        Some(Self {
+            is_empty: delivered || (rejected > 0 && count("remaining")? == 0),
+            remaining: count("remaining")?,
+            rejected,
+            reason: reason.map(|reason| format!("at the hub: {reason}")),
+        })
+    }
+
+    /// Adds the second hop.
+    fn add_hub(&mut self, hub: Self) {
+        self.is_empty &= hub.is_empty;
+        self.remaining = self.remaining.saturating_add(hub.remaining);
+        self.rejected = self.rejected.saturating_add(hub.rejected);
+        self.reason = hub.reason.or(self.reason.take());
+    }
+}
+
 async fn standing(shared: &Arc<Shared>, whose: &Arc<Whose>, up_to: MessageId) -> Result<Standing, String> {
     let whose = whose.clone();
     query(shared, move |store| store.standing(&whose, up_to)).await
@@ -221,6 +306,31 @@ async fn query<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hubs_answer_counts_only_whole() {
+        let read = |body: &str| QueueEnd::of_hub(body.as_bytes());
+        let end = |is_empty, remaining, rejected| QueueEnd { is_empty, remaining, rejected, reason: None };
+        for (body, expected) in [
+            (r#"{"delivered":true,"remaining":0,"rejected":0,"reason":null}"#, Some(end(true, 0, 0))),
+            (r#"{"delivered":false,"remaining":7,"rejected":0}"#, Some(end(false, 7, 0))),
+            (r#"{"delivered":false,"remaining":0,"rejected":2}"#, Some(end(true, 0, 2))),
+            (r#"{"delivered":false,"remaining":0,"rejected":0}"#, Some(end(false, 0, 0))),
+            (r#"{"code":401,"message":"this opik-offline agent asks for its intake token"}"#, None),
+            (r#"{"delivered":true}"#, None),
+            ("<html>", None),
+            ("", None),
+        ] {
+            assert_eq!(read(body), expected, "{body}");
+        }
+        let mut both = end(true, 0, 1);
+        both.add_hub(QueueEnd { reason: Some("at the hub: it is slow".into()), ..end(false, 7, 0) });
+        assert_eq!(
+            (both.is_empty, both.remaining, both.rejected),
+            (false, 7, 1),
+            "a client would lose what waits there"
+        );
+    }
 
     #[test]
     fn timeouts_are_parsed_as_people_write_them() {

@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::printable;
 use crate::protocol::answers::{Reply, asked_wait};
+use crate::protocol::hub::{ANSWER_HEADER, EDGE_HEADER, HUB_HEADER, OWN_ANSWER};
 use crate::protocol::target::is_api;
 use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{BoxError, ForwardBody, ServerBody};
@@ -72,6 +73,7 @@ pub(crate) fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &H
     // The agent reads the body, and has told its sender to continue.
     headers.remove(header::EXPECT);
     headers.remove(super::guard::TOKEN_HEADER);
+    headers.remove(EDGE_HEADER);
     headers.append(AGENT_HEADER, agent.clone());
     if let Some(host) = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
         headers.insert(header::HOST, host);
@@ -79,14 +81,23 @@ pub(crate) fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &H
     headers
 }
 
+/// Where an answer comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AnswerSource<'a> {
+    /// The server's base URL.
+    pub base_url: &'a str,
+    /// Whether the server is a hub.
+    pub is_hub: bool,
+}
+
 /// Returns the server's answer for the client: without the headers of the connection, and with a `Location` inside the
 /// server's API rewritten to lead through the agent, under the URL that the client used (protocol dossier, section b).
 pub(crate) fn client_answer(
     mut answer: http::Response<ServerBody>,
-    server_base: &str,
+    source: AnswerSource<'_>,
     client_base: impl FnOnce() -> String,
 ) -> ClientAnswer {
-    rewrite_for_client(&mut answer, server_base, client_base);
+    rewrite_for_client(&mut answer, source, client_base);
     answer.map(|body| body.map_err(Into::into).boxed())
 }
 
@@ -155,19 +166,28 @@ impl Body for AnswerStart {
 pub(crate) fn begun_answer(
     head: http::response::Parts,
     body: AnswerStart,
-    server_base: &str,
+    source: AnswerSource<'_>,
     client_base: impl FnOnce() -> String,
 ) -> ClientAnswer {
     let mut answer = http::Response::from_parts(head, body.boxed());
-    rewrite_for_client(&mut answer, server_base, client_base);
+    rewrite_for_client(&mut answer, source, client_base);
     answer
 }
 
-fn rewrite_for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: impl FnOnce() -> String) {
+fn rewrite_for_client<B>(
+    answer: &mut http::Response<B>,
+    source: AnswerSource<'_>,
+    client_base: impl FnOnce() -> String,
+) {
     // The version concerns one connection, too: a server that speaks HTTP/1.0 must not end the client's.
     *answer.version_mut() = http::Version::HTTP_11;
     strip_hop_by_hop(answer.headers_mut());
-    rewrite_location(answer.headers_mut(), server_base, client_base);
+    if !source.is_hub {
+        // Only a hub's refusal is not Opik's verdict. An edge would retry a marked one of Opik's forever.
+        answer.headers_mut().remove(ANSWER_HEADER);
+    }
+    answer.headers_mut().remove(HUB_HEADER);
+    rewrite_location(answer.headers_mut(), source.base_url, client_base);
     if answer.status() == http::StatusCode::TOO_MANY_REQUESTS {
         set_rate_limit_reset(answer.headers_mut());
     }
@@ -205,7 +225,12 @@ pub(crate) fn own_answer(reply: Reply) -> ClientAnswer {
     };
     let mut answer = http::Response::new(full(body.into()));
     *answer.status_mut() = http::StatusCode::from_u16(reply.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let is_refusal = answer.status().as_u16() >= 400;
     let headers = answer.headers_mut();
+    if is_refusal {
+        // An agent that sends through this one must not take it for Opik's verdict.
+        headers.insert(ANSWER_HEADER, HeaderValue::from_static(OWN_ANSWER));
+    }
     if let Some(content_type) = reply.content_type {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
@@ -247,6 +272,23 @@ mod tests {
         }
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-opik-deprecation"]);
+    }
+
+    #[test]
+    fn only_a_hubs_mark_is_passed_on() {
+        for (is_hub, expected) in [(false, None), (true, Some("agent"))] {
+            let mut answer = http::Response::new(());
+            for (name, value) in [(ANSWER_HEADER, "agent"), (HUB_HEADER, "server=available")] {
+                answer.headers_mut().insert(name, HeaderValue::from_static(value));
+            }
+            let source = AnswerSource { base_url: "http://s/api", is_hub };
+            rewrite_for_client(&mut answer, source, || "http://a/api".to_owned());
+            let mark = answer.headers().get(ANSWER_HEADER).map(|mark| mark.to_str().expect("text"));
+            assert_eq!(mark, expected, "a hub: {is_hub}");
+            assert!(!answer.headers().contains_key(HUB_HEADER), "an edge would show another hub than its own");
+        }
+        assert!(own_answer(Reply::empty(503)).headers().contains_key(ANSWER_HEADER));
+        assert!(!own_answer(Reply::empty(204)).headers().contains_key(ANSWER_HEADER), "that is an acknowledgement");
     }
 
     #[test]

@@ -6,10 +6,9 @@ use http::request::Parts;
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
 use hyper::{HeaderMap, Version};
 
+pub use crate::protocol::hub::TOKEN_HEADER;
 use crate::protocol::path::below;
 
-/// The header that carries the intake token.
-pub const TOKEN_HEADER: &str = "x-opik-offline-token";
 /// The path prefix that carries it for clients that can't send headers: `/-/token/<token>/api/...`, percent-encoded.
 pub const TOKEN_PREFIX: &str = "/-/token/";
 

@@ -15,6 +15,7 @@ use super::limits::WARNING_PAUSE;
 use super::shared::{IntakeService, Listener, Shared};
 use super::workers::Workers;
 use crate::protocol::answers::unavailable;
+use crate::protocol::hub::{ANSWER_HEADER, OWN_ANSWER};
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 
@@ -174,7 +175,7 @@ fn refuse_connection(stream: TcpStream, lingering: &Arc<Semaphore>) {
     let reply = unavailable("opik-offline has as many busy connections as it may (max_connections)", LINGER);
     let head = format!(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Retry-After: {}\r\nConnection: close\r\n\r\n",
+         Retry-After: {}\r\n{ANSWER_HEADER}: {OWN_ANSWER}\r\nConnection: close\r\n\r\n",
         reply.body.len(),
         reply.retry_after_seconds.unwrap_or(1)
     );

@@ -67,7 +67,7 @@ pub(super) async fn pass_through(
     match sent {
         Ok(answer) => {
             shared.metrics.requests_passed_through.add(1);
-            forward::client_answer(answer, base_url, || client.base())
+            forward::client_answer(answer, shared.answer_source(), || client.base())
         }
         Err(_) if is_late.load(Ordering::Relaxed) => forward::own_answer(shared.refuse_slow()),
         Err(failure) => {

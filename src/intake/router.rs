@@ -27,6 +27,9 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// The answer to a client without the right token.
 const NO_TOKEN: &str = "this opik-offline agent asks for its intake token";
 
+/// The answer to a request that this agent has sent itself, directly or through others.
+const LOOP: &str = "this opik-offline agent's server is the agent itself, or an agent that sends to it: set --upstream";
+
 /// The destination of a request that was not refused.
 enum Routed {
     /// Nowhere: the agent answers it.
@@ -73,7 +76,7 @@ pub(super) async fn handle(
         Ok(Routed::Server { client, route, below }) => {
             let exchange = Exchange { shared, head, client, evidence, body };
             match route {
-                Route::Ping => status_page::ping(),
+                Route::Ping => status_page::ping(&exchange.shared, &exchange.head.headers),
                 Route::Protected(write) => accept::accept(exchange, write, below).await,
                 // Boxed, so that the future of a write is small.
                 Route::Upload(step) => Box::pin(attachments::upload(exchange, step)).await,
@@ -122,6 +125,7 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
         return match status_page::OwnPage::of(&head.method, page) {
             // A flush makes the agent work, so it is for clients that may send writes.
             Some(status_page::OwnPage::Flush) if !is_allowed => Ok(forward::own_answer(error(401, NO_TOKEN)).into()),
+            Some(status_page::OwnPage::Flush) if has_passed(shared, head) => Err(error(508, LOOP).into()),
             Some(status_page::OwnPage::Flush) => Ok(Routed::Flush),
             Some(status_page::OwnPage::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 Ok(links::redirect(&format!("{token_prefix}{}", status_page::PATH)).into())
@@ -139,12 +143,15 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
     if !is_allowed {
         return Err(error(401, NO_TOKEN).into());
     }
-    let via = head.headers.get_all(AGENT_HEADER);
-    if via.iter().any(|mark| *mark == shared.agent_mark) {
-        let text = "this opik-offline agent's server is the agent itself: set --upstream";
-        return Ok(forward::own_answer(error(508, text)).into());
+    if has_passed(shared, head) {
+        return Ok(forward::own_answer(error(508, LOOP)).into());
     }
     route_to_server(shared, head, target, &token_prefix, has_body)
+}
+
+/// Returns whether a request has passed this agent before.
+fn has_passed(shared: &Shared, head: &Parts) -> bool {
+    head.headers.get_all(AGENT_HEADER).iter().any(|mark| *mark == shared.agent_mark)
 }
 
 /// Refuses a request that a page of another site may have sent; returns whether the request names one of the agent's

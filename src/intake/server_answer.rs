@@ -8,6 +8,7 @@ use super::forward::AnswerStart;
 use super::shared::Shared;
 use crate::message::{Body, Encoding};
 use crate::protocol::answers::SendFailure;
+use crate::protocol::hub::ANSWER_HEADER;
 use crate::protocol::partial::{Partial, judge};
 use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::upstream::forward::{ForwardBody, innermost};
@@ -61,6 +62,7 @@ pub(super) fn judge_answer(
         location: header(header::LOCATION),
         body: decoded.as_deref().unwrap_or(b"(encoded)"),
         is_cut,
+        is_hubs: head.headers.contains_key(ANSWER_HEADER),
     };
     judge(endpoint, &seen)
 }

@@ -14,6 +14,7 @@ use super::ahead_notes::{AheadNotes, Horizon};
 use super::commit_answers::CommitAnswers;
 use super::entity_locks::EntityLocks;
 use super::flush_slots::FlushSlots;
+use super::forward::AnswerSource;
 use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
@@ -199,6 +200,11 @@ impl Shared {
     /// Returns the timeout of an answer that only the server can give; none while it is available.
     pub(super) fn answer_timeout(&self) -> Option<Duration> {
         (self.reachability() == Reachability::Unavailable).then_some(AWAY_TIMEOUT)
+    }
+
+    /// Returns where an answer of the server comes from.
+    pub(super) fn answer_source(&self) -> AnswerSource<'_> {
+        AnswerSource { base_url: self.forwarder.base_url(), is_hub: self.connection.is_hub() }
     }
 
     /// Returns when a client is asked to retry while the server is unavailable.

@@ -7,16 +7,17 @@ mod text;
 
 use std::time::UNIX_EPOCH;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use hyper::Method;
 use serde_json::json;
 
 use super::forward::{self, ClientAnswer};
 use super::shared::Shared;
 use crate::monitor::Availability;
-use crate::overview::{LiveWrites, connection_word};
+use crate::overview::{HubOverview, LiveWrites, connection_word};
 use crate::printable;
 use crate::protocol::answers::error;
+use crate::protocol::hub::{EDGE_HEADER, Edge, HUB_HEADER};
 use crate::store::{Filter, now_ms};
 
 /// The path of the status page: it collides with no path of a server.
@@ -76,9 +77,17 @@ impl OwnPage {
     }
 }
 
-/// Answers `is-alive/ping` for the agent.
-pub(super) fn ping() -> ClientAnswer {
-    plain("application/json", json!({ "message": "opik-offline is running", "healthy": true }).to_string())
+/// Answers `is-alive/ping` for the agent. To an edge, an agent is a hub, and tells how it reaches its own server.
+pub(super) fn ping(shared: &Shared, headers: &HeaderMap) -> ClientAnswer {
+    if let Some(edge) = headers.get(EDGE_HEADER).and_then(|value| Edge::of_header(value.as_bytes())) {
+        shared.collector.met_edge(edge);
+    }
+    let text = json!({ "message": "opik-offline is running", "healthy": true }).to_string();
+    let mut answer = plain("application/json", text);
+    if let Ok(hub) = HeaderValue::try_from(shared.collector.hub().to_header()) {
+        answer.headers_mut().insert(HUB_HEADER, hub);
+    }
+    answer
 }
 
 fn plain(content_type: &'static str, text: String) -> ClientAnswer {
@@ -126,6 +135,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "connection": connection_word(state.availability),
             "since_ms": u64::try_from(since).unwrap_or(u64::MAX),
             "reason": state.reason,
+            "hub": shared.connection.hub().map(HubOverview::from),
         },
         "store": store,
     })
@@ -134,6 +144,9 @@ fn ready(shared: &Shared) -> serde_json::Value {
 fn metrics(shared: &Shared) -> String {
     let available = shared.connection.availability() == Availability::Available;
     shared.metrics.connection_available.set(if available { 1.0 } else { 0.0 });
+    let edges = shared.collector.edges();
+    shared.metrics.edges.set(edges.recent as f64);
+    shared.metrics.edges_waiting_messages.set(edges.waiting_messages as f64);
     let read = shared.slot.try_with(|store| {
         let own = store.backlog(&Filter::of_server(&shared.server))?;
         let waiting_elsewhere = store.backlog(&Filter::default())?.waiting().saturating_sub(own.waiting());

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::failing_lanes::FailingLanes;
 use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings, jitter};
+use crate::protocol::hub::Hub;
 use crate::protocol::recognise::Foreign;
 use crate::shutdown::Shutdown;
 use crate::upstream::Met;
@@ -39,6 +40,8 @@ pub struct Connection {
     is_foreign: AtomicBool,
     /// Answers to writes that were not Opik's.
     foreign_count: AtomicU64,
+    /// Whether [`MonitorState::hub`] is set.
+    is_hub: AtomicBool,
 }
 
 struct MonitorState {
@@ -50,6 +53,8 @@ struct MonitorState {
     /// The last answer to a write that was not Opik's, until a write is confirmed.
     foreign: Option<String>,
     ping_takes_at_most: Duration,
+    /// The hub that answered the last ping that was answered.
+    hub: Option<Hub>,
 }
 
 impl Connection {
@@ -62,6 +67,7 @@ impl Connection {
             notice: None,
             foreign: None,
             ping_takes_at_most: settings.check_timeout,
+            hub: None,
         };
         Self {
             state: Mutex::new(state),
@@ -72,6 +78,7 @@ impl Connection {
             lanes: FailingLanes::default(),
             is_foreign: AtomicBool::new(false),
             foreign_count: AtomicU64::new(0),
+            is_hub: AtomicBool::new(false),
         }
     }
 
@@ -146,6 +153,39 @@ impl Connection {
     /// Returns how many answers to writes were not Opik's.
     pub fn foreign_count(&self) -> u64 {
         self.foreign_count.load(Ordering::Relaxed)
+    }
+
+    /// Takes who answered a ping: a hub, or not.
+    pub fn met_hub(&self, hub: Option<Hub>) {
+        let mut state = self.lock();
+        self.is_hub.store(hub.is_some(), Ordering::Relaxed);
+        let was = std::mem::replace(&mut state.hub, hub.clone());
+        drop(state);
+        match (was, hub) {
+            (None, Some(hub)) => {
+                let url = hub.server_url.as_deref().unwrap_or("an unknown server");
+                info!(target: "connection_monitor", "the server is an opik-offline hub in front of {url}");
+            }
+            (Some(_), None) => info!(target: "connection_monitor", "the server is not an opik-offline hub any more"),
+            _ => {}
+        }
+    }
+
+    /// Returns the hub that answered the last ping that was answered, if it is one.
+    pub fn hub(&self) -> Option<Hub> {
+        self.lock().hub.clone()
+    }
+
+    /// Returns whether the server is a hub, at the cost of one load.
+    pub fn is_hub(&self) -> bool {
+        self.is_hub.load(Ordering::Relaxed)
+    }
+
+    /// Returns when a hub last returned and how long it had been away; `None` while it is away, and for a server that is
+    /// not a hub.
+    pub fn hub_return(&self) -> Option<(Instant, Duration)> {
+        let state = self.lock();
+        state.hub.as_ref().and_then(|_| state.monitor.last_return())
     }
 
     /// Takes the result of a ping: answered well, or what it met; `reason` is why it was not answered well.

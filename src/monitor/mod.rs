@@ -83,6 +83,8 @@ pub struct ConnectionMonitor {
     restored: Option<Instant>,
     /// How many outages have ended, without those of a flapping server.
     outages_ended: u64,
+    /// How long the last outage took that ended.
+    last_outage: Duration,
     /// How often it was lost soon after its return.
     flaps: u32,
     /// Consecutive good pings since it was lost.
@@ -103,6 +105,7 @@ impl ConnectionMonitor {
             lost: None,
             restored: None,
             outages_ended: 0,
+            last_outage: Duration::ZERO,
             flaps: 0,
             good_pings: 0,
         }
@@ -127,6 +130,11 @@ impl ConnectionMonitor {
     /// have caused it.
     pub fn outages_ended(&self) -> u64 {
         self.outages_ended
+    }
+
+    /// Returns when the server last became available, and how long it had been unavailable before; zero for the start.
+    pub fn last_return(&self) -> Option<(Instant, Duration)> {
+        self.restored.map(|restored| (restored, self.last_outage))
     }
 
     /// Begins a ping at `now`, and returns the timeout of its connection attempt, if it is shorter than usual.
@@ -180,7 +188,11 @@ impl ConnectionMonitor {
             self.waits = Waits::returning(&self.settings);
             return Change::None;
         }
-        match std::mem::replace(&mut self.availability, Availability::Available) {
+        let before = std::mem::replace(&mut self.availability, Availability::Available);
+        if before == Availability::Unavailable {
+            self.last_outage = self.lost.map_or(Duration::ZERO, |lost| now.saturating_duration_since(lost));
+        }
+        match before {
             Availability::Available => return Change::None,
             Availability::Unavailable if self.flaps == 0 => self.outages_ended += 1,
             Availability::Unavailable | Availability::Unknown => {}
@@ -252,7 +264,13 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
         }
         let sent = Instant::now();
         let connect_timeout = connection.begin_ping(sent);
-        let pong = upstream.ping_within(connect_timeout, settings.check_timeout).map(|pong| pong.presence);
+        let pong = upstream.ping_within(connect_timeout, settings.check_timeout);
+        let pong = pong.map(|pong| {
+            if pong.presence == Presence::There {
+                connection.met_hub(pong.hub.map(|hub| *hub));
+            }
+            pong.presence
+        });
         let (result, reason) = match pong {
             // Waiting messages have keys of their own: whether these are valid is checked lane by lane.
             Ok(presence @ (Presence::There | Presence::Unauthorised(_))) => (Ok(()), presence.reason()),
@@ -319,6 +337,20 @@ mod tests {
         assert_eq!(monitor.pinged(REFUSED, now, 0.0), Change::None);
         assert_eq!(monitor.pinged(GOOD, now, 0.0), Change::Restored);
         assert_eq!(monitor.availability(), Availability::Available);
+    }
+
+    #[test]
+    fn the_length_of_the_last_outage_is_known_after_the_return() {
+        let (now, minute) = (Instant::now(), Duration::from_secs(60));
+        let mut monitor = monitor();
+        assert_eq!(monitor.last_return(), None);
+        monitor.pinged(GOOD, now, 0.0);
+        assert_eq!(monitor.last_return(), Some((now, Duration::ZERO)), "the start follows no outage");
+        monitor.pinged(REFUSED, now, 0.0);
+        monitor.pinged(REFUSED, now + minute / 2, 0.0);
+        assert_eq!(monitor.last_return(), None);
+        monitor.pinged(GOOD, now + minute, 0.0);
+        assert_eq!(monitor.last_return(), Some((now + minute, minute)), "edges would stampede the hub");
     }
 
     #[test]

@@ -76,6 +76,7 @@ fn server(answer: &Value) -> ServerOverview {
         },
         since_ms: answer["since_ms"].as_i64(),
         reason: answer["reason"].as_str().map(str::to_owned),
+        hub: serde_json::from_value(answer["hub"].clone()).ok(),
     }
 }
 

@@ -4,15 +4,20 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use super::edges::EdgeRegistry;
 use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, held_for};
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
-use super::{AgentOverview, ElsewhereOverview, Overview, ReplayOverview, ServerOverview, connection_word, pace_of};
+use super::{
+    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview,
+    ServerOverview, connection_word, pace_of,
+};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::PaceSettings;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::protocol::hub::{Edge, Hub, Reached};
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
@@ -45,7 +50,12 @@ pub struct OverviewSources {
     pub listen: String,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// Returns the state of the copies in the depot, if there is one.
+    pub fleet: Option<FleetSource>,
 }
+
+/// Returns the state of the copies in the depot.
+pub(crate) type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
 
 /// Gathers overviews of a running agent.
 pub struct OverviewCollector {
@@ -55,6 +65,7 @@ pub struct OverviewCollector {
     history: History,
     replays: Mutex<VecDeque<ReplayRecord>>,
     full: FullWatch,
+    edges: EdgeRegistry,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
@@ -76,6 +87,7 @@ impl OverviewCollector {
             started: Instant::now(),
             history: History::default(),
             replays: Mutex::default(),
+            edges: EdgeRegistry::default(),
             cached: Mutex::default(),
         }
     }
@@ -104,6 +116,38 @@ impl OverviewCollector {
     /// Returns the watch over whether the store is full.
     pub fn full(&self) -> &FullWatch {
         &self.full
+    }
+
+    /// Returns the edges of this agent.
+    pub fn edges(&self) -> EdgesOverview {
+        self.edges.overview(Instant::now())
+    }
+
+    /// Takes an edge that pings.
+    pub fn met_edge(&self, edge: Edge) {
+        self.edges.note(edge, Instant::now());
+    }
+
+    /// Returns how many messages waited at the last sample, which is at most a few seconds old. Reads no store: a ping
+    /// must not wait for a disk.
+    pub fn waiting(&self) -> Option<u64> {
+        self.history.last()?.waiting
+    }
+
+    /// Returns how this agent describes itself to its edges.
+    pub fn hub(&self) -> Hub {
+        let state = self.sources.connection.state();
+        Hub {
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            server_url: Some(self.sources.server_url.clone()),
+            server: match state.availability {
+                Availability::Unknown => Reached::Unknown,
+                Availability::Available => Reached::Available,
+                Availability::Unavailable => Reached::Unavailable,
+            },
+            since_ms: state.since.duration_since(UNIX_EPOCH).ok().map(millis),
+            waiting: self.waiting(),
+        }
     }
 
     /// Returns how long the agent has been running.
@@ -146,11 +190,13 @@ impl OverviewCollector {
             at_ms: now,
             agent: self.agent(),
             server: self.server_overview(),
+            fleet: self.sources.fleet.as_ref().map(|fleet| fleet()),
             eta: store.usable.then(|| eta(&situation).into()),
             store,
             rates,
             lanes: lanes.iter().take(LANES_MAX).map(LaneOverview::of).collect(),
             lanes_total: lanes.len() as u64,
+            edges: self.edges(),
             replays: lock(&self.replays).iter().map(ReplayOverview::of).collect(),
             day: self.history.day().into_iter().chain([sample]).collect(),
             history,
@@ -174,6 +220,7 @@ impl OverviewCollector {
             connection: connection_word(state.availability),
             since_ms: Some(state.since.duration_since(UNIX_EPOCH).map_or(0, |since| millis(since) as i64)),
             reason: state.reason,
+            hub: self.sources.connection.hub().map(HubOverview::from),
         }
     }
 

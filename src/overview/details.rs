@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{EtaOverview, FullOverview, pace_of};
+use super::{EdgesOverview, EtaOverview, FleetOverview, FullOverview, pace_of};
 use crate::delivery::eta::Situation;
 use crate::delivery::pacing::PaceSettings;
 use crate::message::MessageStatus;
@@ -141,7 +141,9 @@ pub(crate) struct AgentsView {
     pub rates: Option<Rates>,
     pub eta: Option<EtaOverview>,
     pub history: Vec<Sample>,
+    pub edges: EdgesOverview,
     pub store: AgentsStoreView,
+    pub fleet: Option<FleetOverview>,
 }
 
 /// The agent's view of its store.

@@ -13,6 +13,7 @@
 pub(crate) mod asked;
 pub(crate) mod collector;
 pub(crate) mod details;
+pub(crate) mod edges;
 pub(crate) mod full_watch;
 pub(crate) mod lanes;
 pub(crate) mod store;
@@ -20,6 +21,7 @@ pub(crate) mod store;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::collector::OverviewCollector;
+pub(crate) use self::edges::{EdgesOverview, HubOverview};
 pub(crate) use self::lanes::LaneOverview;
 pub(crate) use self::store::{ElsewhereOverview, FullOverview, LiveWrites, RecoveryOverview, StoreOverview, elsewhere};
 use crate::delivery::eta::Eta;
@@ -37,6 +39,9 @@ pub struct Overview {
     pub agent: AgentOverview,
     pub server: ServerOverview,
     pub store: StoreOverview,
+    /// Only with a depot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetOverview>,
     /// `null` for the first seconds.
     pub rates: Option<Rates>,
     /// `null` while the store can't be read.
@@ -45,6 +50,8 @@ pub struct Overview {
     pub lanes: Vec<LaneOverview>,
     /// How many there are.
     pub lanes_total: u64,
+    /// Agents that send through this one.
+    pub edges: EdgesOverview,
     /// Replays that this agent saw, the newest first.
     pub replays: Vec<ReplayOverview>,
     /// A sample every 5 seconds of the last quarter of an hour, the oldest first.
@@ -75,6 +82,25 @@ pub struct ServerOverview {
     pub since_ms: Option<i64>,
     /// Why it is unavailable.
     pub reason: Option<String>,
+    /// The hub that this server is, if it is one, and that hub's own server.
+    pub hub: Option<HubOverview>,
+}
+
+/// The copies of stored messages in the fleet's depot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetOverview {
+    /// Its URL, without secrets.
+    pub depot: String,
+    /// Why nothing can be copied to it now.
+    pub problem: Option<String>,
+    /// The stream that is copied to.
+    pub stream: Option<String>,
+    /// Streams that a replayer has taken over and not finished.
+    pub handed_over: u64,
+    /// Messages that wait and have no copy there.
+    pub unshipped_messages: u64,
+    /// When the oldest of them was accepted, in milliseconds since the Unix epoch.
+    pub unshipped_oldest_ms: Option<i64>,
 }
 
 /// An [`Eta`] with its words.

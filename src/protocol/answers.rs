@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
+use super::hub::Hub;
 use super::partial::Partial;
 use super::recognise::Recognised;
 pub use super::reply::{Reply, error, success, unavailable};
@@ -25,6 +26,8 @@ pub struct Answer {
     pub partial: Option<Box<Partial>>,
     /// Who sent it: Opik, or a front.
     pub recognised: Recognised,
+    /// The hub that sent it, if it describes itself: only in answers to pings.
+    pub hub: Option<Box<Hub>>,
 }
 
 impl Answer {
@@ -35,7 +38,7 @@ impl Answer {
     pub fn of_status(status: u16) -> Self {
         let recognised = if (200..300).contains(&status) { Recognised::Confirmed } else { Recognised::Refused };
         let text = String::new();
-        Self { status, asked_wait: None, location: None, date_ms: None, text, partial: None, recognised }
+        Self { status, asked_wait: None, location: None, date_ms: None, text, partial: None, recognised, hub: None }
     }
 
     /// Returns whether Opik confirms the complete request.

@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod attachment;
 pub mod fallback;
+pub mod hub;
 pub mod inspection;
 pub(crate) mod item_stream;
 pub mod json;

@@ -31,6 +31,8 @@
 //!   client can correct it, and replay holds the lane for them regardless of the sender.
 //! - **413** is believed from every front: it concerns the size of this request, retrying the same does not help, and
 //!   the remedy, smaller requests, is safe. A single item that is too large becomes a dead letter.
+//! - **A hub's own refusal** ([`super::hub::ANSWER_HEADER`]) is foreign, a 413 as well: Opik has not seen the request,
+//!   and the hub takes it once it has room or its server is back. A loop (508) is not: no retry ends it.
 
 use crate::message::MessageType;
 
@@ -68,6 +70,8 @@ pub(crate) struct Seen<'a> {
     pub body: &'a [u8],
     /// Whether the body is truncated here.
     pub is_cut: bool,
+    /// Whether it is marked as a hub's own answer.
+    pub is_hubs: bool,
 }
 
 /// The sender and meaning of a response.
@@ -104,6 +108,8 @@ pub struct Foreign {
     pub words: String,
     /// Target of a redirect.
     pub location: Option<String>,
+    /// Whether it is a hub's own answer, not one that the hub passed on.
+    pub is_hubs: bool,
 }
 
 /// Prefix of the text of a [`Foreign`], by which it is recognised in a lane's reason.
@@ -112,6 +118,9 @@ pub(crate) const NOT_OPIK: &str = "not Opik: ";
 impl std::fmt::Display for Foreign {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{NOT_OPIK}{}", self.status)?;
+        if self.is_hubs {
+            return write!(f, " of the hub itself \"{}\"", self.words);
+        }
         if let Some(content_type) = &self.content_type {
             write!(f, " {content_type}")?;
         }
@@ -126,6 +135,9 @@ impl std::fmt::Display for Foreign {
 impl Foreign {
     /// Returns the hint for operators.
     pub fn hint(&self) -> &'static str {
+        if self.is_hubs {
+            return hub_hint(self.status);
+        }
         match (&self.location, self.status) {
             (Some(_), 300..=399) => {
                 "no redirect is followed, it would carry the key along: set --upstream to where the API is (https?), \
@@ -142,6 +154,19 @@ impl Foreign {
                  such as http://127.0.0.1:5173/api"
             }
         }
+    }
+}
+
+/// Returns the hint for a hub's own refusal.
+fn hub_hint(status: u16) -> &'static str {
+    match status {
+        401 => {
+            "set the token that the hub requires (its OPIK_OFFLINE_INTAKE_TOKEN) here as OPIK_OFFLINE_HUB_TOKEN, or in a \
+             file with --hub-token-file"
+        }
+        403 => "add the host name by which this agent reaches the hub to the hub's --allowed-hosts",
+        413 => "raise max_body_size, max_inflated_size or max_attachment_size of the hub to those of this agent",
+        _ => "`opik-offline status` at the hub shows why; what is stored here is kept and sent again",
     }
 }
 
@@ -184,6 +209,9 @@ impl Presence {
     }
 }
 
+/// The status of a request that met an agent twice. Only agents answer with it, and it is final for every one of them.
+const LOOP_DETECTED: u16 = 508;
+
 /// Recognises the sender of a response.
 pub(crate) fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
     // The usual response to writes, which can't have a body. A ping or a read is never answered with it.
@@ -191,6 +219,7 @@ pub(crate) fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
         return Recognised::Confirmed;
     }
     let recognised = match seen.status {
+        400.. if seen.is_hubs && seen.status != LOOP_DETECTED => None,
         _ if is_html(seen) && seen.status != 413 => None,
         200..=299 => success(endpoint, seen),
         413 => Some(Recognised::Refused),
@@ -205,6 +234,8 @@ pub(crate) fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
 pub(crate) fn presence(recognised: Recognised, status: u16, said: &str) -> Presence {
     match (recognised, status) {
         (Recognised::Confirmed | Recognised::Partial, _) => Presence::There,
+        // A hub that refuses this agent takes no message of any key from it.
+        (Recognised::Foreign(foreign), _) if foreign.is_hubs => Presence::Foreign(foreign),
         (Recognised::Foreign(foreign), 401 | 403) => Presence::Unauthorised(foreign.to_string()),
         (Recognised::Refused, 401 | 403) => Presence::Unauthorised(with_words(status, said)),
         (Recognised::Foreign(foreign), _) => Presence::Foreign(foreign),
@@ -449,11 +480,23 @@ fn is_html(seen: &Seen<'_>) -> bool {
     first_byte(seen).map_or(is_named && seen.status < 400, |first| is_named || first == b'<')
 }
 
+/// Limit of a hub's own words, in characters.
+const HUBS_WORDS_MAX: usize = 200;
+
+/// Returns the message of a hub's own answer.
+fn hubs_message(seen: &Seen<'_>) -> Option<String> {
+    ObjectMembers::of(seen).filter(|_| seen.is_hubs)?.message
+}
+
 fn foreign(seen: &Seen<'_>) -> Foreign {
     Foreign {
         status: seen.status,
         content_type: essence(seen.content_type).map(|essence| one_line(essence, 60)),
-        words: words(seen.content_type, seen.body),
+        words: match hubs_message(seen) {
+            Some(message) => one_line(&message, HUBS_WORDS_MAX),
+            None => words(seen.content_type, seen.body),
+        },
+        is_hubs: seen.is_hubs,
         location: seen.location.filter(|_| (300..400).contains(&seen.status)).map(|location| one_line(location, 200)),
     }
 }

@@ -7,6 +7,8 @@
 //!
 //! Pure: functions of a path and of the server's address.
 
+use std::time::Duration;
+
 use super::path::{PathFault, below, normalise};
 
 /// Prefixes under which clients look for the API, in addition to the server's own (protocol dossier, section b).
@@ -63,6 +65,12 @@ impl ServerAddress {
     /// Returns the SDK's `url_override` for a direct connection.
     pub fn url_override(&self) -> String {
         format!("{}{}/", self.origin, self.base)
+    }
+
+    /// Returns where a hub at this address is asked to deliver within this time. A token in the path of the base stays.
+    pub(crate) fn flush_url(&self, timeout: Duration) -> String {
+        let token = self.base.strip_suffix("/api").filter(|base| base.starts_with("/-/token/")).unwrap_or_default();
+        format!("{}{token}/-/flush?timeout={}ms", self.origin, timeout.as_millis())
     }
 
     /// Returns the path of the UI, as the SDKs derive it from their `url_override`.

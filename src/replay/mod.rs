@@ -79,10 +79,12 @@ pub use context::{DrainEnd, Observer, ReplaySettings, Replayer};
 pub use lease::LEASE_TIME_TO_LIVE;
 pub use state::ReplayState;
 
+use crate::delivery::drain_delay::drain_delay;
 use crate::delivery::id_window;
 use crate::memory;
 use crate::message::{Lane, MessageStatus};
 use crate::monitor::connection::Connection;
+use crate::monitor::jitter;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
 use crate::store::{Filter, Owner, Store, StoreError, now_ms};
@@ -144,6 +146,7 @@ impl ReplayManager<'_> {
         let state = ReplayState::default();
         let mut ages_checked: Option<Instant> = None;
         let mut warned = None;
+        let mut returned = None;
         while !self.shutdown.sleep(pause) {
             self.shutdown.beat();
             pause = self.tick_interval;
@@ -155,6 +158,10 @@ impl ReplayManager<'_> {
             if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
                 // The return of the server ends the wait, and a pause would only delay what follows.
                 pause = Duration::ZERO;
+                continue;
+            }
+            if let Some(delay) = self.drain_delay(&mut returned) {
+                pause = delay;
                 continue;
             }
             // The thread that opens the store reports why it is unavailable.
@@ -195,6 +202,13 @@ impl ReplayManager<'_> {
                 Err(StoreError::LeaseLost) => {
                     warn!(target: "replay_manager", "the replay lease was lost to another process");
                 }
+                Err(error @ StoreError::DepotAway { .. }) => {
+                    if reported != error.to_string() {
+                        reported = error.to_string();
+                        warn!(target: "replay_manager", "delivery waits for the depot: {error}");
+                    }
+                    pause = ERROR_PAUSE;
+                }
                 Err(error) => {
                     let error = Arc::new(error);
                     self.slot.report(&store, &error);
@@ -207,6 +221,18 @@ impl ReplayManager<'_> {
                 }
             }
         }
+    }
+
+    /// Returns how long to wait before a hub gets the backlog, once for each of its returns; `returned` is the last that
+    /// was waited for.
+    fn drain_delay(&self, returned: &mut Option<Instant>) -> Option<Duration> {
+        let (at, outage) = self.connection.hub_return()?;
+        if returned.replace(at) == Some(at) {
+            return None;
+        }
+        let delay = drain_delay(outage, jitter());
+        debug!(target: "replay_manager", ?delay, "the hub is back");
+        (!delay.is_zero()).then_some(delay)
     }
 
     /// Warns, once an hour, when the oldest waiting create comes near the age at which servers may refuse its id.

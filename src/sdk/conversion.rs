@@ -95,7 +95,7 @@ pub(super) fn write(row: Sha256, write: SdkWrite, lane: &Lane) -> SalvagedRow {
         project: inspection.project,
         accepted_at_ms: now_ms(),
     };
-    SalvagedRow { row, message, rejected: None, file: None }
+    SalvagedRow::new(row, message, None)
 }
 
 /// Returns the message of an attachment, or the reason for which the server would reject it.
@@ -146,7 +146,7 @@ pub(super) fn rejected(row: Sha256, stored: &StoredRow, reason: &str, path: &Pat
     };
     let text = format!("row {} of {}: {reason}", stored.message_id, path.display());
     let answer = LastAnswer { status: None, text, at_ms: now_ms() };
-    SalvagedRow { row, message, rejected: Some(answer), file: None }
+    SalvagedRow::new(row, message, Some(answer))
 }
 
 /// A row for people: the request that it becomes, or why it does not.

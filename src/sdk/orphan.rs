@@ -91,7 +91,7 @@ pub fn find(temp_dir: &Path) -> Vec<Orphan> {
 }
 
 /// Returns the process that has a file open. The descriptor `file` itself, which asks, does not count.
-pub(super) fn holder_of(file: &fs::File, path: &Path) -> Holder {
+pub(crate) fn holder_of(file: &fs::File, path: &Path) -> Holder {
     let Ok(metadata) = file.metadata() else { return Holder::Unknown("it cannot be inspected".into()) };
     let own = OwnDescriptor { pid: std::process::id(), descriptor: file.as_raw_fd() };
     let found = holders(&[FileId::of(&metadata)], path, Some(own)).pop().unwrap_or(Holder::Nobody);

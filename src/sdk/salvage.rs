@@ -126,7 +126,8 @@ pub(crate) enum SalvageTarget<'s> {
 }
 
 impl SalvageTarget<'_> {
-    fn knows(&self, row: &Sha256) -> Result<bool, StoreError> {
+    /// Returns whether the row with this digest was salvaged earlier.
+    pub(crate) fn knows(&self, row: &Sha256) -> Result<bool, StoreError> {
         match self {
             Self::Store(store) | Self::DryRun(Some(store)) => store.is_salvaged(row),
             Self::DryRun(None) => Ok(false),
@@ -345,7 +346,7 @@ impl PendingRows<'_> {
             }
         }
         let ids = writer.register_by(|store, id, file| {
-            store.salvage(&[SalvagedRow { row, message, rejected: None, file: Some((id, *file)) }])
+            store.salvage(&[SalvagedRow { file: Some((id, *file)), ..SalvagedRow::new(row, message, None) }])
         })?;
         match ids.first() {
             Some(Some(_)) => self.salvaged.taken += 1,

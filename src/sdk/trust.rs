@@ -22,6 +22,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -138,7 +139,7 @@ fn mistrust_attachment(file: FileFacts, whose: FileOwner) -> Option<String> {
 
 /// Why something was not opened.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// It is not trusted, and why.
     Untrusted(String),
     /// The operating system refused.
@@ -159,7 +160,7 @@ impl From<Errno> for Refusal {
 
 /// An open folder, reached without a link of another user.
 #[derive(Debug)]
-pub(super) struct Folder {
+struct Folder {
     handle: File,
     /// Its path without links.
     path: PathBuf,
@@ -209,6 +210,18 @@ impl Folder {
         Ok((file, metadata))
     }
 
+    /// Renames the file with this name if it is still the file that was opened. A missing file is not an error.
+    fn rename(&self, name: &OsStr, id: FileId, to: &OsStr) -> io::Result<()> {
+        let found = match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            found => found?,
+        };
+        if FileId::of_stat(&found) != id {
+            return Err(io::Error::other("another file has its name now"));
+        }
+        Ok(rustix::fs::renameat(&self.handle, name, &self.handle, to)?)
+    }
+
     /// Deletes the file with this name if it is still the file that was opened.
     fn remove(&self, name: &OsStr, id: FileId) -> io::Result<()> {
         let found = match self.file(name) {
@@ -226,8 +239,8 @@ impl Folder {
 
 /// A file that passed the checks, with the files that SQLite keeps beside it.
 #[derive(Debug)]
-pub(super) struct TrustedFile {
-    pub(super) file: File,
+pub(crate) struct TrustedFile {
+    pub(crate) file: File,
     folder: Arc<Folder>,
     name: OsString,
     whose: FileOwner,
@@ -237,7 +250,7 @@ pub(super) struct TrustedFile {
 
 impl TrustedFile {
     /// Opens a file if it is trusted.
-    pub(super) fn open(path: &Path, whose: FileOwner) -> Result<Self, Refusal> {
+    pub(crate) fn open(path: &Path, whose: FileOwner) -> Result<Self, Refusal> {
         let Some(name) = path.file_name() else { return Err(Refusal::Untrusted("it is not a regular file".into())) };
         let folder = Folder::open(path.parent().unwrap_or(Path::new("/")))?;
         let (file, metadata) = folder.file(name)?;
@@ -251,7 +264,7 @@ impl TrustedFile {
     }
 
     /// Opens the file with this suffix in its name, under the same rules; `None` if there is none.
-    pub(super) fn open_beside(&mut self, suffix: &str) -> Result<Option<File>, Refusal> {
+    pub(crate) fn open_beside(&mut self, suffix: &str) -> Result<Option<File>, Refusal> {
         let mut name = self.name.clone();
         name.push(suffix);
         let (file, metadata) = match self.folder.file(&name) {
@@ -271,7 +284,7 @@ impl TrustedFile {
     /// # Errors
     ///
     /// The error of the operating system, with the name of the first file that was not deleted.
-    pub(super) fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> io::Result<()> {
         for (name, id) in &self.parts {
             let failed = |error| io::Error::other(format!("{}: {error}", self.folder.path.join(name).display()));
             self.folder.remove(name, *id).map_err(failed)?;
@@ -281,6 +294,35 @@ impl TrustedFile {
             tracing::debug!(target: "replay_manager", "the folder {} is kept: it cannot be removed", self.folder.path.display());
         }
         Ok(())
+    }
+
+    /// Renames the files that were opened, so that their names have `ending` behind the database's: its journals first,
+    /// the database last. Returns the new name.
+    ///
+    /// # Errors
+    ///
+    /// The error of the operating system, with the name of the first file that was not renamed.
+    pub(crate) fn set_aside(&self, ending: &str) -> io::Result<PathBuf> {
+        let aside = |name: &OsStr| {
+            let mut aside = self.name.clone();
+            aside.push(ending);
+            aside.push(OsStr::from_bytes(&name.as_encoded_bytes()[self.name.len()..]));
+            aside
+        };
+        for (name, id) in &self.parts {
+            let failed = |error| io::Error::other(format!("{}: {error}", self.folder.path.join(name).display()));
+            // These hold no message.
+            let is_spare =
+                ["-shm", "-ballast"].iter().any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes()));
+            match is_spare {
+                true => self.folder.remove(name, *id),
+                false => self.folder.rename(name, *id, &aside(name)),
+            }
+            .map_err(failed)?;
+        }
+        // Opened anew: the folder's own descriptor may only be for traversing it.
+        File::open(&self.folder.path)?.sync_all()?;
+        Ok(self.folder.path.join(aside(&self.name)))
     }
 
     /// Returns whether the folder has a name as the SDK gives it to its own (Python's `tempfile.mkdtemp`).

@@ -132,6 +132,22 @@ pub enum StoreError {
     /// A configured key is unusable.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The depot, where messages have copies, can't be told what becomes of them, or has not confirmed a copy: retry.
+    #[error("{reason}")]
+    DepotAway {
+        /// What failed, on which depot.
+        reason: String,
+    },
+    /// Messages of this store have copies in a depot, and this process does not tell the depot what becomes of them.
+    #[error(
+        "messages of the message store {at} are in the depot {depot} as well, which delivers them if their agent is gone"
+    )]
+    InDepot {
+        /// The store.
+        at: Location,
+        /// The depot's URL, without secrets.
+        depot: String,
+    },
     /// Our lease expired and another process acquired it.
     #[error("the replay lease was lost to another process")]
     LeaseLost,

@@ -1,8 +1,8 @@
 //! The durable queue: messages that were acknowledged and are not on the server yet.
 //!
 //! [`Store`] keeps promises about bytes and order and decides nothing: what an answer means, when to retry and how fast
-//! to go are policy ([`crate::delivery`]), and neither room knows the other. It is five small traits, one per caller:
-//! [`Intake`], [`Attachments`], [`Replay`], [`Browse`] and [`Maintain`]. No SQL, row, path or error of an engine
+//! to go are policy ([`crate::delivery`]), and neither room knows the other. It is six small traits, one per caller:
+//! [`Intake`], [`Attachments`], [`Replay`], [`Browse`], [`Maintain`] and [`Shipped`]. No SQL, row, path or error of an engine
 //! crosses them; [`open()`] is the only function that names one. There is one engine, [`sqlite`]; tests have two more in
 //! memory.
 //!
@@ -83,6 +83,7 @@ pub(crate) mod room;
 mod said;
 pub mod slot;
 pub mod sqlite;
+mod stream;
 mod traits;
 mod view;
 mod work;
@@ -96,8 +97,11 @@ pub use self::full_state::{FullLimit, Fullness};
 pub use self::identity::StoreIdentity;
 pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
+pub(crate) use self::open::is_store;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
-pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
+pub use self::sqlite::{SnapshotMessage, SnapshotStep, StoreSnapshot};
+pub use self::stream::{ShippedMessage, StreamRecord, StreamState, UnshippedCount};
+pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,
     Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoredMessage, Stranded, Unproven, Whose,

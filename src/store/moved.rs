@@ -22,7 +22,7 @@ const MOVED_MAX: usize = 8;
 pub(super) struct MovedStores(Mutex<Vec<MovedStore>>);
 
 struct MovedStore {
-    name: Name,
+    name: FileName,
     file: FileId,
     /// Its path at the last check.
     path: PathBuf,
@@ -33,7 +33,9 @@ impl MovedStores {
     /// Starts to watch the file, which this process has open and which was moved from its path. If the system
     /// can't locate it, nothing is watched. Must be called before the file is closed.
     pub(super) fn watch(&self, file: FileId) {
-        let Some((name, path)) = file.open_path().and_then(|path| Some((Name::of(&path, file)?, path))) else { return };
+        let Some((name, path)) = file.open_path().and_then(|path| Some((FileName::of(&path, file)?, path))) else {
+            return;
+        };
         let mut moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if moved.iter().any(|moved| moved.file == file) {
             return;
@@ -94,10 +96,10 @@ impl MovedStore {
 
 /// A reference to a file that follows its moves.
 #[cfg(target_os = "linux")]
-struct Name(std::os::fd::OwnedFd);
+struct FileName(std::os::fd::OwnedFd);
 
 #[cfg(target_os = "linux")]
-impl Name {
+impl FileName {
     fn of(path: &Path, file: FileId) -> Option<Self> {
         use rustix::fs::{Mode, OFlags, open};
         let name = open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).ok()?;
@@ -113,10 +115,10 @@ impl Name {
 }
 
 #[cfg(not(target_os = "linux"))]
-struct Name;
+struct FileName;
 
 #[cfg(not(target_os = "linux"))]
-impl Name {
+impl FileName {
     fn of(_path: &Path, _file: FileId) -> Option<Self> {
         None
     }

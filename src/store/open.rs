@@ -83,6 +83,12 @@ pub fn unproven(path: &Path) -> Option<Unproven> {
     sqlite::unproven(path)
 }
 
+/// Returns whether the file at this path is a message store, however damaged. Reads it without an engine, and changes
+/// nothing.
+pub(crate) fn is_store(path: &Path) -> bool {
+    sqlite::is_ours(path)
+}
+
 /// Returns how many writes and syncs of stores failed in this process.
 pub fn io_errors() -> u64 {
     sqlite::io_errors()

@@ -25,6 +25,12 @@ impl FileId {
         Self(metadata.dev(), metadata.ino())
     }
 
+    /// Returns which file these facts are about.
+    #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
+    pub(crate) fn of_stat(stat: &rustix::fs::Stat) -> Self {
+        Self(stat.st_dev as u64, stat.st_ino as u64)
+    }
+
     /// Returns what identifies this file, which is at this path, for as long as it exists.
     ///
     /// The file's device, its number there, and when it was made: a number is given again once its file is gone.

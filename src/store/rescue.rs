@@ -69,7 +69,7 @@ fn store(to: &dyn Store, rows: &mut Vec<SalvagedRow>) -> Result<u64, StoreError>
 }
 
 fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<SalvagedRow, StoreError> {
-    let StoredMessage { listed, request, touches } = stored;
+    let StoredMessage { listed, request, touches, .. } = stored;
     let row = digest(listed.id.0, listed.accepted_at_ms, &request.path, &request.body.bytes);
     let file = match listed.attachment {
         Some(file) if !to.is_salvaged(&row)? => {
@@ -83,7 +83,9 @@ fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<Salvag
         _ => None,
     };
     let unsaid = LastAnswer { status: None, text: String::new(), at_ms: listed.accepted_at_ms };
-    let rejected = (listed.status == MessageStatus::Rejected).then(|| listed.answer.unwrap_or(unsaid));
+    let answer = listed.answer.unwrap_or(unsaid);
+    let rejected = (listed.status == MessageStatus::Rejected).then(|| answer.clone());
+    let held = (listed.status == MessageStatus::Held).then_some(answer);
     let message = Message {
         lane: listed.lane,
         message_type: listed.message_type,
@@ -93,7 +95,7 @@ fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<Salvag
         project: listed.project,
         accepted_at_ms: listed.accepted_at_ms,
     };
-    Ok(SalvagedRow { row, message, rejected, file })
+    Ok(SalvagedRow { held, file, ..SalvagedRow::new(row, message, rejected) })
 }
 
 fn digest(id: i64, accepted_at_ms: i64, path: &str, body: &[u8]) -> Sha256 {

@@ -79,6 +79,8 @@ const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
 type Opener = Box<dyn Fn(Option<&Damage>) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
 /// Opens the store without its key.
 type KeylessOpener = Box<dyn Fn() -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
+/// Decorates every store that is opened.
+pub type Decorator = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
 type OnOpen = Box<dyn Fn(&dyn Store) -> Result<(), StoreError> + Send + Sync>;
 
 /// A store, or the reason why there is none right now. Reopens it when it is used.
@@ -288,12 +290,29 @@ impl StoreSlot {
 
     /// Returns the slot of a store in which rejected messages may keep this much; otherwise as [`StoreSlot::at_with`].
     pub fn with_rejected_room(path: &Path, limits: Limits, keys: Keys, rejected: RejectedRoom) -> Self {
+        Self::decorated(path, limits, keys, rejected, None)
+    }
+
+    /// Returns the slot of a store that is used through a decorator; otherwise as [`StoreSlot::with_rejected_room`].
+    pub fn decorated(
+        path: &Path,
+        limits: Limits,
+        keys: Keys,
+        rejected: RejectedRoom,
+        decorator: Option<Decorator>,
+    ) -> Self {
         let opening = SlotOpener { path: path.to_owned(), limits, keys, rejected };
         let keyless = opening.clone();
         let keyless = move || keyless.open_without_key();
-        let opener = move |damage: Option<&Damage>| match damage {
-            None => opening.open(),
-            Some(Damage { file, reason }) => opening.recover(*file, reason),
+        let opener = move |damage: Option<&Damage>| {
+            let store = match damage {
+                None => opening.open(),
+                Some(Damage { file, reason }) => opening.recover(*file, reason),
+            }?;
+            Ok(match &decorator {
+                None => store,
+                Some(decorate) => decorate(store),
+            })
         };
         Self { keyless: Some(Box::new(keyless)), ..Self::opened_by(Some(path.to_owned()), Box::new(opener)) }
     }
@@ -627,6 +646,8 @@ impl StoreSlot {
             | StoreError::Busy { .. }
             | StoreError::AttachmentGone
             | StoreError::LeaseHeld { .. }
+            | StoreError::DepotAway { .. }
+            | StoreError::InDepot { .. }
             | StoreError::LeaseLost => false,
         };
         if let StoreError::Busy { .. } = **error

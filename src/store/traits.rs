@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::error::StoreError;
 use super::identity::StoreIdentity;
+use super::stream::{ShippedMessage, StreamRecord, UnshippedCount};
 use super::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
     StoredMessage, Stranded, Whose,
@@ -18,12 +19,14 @@ use super::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LanePage, LaneRange, LaneWork, Lease, Outcome, Owner,
     SalvagedRow, WaitEnd,
 };
+use uuid::Uuid;
+
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
 /// Messages that survive the process, and the right to replay them: all verbs of a store together.
-pub trait Store: Intake + Attachments + Replay + Browse + Maintain {}
+pub trait Store: Intake + Attachments + Replay + Browse + Maintain + Shipped {}
 
-impl<T: Intake + Attachments + Replay + Browse + Maintain> Store for T {}
+impl<T: Intake + Attachments + Replay + Browse + Maintain + Shipped> Store for T {}
 
 /// Accepting messages, and what has to be known before a new one is forwarded.
 pub trait Intake: Send + Sync {
@@ -361,4 +364,57 @@ pub trait Maintain: Send + Sync {
 
     /// Closes the store for good, for all its holders. Every later call fails with [`StoreError::Unproven`].
     fn close(&self);
+}
+
+/// The record of what was copied to a depot, where copies outlive this store.
+///
+/// A message with a copy is *outstanding* until the depot has a mark of its fate: until then a successor may deliver it.
+/// So the mark comes before the local settle, and a process that makes no marks must not deliver or delete it.
+pub trait Shipped: Send + Sync {
+    /// Declares that this handle's user makes the marks. Without it, [`Replay::acquire`], [`Maintain::purge`] and
+    /// [`Maintain::expire`] fail with [`StoreError::InDepot`] while a message is outstanding.
+    fn makes_marks(&self);
+
+    /// Returns the streams that are not finished, the oldest first.
+    fn streams(&self) -> Result<Vec<StreamRecord>, StoreError>;
+
+    /// Records a stream, or replaces the record with the same name.
+    fn note_stream(&self, record: &StreamRecord) -> Result<(), StoreError>;
+
+    /// Forgets a stream and which messages it has.
+    fn end_stream(&self, stream: Uuid) -> Result<(), StoreError>;
+
+    /// Chooses the messages of a stream's next bundle and records, in one commit, that they may be in the depot from
+    /// now on; returns them in an order in which they may be delivered.
+    ///
+    /// Those are the first messages that still have to reach the server and have no copy. If an earlier call was
+    /// neither confirmed nor withdrawn, they are what is left of its choice. More than `limits` allows where parts of
+    /// divided messages have to keep their place.
+    fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError>;
+
+    /// Records that the chosen messages are in the depot, in bundles with numbers below `next_bundle`.
+    fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError>;
+
+    /// Records that the bundle is certainly not in the depot: its messages have no copy again.
+    fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError>;
+
+    /// Returns which of these messages are outstanding. Costs one look-up while no stream is recorded.
+    fn outstanding(&self, ids: &[MessageId]) -> Result<Vec<ShippedMessage>, StoreError>;
+
+    /// Returns up to `limit` outstanding messages that this store no longer has: each still needs a mark. Of a divided
+    /// message only once all its parts are gone; then the mark of the whole says it.
+    fn outstanding_and_gone(&self, limit: usize) -> Result<Vec<ShippedMessage>, StoreError>;
+
+    /// Records that the depot has marks of these.
+    fn note_marked(&self, ids: &[MessageId]) -> Result<(), StoreError>;
+
+    /// Counts what has no copy in the depot yet. Costs one look-up while nothing waits.
+    fn unshipped(&self) -> Result<UnshippedCount, StoreError>;
+
+    /// Records that somebody else delivers a stream by now: none of its messages is claimed here any more, and later
+    /// messages about the same entities wait behind them.
+    ///
+    /// Messages of a bundle that was not confirmed have no copy from now on: nobody else may have them. Returns the ids
+    /// of the others, so that they can be deleted once they were delivered. Idempotent.
+    fn hand_over(&self, stream: Uuid) -> Result<Vec<MessageId>, StoreError>;
 }

@@ -178,6 +178,8 @@ pub struct StoredMessage {
     pub request: Request,
     /// The entities that it touches.
     pub touches: Vec<Touch>,
+    /// Its place in the delivery order of its lane: parts of a divided message have that of the whole.
+    pub position: i64,
 }
 
 /// Counts of stored messages.

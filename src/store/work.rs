@@ -41,17 +41,37 @@ pub struct Lease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttachmentId(pub i64);
 
-/// A row of an SDK's file in the form that is stored.
+/// A row of an SDK's file, or a message of another store, in the form that is stored.
 #[derive(Clone, Debug)]
 pub struct SalvagedRow {
     /// The digest by which the row is deduplicated, in any file.
     pub row: Sha256,
     /// The message made of it.
     pub message: Message,
-    /// Why it can't be sent; `None` when it waits for replay.
+    /// Why it can't be sent, or why the server refused it permanently; `None` when it waits for replay.
     pub rejected: Option<LastAnswer>,
+    /// The server's answer if it refused it for the timestamps in its ids: then it is *held*.
+    pub held: Option<LastAnswer>,
+    /// Whether it was in flight when its replayer ended ([`super::Replay::interrupted`]).
+    pub was_in_flight: bool,
     /// The bytes of its file, for attachments.
     pub file: Option<(AttachmentId, Attachment)>,
+}
+
+impl SalvagedRow {
+    /// Returns a row that waits for its first attempt, or was rejected.
+    pub fn new(row: Sha256, message: Message, rejected: Option<LastAnswer>) -> Self {
+        Self { row, message, rejected, held: None, was_in_flight: false, file: None }
+    }
+
+    /// Returns the status that it is stored with, and the server's answer to it.
+    pub fn status(&self) -> (MessageStatus, Option<&LastAnswer>) {
+        match (&self.rejected, &self.held) {
+            (Some(answer), _) => (MessageStatus::Rejected, Some(answer)),
+            (None, Some(answer)) => (MessageStatus::Held, Some(answer)),
+            (None, None) => (MessageStatus::Failed, None),
+        }
+    }
 }
 
 /// Identifies a lane in one store.

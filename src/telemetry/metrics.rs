@@ -128,6 +128,12 @@ metrics! {
     store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of corrupt store files that could not be recovered";
     store_io_errors: Counter = "opik_offline_store_io_errors_total", "Writes and syncs of the store that failed";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while writes are only passed on or refused";
+    edges: Gauge = "opik_offline_edges", "Agents that send through this one and pinged it within five minutes";
+    edges_waiting_messages: Gauge = "opik_offline_edges_waiting_messages", "Messages that waited at these and at agents that fell silent within a day, when they were last heard from";
+    fleet_unshipped_messages: Gauge = "opik_offline_fleet_unshipped_messages", "Messages of the backlog that have no copy in the depot (fleet)";
+    fleet_unshipped_age_seconds: Gauge = "opik_offline_fleet_unshipped_age_seconds", "Age of the oldest of these messages";
+    fleet_shipped_messages: Counter = "opik_offline_fleet_shipped_messages_total", "Messages copied to the depot (fleet)";
+    fleet_acknowledged_locally: Counter = "opik_offline_fleet_acknowledged_locally_total", "Messages acknowledged without a copy in the depot although acknowledge is fleet, because the depot was away";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }
 

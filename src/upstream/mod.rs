@@ -1,4 +1,4 @@
-//! The only room that opens connections to the Opik server.
+//! The only room that opens connections, above all to the Opik server.
 //!
 //! Two clients, for two jobs, with one set of TLS and proxy settings ([`tls`]):
 //!
@@ -21,7 +21,10 @@ pub(crate) mod route;
 pub(crate) mod smoke;
 pub(crate) mod tls;
 pub(crate) mod upload;
+pub(crate) mod web;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use ureq::unversioned::resolver::DefaultResolver;
@@ -34,6 +37,7 @@ use self::route::Proxies;
 use self::tls::{TlsSettings, TlsSource};
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait, date_ms};
+use crate::protocol::hub::{ANSWER_HEADER, Edge, HUB_HEADER, Hub};
 use crate::protocol::partial::judge;
 use crate::protocol::readback::Read;
 use crate::protocol::recognise::{Endpoint, Presence, Seen, presence};
@@ -99,7 +103,14 @@ pub struct Upstream {
     agent_mark: Option<http::HeaderValue>,
     /// The lane whose key and workspace the agent's own requests carry: ping and version.
     asks_as: Lane,
+    /// How this agent describes itself to a hub.
+    edge: Option<EdgeReport>,
+    /// Whether the last ping was answered by a hub.
+    is_behind_hub: AtomicBool,
 }
+
+/// Returns the value of [`EDGE_HEADER`](crate::protocol::hub::EDGE_HEADER) at the moment.
+pub(crate) type EdgeReport = Arc<dyn Fn() -> Edge + Send + Sync>;
 
 /// Limit and maximum age of idle connections; servers close them after 60 s or more.
 const IDLE_CONNECTIONS_MAX: usize = 16;
@@ -114,6 +125,16 @@ pub struct Pong {
     pub presence: Presence,
     /// Latency from the first byte sent to the response.
     pub latency: Duration,
+    /// The hub that answered, if it is one.
+    pub hub: Option<Box<Hub>>,
+}
+
+impl Pong {
+    fn of(answer: Answer, latency: Duration) -> Self {
+        let presence = presence(answer.recognised, answer.status, &answer.text);
+        let hub = answer.hub.filter(|_| presence == Presence::There);
+        Self { status: answer.status, presence, latency, hub }
+    }
 }
 
 impl Upstream {
@@ -134,7 +155,7 @@ impl Upstream {
             .user_agent(concat!("opik-offline/", env!("CARGO_PKG_VERSION")))
             .build();
         let proxies = settings.proxies.clone();
-        let tls = std::sync::Arc::new(TlsSource::new(settings.tls.clone()));
+        let tls = Arc::new(TlsSource::new(settings.tls.clone()));
         let dialer = Dialer { proxies: proxies.clone(), tls, resolver: DefaultResolver::default() };
         Self {
             agent: ureq::Agent::with_parts(config, dialer, Unresolved),
@@ -145,7 +166,16 @@ impl Upstream {
             deadline: None,
             agent_mark: None,
             asks_as: Lane::default(),
+            edge: None,
+            is_behind_hub: AtomicBool::new(false),
         }
+    }
+
+    /// Describes this agent in pings to the server, once that has shown that it is a hub: no Opik server is told the
+    /// name of this machine.
+    #[must_use]
+    pub(crate) fn introducing(self, edge: EdgeReport) -> Self {
+        Self { edge: Some(edge), ..self }
     }
 
     /// Sends the agent's own requests, above all the ping, with the key and workspace of this lane, like the SDK: some
@@ -224,8 +254,7 @@ impl Upstream {
     pub fn ping(&self, timeout: Duration) -> Result<Pong, SendFailure> {
         let started = Instant::now();
         let answer = self.ask("is-alive/ping", Endpoint::Ping, timeout)?;
-        let presence = presence(answer.recognised, answer.status, &answer.text);
-        Ok(Pong { status: answer.status, presence, latency: started.elapsed() })
+        Ok(Pong::of(answer, started.elapsed()))
     }
 
     /// Checks key and workspace at the server (`POST v1/private/auth`, empty body).
@@ -360,6 +389,9 @@ impl Upstream {
         let location = header("location").map(str::to_owned);
         let date_ms = header("date").and_then(date_ms);
         let content_type = header("content-type").map(str::to_owned);
+        let is_hubs = headers.contains_key(ANSWER_HEADER);
+        let hub = headers.get(HUB_HEADER).filter(|_| endpoint == Endpoint::Ping);
+        let hub = hub.and_then(|value| Hub::of_header(value.as_bytes())).map(Box::new);
         let status = response.status().as_u16();
         // The rest of a longer body is not read, so the connection is closed instead of reused.
         let mut text = Vec::new();
@@ -371,10 +403,12 @@ impl Upstream {
             location: location.as_deref(),
             body: &text,
             is_cut: text.len() >= bytes_max,
+            is_hubs,
         };
         let (recognised, partial) = judge(endpoint, &seen);
         let text = String::from_utf8_lossy(&text).into_owned();
-        Ok(Answer { status, asked_wait: asked, location, date_ms, text, partial: partial.map(Box::new), recognised })
+        let partial = partial.map(Box::new);
+        Ok(Answer { status, asked_wait: asked, location, date_ms, text, partial, recognised, hub })
     }
 }
 

@@ -4,12 +4,14 @@
 //! closed port costs no more than a bare connect would, and no connect that leads nowhere (a proxy's, a load
 //! balancer's) is mistaken for a server.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::route::{PeerAddress, ServerRoute};
 use super::{Pong, Timeouts, Upstream, is_connect_error, with_lane};
 use crate::protocol::answers::{Answer, SendFailure};
-use crate::protocol::recognise::{Endpoint, presence};
+use crate::protocol::hub::EDGE_HEADER;
+use crate::protocol::recognise::Endpoint;
 
 /// What a failed ping met: how much it cost others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +42,24 @@ impl Upstream {
     ///
     /// [`PingFailure`] without a response.
     pub fn ping_within(&self, connect: Option<Duration>, answer: Duration) -> Result<Pong, PingFailure> {
+        let was_hub = self.is_behind_hub.load(Ordering::Relaxed);
+        let pong = self.ping_once(connect, answer, was_hub)?;
+        let is_hub = pong.hub.is_some();
+        self.is_behind_hub.store(is_hub, Ordering::Relaxed);
+        if is_hub && !was_hub && self.edge.is_some() {
+            // At once, so that a hub knows an edge that lives for less than the interval of pings.
+            return self.ping_once(connect, answer, true);
+        }
+        Ok(pong)
+    }
+
+    /// Pings once; `introduces` this agent to a hub.
+    fn ping_once(&self, connect: Option<Duration>, answer: Duration, introduces: bool) -> Result<Pong, PingFailure> {
         let started = Instant::now();
-        let request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ping", self.base_url));
+        let mut request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ping", self.base_url));
+        if let Some(edge) = self.edge.as_ref().filter(|_| introduces) {
+            request = request.header(EDGE_HEADER, edge().to_header());
+        }
         let request = self.with_own_headers(with_lane(request, &self.asks_as)).body(());
         let timeouts = Timeouts { connect, whole: answer };
         let bytes_max = Answer::TEXT_BYTES_MAX;
@@ -51,8 +69,7 @@ impl Upstream {
             met: self.met(&error),
             failure: self.failure(&self.base_url, answer, error),
         })?;
-        let presence = presence(answer.recognised, answer.status, &answer.text);
-        Ok(Pong { status: answer.status, presence, latency: started.elapsed() })
+        Ok(Pong::of(answer, started.elapsed()))
     }
 
     fn met(&self, error: &ureq::Error) -> Met {

@@ -135,9 +135,14 @@ impl Proxies {
         Self(Arc::new(choose))
     }
 
+    /// Returns the proxy for a server, or why its settings are unusable.
+    pub(crate) fn choose(&self, target: &PeerAddress) -> Result<Option<Proxy>, String> {
+        (self.0)(target)
+    }
+
     /// Returns the route to a server.
     pub(super) fn route_to(&self, target: &PeerAddress) -> Result<ServerRoute, ConnectFault> {
-        let proxy = (self.0)(target).map_err(ConnectFault::new)?;
+        let proxy = self.choose(target).map_err(ConnectFault::new)?;
         let Some(proxy) = proxy else { return Ok(ServerRoute::Direct) };
         let leads = match proxy.kind {
             ProxyKind::Http { .. } if target.is_https => ProxyMode::ByTunnel,

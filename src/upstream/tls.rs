@@ -116,7 +116,7 @@ impl fmt::Debug for TlsSource {
 
 impl TlsSettings {
     /// Loads the files into a rustls configuration.
-    pub(super) fn config(&self) -> Result<ClientConfig, UpstreamError> {
+    pub(crate) fn config(&self) -> Result<ClientConfig, UpstreamError> {
         let tls = |error: rustls::Error| UpstreamError::Tls { reason: error.to_string() };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =

@@ -5,8 +5,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use jsonschema::Validator;
+use opik_offline::depot::folder::FolderDepot;
+use opik_offline::depot::{Depot, Name};
+use opik_offline::fleet::bundle::encode_bundle;
+use opik_offline::fleet::head::{Head, HeadOwner, HeadState};
+use opik_offline::fleet::names::{BundleName, ObjectName, StreamId};
+use opik_offline::fleet::record::FleetRecord;
 use opik_offline::message::{Effect, EntityKind, MessageType};
 use serde_json::{Value, json};
 
@@ -99,8 +106,67 @@ fn documents() -> Documents {
         &["replay", "--from", &copy, "--timeout", "10s", "--readdress", "http://localhost:5173/api"],
     );
 
+    of_a_depot(&mut found, &server);
     of_an_agent(&mut found);
     found
+}
+
+/// A depot with a stream whose agent is gone, and objects that can't be read.
+fn of_a_depot(found: &mut Documents, server: &FakeOpik) {
+    let sandbox = Sandbox::new().with_server(server);
+    let root = sandbox.home.path().join("depot");
+    fs::create_dir(&root).unwrap();
+    let depot = FolderDepot::open(&root, Duration::from_secs(30)).unwrap();
+    let put = |name: &ObjectName, bytes: &[u8]| {
+        depot.create(&Name::new(&name.to_string()).unwrap(), bytes).unwrap();
+    };
+    let stream = |state: HeadState| {
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let records: Vec<FleetRecord> = [TRACE, BAD_TRACE]
+            .iter()
+            .zip(1_u64..)
+            .map(|(trace, id)| {
+                let touches = [(EntityKind::Trace, *trace, Effect::Create)];
+                let body = json!({ "id": trace, "start_time": "2026-01-02T03:04:05Z" });
+                let target = ("POST", "v1/private/traces");
+                let message = message(1, &team_of(&server.url()), MessageType::CreateTrace, target, &touches, &body);
+                FleetRecord::waiting(id, message)
+            })
+            .collect();
+        let bundle = encode_bundle(&records).unwrap().expect("it has records");
+        put(&ObjectName::Bundle(stream, bundle.manifest.name(0)), &bundle.bytes);
+        let owner = HeadOwner { host: "pod-host".to_owned(), version: "0.1.0".to_owned(), ..HeadOwner::default() };
+        let head = Head {
+            state,
+            epoch: 1,
+            owner,
+            bundles: 1,
+            shipped: 2,
+            waiting: 2,
+            oldest_ms: Some(1_767_323_045_000),
+            renewed: 1,
+            renewed_at_ms: 1_767_323_045_000,
+            silence_ms: 0,
+        };
+        put(&ObjectName::Head(stream), &head.encode());
+        stream
+    };
+    stream(HeadState::Closed);
+    let taken = stream(HeadState::Taken);
+    put(&ObjectName::Head(StreamId::new(uuid::Uuid::now_v7())), b"no head");
+    let bad = ObjectName::Bundle(taken, BundleName { number: 1, messages: 1, bytes: 1, oldest_ms: 1, newest_ms: 1 });
+    put(&bad, b"no bundle");
+    let url = format!("file://{}", root.display());
+    let fleet = ["--fleet", &url];
+    found.of_command("fleet-status", &sandbox, &[&["status"][..], &fleet].concat());
+    found.of_command("fleet-inspect", &sandbox, &[&["inspect"][..], &fleet].concat());
+    let lines = sandbox.output(&[&["inspect", "--format", "jsonl"][..], &fleet].concat());
+    found.of_lines("fleet-inspect-line", &lines);
+    let message = format!("{taken}/1");
+    found.of_command("inspect-message", &sandbox, &[&["inspect", &message][..], &fleet].concat());
+    found.of_command("fleet-purge", &sandbox, &[&["purge", "--dry-run", "--older-than", "1h"][..], &fleet].concat());
+    found.of_command("fleet-replay", &sandbox, &[&["replay"][..], &fleet].concat());
+    found.of_command("fleet-status", &sandbox, &[&["status"][..], &fleet].concat());
 }
 
 fn schema_of(args: &[&'static str]) -> &'static str {

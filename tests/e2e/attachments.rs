@@ -26,7 +26,7 @@ fn env(name: &str, default: usize) -> usize {
 }
 
 /// Bytes that differ from place to place and from file to file.
-fn bytes(seed: u64, count: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u64, count: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
         state ^= state << 13;
@@ -45,7 +45,7 @@ fn start_body(agent_url: &str, entity: &str, name: &str, parts: usize) -> Value 
 }
 
 /// Returns where the bytes go, below the client's base URL.
-fn begin(client: &mut Client, agent: &Agent, entity: &str, name: &str, size: usize) -> String {
+pub(crate) fn begin(client: &mut Client, agent: &Agent, entity: &str, name: &str, size: usize) -> String {
     let body = start_body(&agent.url(), entity, name, size.div_ceil(5 << 20).max(1));
     let answer = client.expect(&Request::new("POST", START).json(&body));
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -54,7 +54,7 @@ fn begin(client: &mut Client, agent: &Agent, entity: &str, name: &str, size: usi
     url.strip_prefix(&agent.url()).unwrap_or_else(|| panic!("{url} does not lead through the agent")).to_owned()
 }
 
-fn put(client: &mut Client, path: &str, bytes: &[u8]) -> std::io::Result<Response> {
+pub(crate) fn put(client: &mut Client, path: &str, bytes: &[u8]) -> std::io::Result<Response> {
     client.send(&Request::new("PUT", path).bytes(bytes).chunked(60_000))
 }
 
@@ -64,7 +64,7 @@ fn client(agent: &Agent) -> Client {
 
 /// Waits until these files are on the server as they were sent.
 #[track_caller]
-fn wait_for_files(server: &FakeOpik, sent: &BTreeMap<(String, String), String>) {
+pub(crate) fn wait_for_files(server: &FakeOpik, sent: &BTreeMap<(String, String), String>) {
     let missing = || {
         let files = server.files();
         let is_missing = |((id, name), digest): &(&(String, String), &String)| {

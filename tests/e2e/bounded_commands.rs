@@ -10,14 +10,13 @@ use flate2::write::GzEncoder;
 use opik_offline::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use opik_offline::store::{self, Limits, OpenMode, WhenFull};
 
+use crate::support::HANGS_AFTER;
 use crate::support::agent::Home;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 const MB: usize = 1 << 20;
 /// Memory that a command may use for a body of 3 MB: some copies of it, and not tens of bytes for each.
 const PEAK_MIB_MAX: u64 = 160;
-/// Ends a command that hangs. It says nothing about speed: a test build on a busy machine takes minutes.
-const HANGS_AFTER: Duration = Duration::from_secs(1200);
 
 fn gzip(content: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());

@@ -11,6 +11,7 @@ mod bad_input;
 mod bodies;
 #[cfg(target_os = "linux")]
 mod bounded_commands;
+mod carrying;
 mod clock;
 mod completeness;
 mod conflicts;
@@ -23,6 +24,9 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_replay;
+mod fleet_shipping;
+mod fleet_streams;
 mod flushing;
 mod foreign_answers;
 mod forwarding;
@@ -31,6 +35,7 @@ mod full_disk;
 mod full_store;
 mod http2;
 mod http_compatibility;
+mod hub;
 mod isolation;
 mod key_rotation;
 mod large_batches;
@@ -46,6 +51,7 @@ mod memory_copies;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod moving;
 mod network_settings;
 mod networks;
 mod non_blocking;
@@ -71,6 +77,9 @@ mod sdk;
 mod sdk_outage;
 mod security;
 mod service_manager;
+#[path = "../support/shipped_book.rs"]
+mod shipped_book;
+
 mod splitting;
 mod startup;
 mod status_page;

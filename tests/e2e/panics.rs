@@ -21,11 +21,12 @@ use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd,
-    Whose,
+    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity,
+    StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
+use uuid::Uuid;
 
 use crate::model_store::ModelStore;
 use crate::support::fake_opik::FakeOpik;
@@ -220,6 +221,26 @@ impl Maintain for Panicking {
         fn keep_room(&self) -> ();
         fn announce(&self, agent: Option<&AgentRecord>) -> ();
         fn note_replay(&self, record: &ReplayRecord) -> ();
+    }
+}
+
+impl Shipped for Panicking {
+    fn makes_marks(&self) {
+        self.store.makes_marks();
+    }
+
+    delegate! {
+        fn streams(&self) -> Vec<StreamRecord>;
+        fn note_stream(&self, record: &StreamRecord) -> ();
+        fn end_stream(&self, stream: Uuid) -> ();
+        fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Vec<MessageId>;
+        fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> ();
+        fn withdraw_bundle(&self, stream: Uuid) -> ();
+        fn outstanding(&self, ids: &[MessageId]) -> Vec<ShippedMessage>;
+        fn outstanding_and_gone(&self, limit: usize) -> Vec<ShippedMessage>;
+        fn note_marked(&self, ids: &[MessageId]) -> ();
+        fn unshipped(&self) -> UnshippedCount;
+        fn hand_over(&self, stream: Uuid) -> Vec<MessageId>;
     }
 }
 

@@ -17,7 +17,7 @@ use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::not_run::not_run;
 use crate::support::process::{Output, run};
-use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::support::{HANGS_AFTER, PATIENCE, uuid7, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 /// Nobody listens there.
@@ -516,7 +516,7 @@ fn ends_by_itself(machine: &Machine, args: &[&str]) -> Output {
     let mut child = command.spawn().expect("it can be started");
     let started = Instant::now();
     while child.try_wait().expect("a child can be waited for").is_none() {
-        if started.elapsed() > Duration::from_secs(30) {
+        if started.elapsed() > HANGS_AFTER {
             let _ = child.kill();
             let _ = child.wait();
             panic!("{args:?} runs for ever");

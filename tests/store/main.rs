@@ -20,4 +20,7 @@ mod processes;
 mod rejected_room;
 mod sealing;
 mod second_look;
+mod shipped;
+#[path = "../support/shipped_book.rs"]
+mod shipped_book;
 mod story;

@@ -78,7 +78,7 @@ fn fill(store: &dyn Store) {
     store.release(&lease).expect("it is ours");
     let row = message("s", "BodyRejected");
     let rejected = Some(LastAnswer { status: None, text: "AnswerText".into(), at_ms: 9 });
-    let row = SalvagedRow { row: Sha256::new([7; 32]), message: row, rejected, file: None };
+    let row = SalvagedRow::new(Sha256::new([7; 32]), row, rejected);
     store.salvage(&[row]).expect("there is room");
 }
 

@@ -428,7 +428,7 @@ fn salvage_story(store: &dyn Store) {
             message.request.path.clear();
         }
         let answer = rejected.then(|| LastAnswer { status: None, text: "it is not JSON".into(), at_ms: NOW_MS });
-        SalvagedRow { row: Sha256::new([number; 32]), message, rejected: answer, file: None }
+        SalvagedRow::new(Sha256::new([number; 32]), message, answer)
     };
     let first = store.salvage(&[row(1, false), row(2, true)]).expect("there is room");
     assert!(first.iter().all(Option::is_some));

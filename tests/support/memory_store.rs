@@ -19,8 +19,13 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
     LaneWork, LastAnswer, Lease, Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord,
-    SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose, now_ms,
+    SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord,
+    UnshippedCount, WaitEnd, Whose, now_ms,
 };
+
+use uuid::Uuid;
+
+use crate::shipped_book::{ShippedBook, Stored};
 
 const MINUTE_MS: i64 = 60 * 1000;
 const HOUR_MS: i64 = 60 * MINUTE_MS;
@@ -54,6 +59,7 @@ struct Contents {
     adoptions: Vec<AdoptionRecord>,
     full: FullRecord,
     is_closed: bool,
+    shipped: ShippedBook,
 }
 
 struct Shelf {
@@ -238,6 +244,19 @@ impl Contents {
         self.shelves.iter().enumerate().map(|(number, shelf)| (LaneId(number as i64 + 1), shelf))
     }
 
+    /// What a copy needs to know of all messages.
+    fn stored(&self) -> Vec<Stored> {
+        let items = self.shelves.iter().flat_map(|shelf| &shelf.items);
+        let stored = items.map(|((rank, id), item)| Stored {
+            id: *id,
+            position: *rank,
+            status: item.status,
+            body_bytes: item.bytes(),
+            accepted_at_ms: item.message.accepted_at_ms,
+        });
+        stored.collect()
+    }
+
     /// All messages, by id.
     fn by_id(&self) -> BTreeMap<i64, &Item> {
         self.shelves.iter().flat_map(|shelf| &shelf.items).map(|((_, id), item)| (*id, item)).collect()
@@ -308,6 +327,7 @@ impl Contents {
                 false => Vec::new(),
             };
             let verdict = match Way::of(*message_type, !ahead.is_empty(), limited) {
+                _ if self.shipped.is_handed_over(place.1) => Verdict::Blocked { by_create: None },
                 _ if by_create.is_some() || left.conflicts(touches) || is_early(touches) => {
                     Verdict::Blocked { by_create }
                 }
@@ -417,6 +437,9 @@ impl Contents {
                     rest.status = part.status().0;
                     rest.attempts += u32::from(part.rejected.is_some());
                     rest.answer = part.status().1.map(keep);
+                    if rest.status != MessageStatus::Rejected {
+                        self.shipped.divided(id, self.last_id);
+                    }
                     self.shelves[at].items.insert((place.0, self.last_id), rest);
                 }
                 return;
@@ -583,9 +606,9 @@ impl Intake for MemoryStore {
             contents.salvaged.insert(row.row);
             ids.push(Some(contents.register(&row.message, |item| {
                 item.file = file;
-                if let Some(answer) = &row.rejected {
-                    (item.status, item.answer) = (MessageStatus::Rejected, Some(answer.clone()));
-                }
+                let (status, answer) = row.status();
+                (item.status, item.answer) = (status, answer.cloned());
+                item.claimed_in = (row.was_in_flight && status == MessageStatus::Failed).then_some(0);
             })));
         }
         Ok(ids)
@@ -654,6 +677,7 @@ impl Attachments for MemoryStore {
 impl Replay for MemoryStore {
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
         let mut contents = self.open()?;
+        contents.shipped.refuse_outstanding()?;
         if let Some(holder) = contents.holder().filter(|holder| *holder != owner) {
             return Err(StoreError::LeaseHeld { owner: holder.clone() });
         }
@@ -793,6 +817,7 @@ impl Replay for MemoryStore {
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
         let mut contents = self.leased(lease)?;
         outcomes.iter().for_each(|(id, outcome)| contents.settle(id.0, outcome, lease.epoch));
+        contents.shipped.settled(outcomes);
         Ok(())
     }
 
@@ -894,10 +919,12 @@ impl Browse for MemoryStore {
 
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
         let contents = self.open()?;
+        let position = contents.stored().iter().find(|it| it.id == id.0).map_or(0, |it| it.position);
         Ok(contents.by_id().get(&id.0).map(|item| StoredMessage {
             listed: item.listed(id.0),
             request: item.message.request.clone(),
             touches: item.message.touches.clone(),
+            position,
         }))
     }
 
@@ -1055,6 +1082,7 @@ impl Maintain for MemoryStore {
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
         let mut contents = self.open()?;
+        contents.shipped.refuse_outstanding()?;
         let is_replayed = contents.holder().is_some();
         let items = contents.by_id();
         let is_spared = |item: &Item| item.status == MessageStatus::Registered && is_replayed;
@@ -1076,6 +1104,9 @@ impl Maintain for MemoryStore {
         let oldest = items.iter().filter(|(_, item)| item.status != MessageStatus::Registered).take(limit);
         let old = oldest.filter(|(_, item)| item.message.accepted_at_ms < accepted_before_ms);
         let old: HashSet<i64> = old.map(|(id, _)| *id).collect();
+        if !old.is_empty() {
+            contents.shipped.refuse_outstanding()?;
+        }
         contents.delete(&old);
         contents.expired += old.len() as u64;
         Ok(old.len() as u64)
@@ -1128,5 +1159,66 @@ impl Maintain for MemoryStore {
 
     fn close(&self) {
         self.lock().is_closed = true;
+    }
+}
+
+impl Shipped for MemoryStore {
+    fn makes_marks(&self) {
+        self.lock().shipped.makes_marks();
+    }
+
+    fn streams(&self) -> Result<Vec<StreamRecord>, StoreError> {
+        Ok(self.open()?.shipped.streams())
+    }
+
+    fn note_stream(&self, record: &StreamRecord) -> Result<(), StoreError> {
+        self.open()?.shipped.note_stream(record);
+        Ok(())
+    }
+
+    fn end_stream(&self, stream: Uuid) -> Result<(), StoreError> {
+        self.open()?.shipped.end_stream(stream);
+        Ok(())
+    }
+
+    fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError> {
+        let mut contents = self.open()?;
+        let stored = contents.stored();
+        Ok(contents.shipped.begin_bundle(stream, &stored, limits))
+    }
+
+    fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError> {
+        let mut contents = self.open()?;
+        let stored = contents.stored();
+        contents.shipped.confirm_bundle(stream, next_bundle, &stored);
+        Ok(())
+    }
+
+    fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError> {
+        self.open()?.shipped.withdraw_bundle(stream);
+        Ok(())
+    }
+
+    fn outstanding(&self, ids: &[MessageId]) -> Result<Vec<ShippedMessage>, StoreError> {
+        Ok(self.open()?.shipped.outstanding(ids))
+    }
+
+    fn outstanding_and_gone(&self, limit: usize) -> Result<Vec<ShippedMessage>, StoreError> {
+        let contents = self.open()?;
+        Ok(contents.shipped.outstanding_and_gone(&contents.stored(), limit))
+    }
+
+    fn note_marked(&self, ids: &[MessageId]) -> Result<(), StoreError> {
+        self.open()?.shipped.note_marked(ids);
+        Ok(())
+    }
+
+    fn unshipped(&self) -> Result<UnshippedCount, StoreError> {
+        let contents = self.open()?;
+        Ok(contents.shipped.unshipped(&contents.stored()))
+    }
+
+    fn hand_over(&self, stream: Uuid) -> Result<Vec<MessageId>, StoreError> {
+        Ok(self.open()?.shipped.hand_over(stream))
     }
 }

@@ -8,6 +8,7 @@
 pub(crate) mod agent;
 #[cfg(target_os = "linux")]
 pub(crate) mod cgroup;
+pub(crate) mod depots;
 pub(crate) mod fake_opik;
 pub(crate) mod http;
 pub(crate) mod json;
@@ -25,7 +26,9 @@ use std::time::{Duration, Instant};
 
 /// How long a test waits for something that is expected to happen soon, before it gives up and reports what did not
 /// happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+/// Ends what hangs. It says nothing about speed: a command of a test build takes minutes on a busy machine.
+pub(crate) const HANGS_AFTER: Duration = Duration::from_secs(1200);
 
 /// Waits until `condition` holds.
 ///

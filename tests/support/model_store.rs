@@ -16,8 +16,12 @@ use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
     ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
     LaneWork, LastAnswer, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow,
-    Standing, StoreError, StoreIdentity, StoredMessage, Stranded, WaitEnd, Whose,
+    Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord,
+    UnshippedCount, WaitEnd, Whose,
 };
+use uuid::Uuid;
+
+use crate::shipped_book::{ShippedBook, Stored};
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
@@ -68,6 +72,7 @@ struct State {
     adoptions: Vec<AdoptionRecord>,
     full: FullRecord,
     is_closed: bool,
+    shipped: ShippedBook,
 }
 
 #[derive(Clone)]
@@ -247,7 +252,8 @@ impl State {
                     return None;
                 }
                 let place = (record.position, record.id);
-                let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches))
+                let blocked = self.shipped.is_handed_over(record.id)
+                    || left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches))
                     || self.stranding_create(lane, &record.message.touches, place).is_some()
                     || record.message.touches.iter().any(|t| t.can_be_stranded() && is_created_in_flight(t.key));
                 let due_at_ms = record.due_at_ms(now_ms);
@@ -286,6 +292,18 @@ impl State {
                 Some((record, verdict))
             })
             .collect()
+    }
+
+    /// What a copy needs to know of all messages.
+    fn stored(&self) -> Vec<Stored> {
+        let stored = self.messages.iter().map(|record| Stored {
+            id: record.id,
+            position: record.position,
+            status: record.status,
+            body_bytes: record.bytes(),
+            accepted_at_ms: record.message.accepted_at_ms,
+        });
+        stored.collect()
     }
 
     fn limits_of(&self, lane: LaneId, now_ms: i64) -> Vec<Hold> {
@@ -505,12 +523,13 @@ impl Intake for ModelStore {
                 Some((attachment, file)) => self.register_attachment(*attachment, file, &row.message)?,
                 None => self.register(std::slice::from_ref(&row.message))?[0],
             };
-            if let Some(answer) = &row.rejected {
-                let mut state = self.state()?;
-                let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
-                record.status = MessageStatus::Rejected;
-                record.answer = Some(answer.clone());
-            }
+            let (status, answer) = row.status();
+            let mut state = self.state()?;
+            let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
+            (record.status, record.answer) = (status, answer.cloned());
+            // Of a lease before any.
+            record.epoch = i64::from(row.was_in_flight && status == MessageStatus::Failed);
+            drop(state);
             ids.push(Some(id));
         }
         Ok(ids)
@@ -586,6 +605,7 @@ impl Attachments for ModelStore {
 impl Replay for ModelStore {
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
         let mut state = self.state()?;
+        state.shipped.refuse_outstanding()?;
         if let Some(holder) = state.holder().filter(|holder| holder != owner) {
             return Err(StoreError::LeaseHeld { owner: holder });
         }
@@ -797,11 +817,15 @@ impl Replay for ModelStore {
                         record.attempts += u32::from(part.rejected.is_some());
                         record.next_attempt_at_ms = 0;
                         record.answer = part.status().1.and_then(keep);
+                        if record.status != MessageStatus::Rejected {
+                            state.shipped.divided(id.0, record.id);
+                        }
                         state.messages.push(record);
                     }
                 }
             }
         }
+        state.shipped.settled(outcomes);
         Ok(())
     }
 
@@ -923,6 +947,7 @@ impl Browse for ModelStore {
             listed: record.listed(),
             request: record.message.request.clone(),
             touches: record.message.touches.clone(),
+            position: record.position,
         }))
     }
 
@@ -1119,6 +1144,7 @@ impl Maintain for ModelStore {
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
         let mut state = self.state()?;
+        state.shipped.refuse_outstanding()?;
         let nobody_replays = state.holder().is_none();
         let mut purged = Purged::default();
         state.messages.retain(|record| {
@@ -1146,6 +1172,9 @@ impl Maintain for ModelStore {
         oldest.sort_unstable();
         oldest.truncate(limit);
         oldest.retain(|(_, accepted_at_ms)| *accepted_at_ms < accepted_before_ms);
+        if !oldest.is_empty() {
+            state.shipped.refuse_outstanding()?;
+        }
         state.messages.retain(|record| !oldest.iter().any(|(id, _)| *id == record.id));
         state.expired += oldest.len() as u64;
         Ok(oldest.len() as u64)
@@ -1205,5 +1234,66 @@ impl Maintain for ModelStore {
 
     fn close(&self) {
         self.lock().is_closed = true;
+    }
+}
+
+impl Shipped for ModelStore {
+    fn makes_marks(&self) {
+        self.lock().shipped.makes_marks();
+    }
+
+    fn streams(&self) -> Result<Vec<StreamRecord>, StoreError> {
+        Ok(self.state()?.shipped.streams())
+    }
+
+    fn note_stream(&self, record: &StreamRecord) -> Result<(), StoreError> {
+        self.state()?.shipped.note_stream(record);
+        Ok(())
+    }
+
+    fn end_stream(&self, stream: Uuid) -> Result<(), StoreError> {
+        self.state()?.shipped.end_stream(stream);
+        Ok(())
+    }
+
+    fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError> {
+        let mut state = self.state()?;
+        let stored = state.stored();
+        Ok(state.shipped.begin_bundle(stream, &stored, limits))
+    }
+
+    fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        let stored = state.stored();
+        state.shipped.confirm_bundle(stream, next_bundle, &stored);
+        Ok(())
+    }
+
+    fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError> {
+        self.state()?.shipped.withdraw_bundle(stream);
+        Ok(())
+    }
+
+    fn outstanding(&self, ids: &[MessageId]) -> Result<Vec<ShippedMessage>, StoreError> {
+        Ok(self.state()?.shipped.outstanding(ids))
+    }
+
+    fn outstanding_and_gone(&self, limit: usize) -> Result<Vec<ShippedMessage>, StoreError> {
+        let state = self.state()?;
+        Ok(state.shipped.outstanding_and_gone(&state.stored(), limit))
+    }
+
+    fn note_marked(&self, ids: &[MessageId]) -> Result<(), StoreError> {
+        self.state()?.shipped.note_marked(ids);
+        Ok(())
+    }
+
+    fn unshipped(&self) -> Result<UnshippedCount, StoreError> {
+        let state = self.state()?;
+        Ok(state.shipped.unshipped(&state.stored()))
+    }
+
+    fn hand_over(&self, stream: Uuid) -> Result<Vec<MessageId>, StoreError> {
+        Ok(self.state()?.shipped.hand_over(stream))
     }
 }

@@ -78,6 +78,13 @@ impl Authority {
         builder.with_single_cert(vec![certificate], key).unwrap()
     }
 
+    /// Returns the certificate of a server that is another program, and its key, in PEM form.
+    pub(crate) fn server_files(&self, host: &str) -> (String, String) {
+        let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
     /// Returns a client's certificate and its key in PEM form.
     pub(crate) fn client(&self) -> (String, String) {
         let mut params = CertificateParams::new(vec!["agent".to_owned()]).unwrap();

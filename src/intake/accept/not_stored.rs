@@ -53,6 +53,9 @@ impl NotStored {
                 match error.as_ref() {
                     StoreError::Full { reason, .. } => format!("opik-offline's store is full: {reason}"),
                     StoreError::Busy { .. } => "another process keeps opik-offline's store locked".to_owned(),
+                    StoreError::DepotAway { .. } => {
+                        "the depot of opik-offline's fleet has no copy of this write".to_owned()
+                    }
                     // Paths and system errors are for the operator: they are in `status` and in the log.
                     _ => "opik-offline cannot store this write, and the Opik server cannot be reached".to_owned(),
                 }

@@ -71,18 +71,18 @@ impl Write {
         // A web page's 200 would tell the client that its data is safe, even if it can't be stored either.
         let is_false_success =
             self.needs_answer.is_none() && matches!(&recognised, Ok((200..=299, Recognised::Foreign(_))));
-        let (base_url, client) = (shared.forwarder.base_url(), &self.client);
+        let (source, client) = (shared.answer_source(), &self.client);
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
                 shared.metrics.requests_forwarded.add(1);
                 if let Some(partial) = partial {
                     self.record_partial(head.status, &partial);
                 }
-                Forwarded::Answered(forward::begun_answer(head, body, base_url, || client.base()))
+                Forwarded::Answered(forward::begun_answer(head, body, source, || client.base()))
             }
             (ForwardVerdict::Keep(_), Ok(_)) if is_false_success => Forwarded::Keep { fallback: None },
             (ForwardVerdict::Keep(_), Ok((head, body))) => {
-                Forwarded::Keep { fallback: Some(forward::begun_answer(head, body, base_url, || client.base())) }
+                Forwarded::Keep { fallback: Some(forward::begun_answer(head, body, source, || client.base())) }
             }
             (_, Err(_)) => Forwarded::Keep { fallback: None },
         }

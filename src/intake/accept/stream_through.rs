@@ -195,7 +195,7 @@ fn answer_to_client(
         _ => {}
     }
     shared.metrics.requests_forwarded.add(1);
-    forward::begun_answer(head, body, shared.forwarder.base_url(), || client.base())
+    forward::begun_answer(head, body, shared.answer_source(), || client.base())
 }
 
 /// Returns what is known of a write whose body is not read: the entity that its path names.

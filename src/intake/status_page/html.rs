@@ -27,6 +27,8 @@ const SCRIPT: &str = include_str!("page.js");
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ccircle cx='8' cy='8' r='6' fill='%232f6299'/%3E%3C/svg%3E";
 /// How many lanes the page lists; `/-/status.json` has more.
 const LANES_MAX: usize = 50;
+/// How many edges it lists.
+const EDGES_MAX: usize = 50;
 /// How many rows of stored messages it lists.
 const GROUPS_MAX: usize = 100;
 /// How often a browser without JavaScript reloads the page, in seconds.
@@ -72,6 +74,7 @@ pub(super) fn document(overview: &Overview) -> String {
     part("plots", plots(overview));
     part("groups", groups(overview));
     part("lanes", lanes(overview));
+    part("edges", edges(overview));
     part("rejected", rejected(overview));
     part("replays", replays(overview));
     part("facts", facts(overview));
@@ -207,7 +210,12 @@ fn server_tile(overview: &Overview) -> String {
     let since = server.since_ms.map_or(String::new(), |since_ms| {
         format!("for {}, since {} UTC", ago(overview.at_ms, since_ms), since(overview.at_ms, since_ms))
     });
-    tile("t-server", "Opik server", Some(badge), word, &[since, server.reason.clone().unwrap_or_default()])
+    let hub = server.hub.as_ref().map_or(String::new(), |hub| {
+        let url = hub.server_url.as_deref().unwrap_or("its server");
+        let waiting = hub.waiting.map_or(String::new(), |waiting| format!(", {} there", words(waiting, "message")));
+        format!("a hub; behind it {url} is {}{waiting}", hub.connection)
+    });
+    tile("t-server", "Opik server", Some(badge), word, &[since, hub, server.reason.clone().unwrap_or_default()])
 }
 
 fn waiting_tile(overview: &Overview) -> String {
@@ -385,6 +393,30 @@ fn lanes(overview: &Overview) -> String {
     let more = overview.lanes_total.saturating_sub(LANES_MAX.min(overview.lanes.len()) as u64);
     let more = if more == 0 { String::new() } else { format!("and {} more, whose messages are younger", number(more)) };
     table.end(&more)
+}
+
+/// Agents that send through this one.
+fn edges(overview: &Overview) -> String {
+    let edges = &overview.edges;
+    if edges.known == 0 {
+        return String::new();
+    }
+    let mut table = HtmlTable::new("c-edges", "Edges", &["Host", "Version", ">Waiting", ">Heard from"]);
+    for edge in edges.list.iter().take(EDGES_MAX) {
+        table.row(&[
+            HtmlCell::Long(edge.host.as_deref().unwrap_or("unnamed")),
+            short(edge.version.as_deref().unwrap_or("unknown").to_owned()),
+            short(edge.waiting.map_or("unknown".to_owned(), number)),
+            short(format!("{} ago", in_words(edge.silent_seconds as f64))),
+        ]);
+    }
+    let more = edges.known.saturating_sub(EDGES_MAX.min(edges.list.len()) as u64);
+    let more = if more == 0 { String::new() } else { format!("; {} more are not listed", number(more)) };
+    table.end(&format!(
+        "{} heard from within 5 minutes; {} waiting at all of them{more}",
+        words(edges.recent, "edge"),
+        words(edges.waiting_messages, "message")
+    ))
 }
 
 fn lane_state(lane: &LaneOverview, now_ms: i64) -> (Option<Badge>, String) {

@@ -11,7 +11,7 @@ const PROTOBUF: &str = "application/x-protobuf";
 
 fn at(endpoint: Endpoint, status: u16, content_type: &str, body: &str) -> Recognised {
     let content_type = (!content_type.is_empty()).then_some(content_type);
-    recognise(endpoint, &Seen { status, content_type, location: None, body: body.as_bytes(), is_cut: false })
+    recognise(endpoint, &Seen { status, content_type, body: body.as_bytes(), ..Seen::default() })
 }
 
 /// `C`onfirmed, `P`artial, `R`efused, `F`oreign.
@@ -297,7 +297,7 @@ fn truncated_responses_are_recognised() {
         // Truncated in the middle of a character as well.
         for cut in 20..body.len().min(60) {
             let body = &body.as_bytes()[..if expected == 'C' { body.len() } else { body.len().min(cut + 4000) }];
-            let seen = Seen { status, content_type: Some(JSON), location: None, body, is_cut: true };
+            let seen = Seen { status, content_type: Some(JSON), body, is_cut: true, ..Seen::default() };
             assert_eq!(letter(&recognise(endpoint, &seen)), expected, "{status} {}", body.len());
         }
     }
@@ -353,4 +353,28 @@ fn foreign_responses_show_status_type_and_an_excerpt() {
         let found = at(endpoint, status, HTML, body);
         assert!(found.foreign().is_some_and(|foreign| foreign.hint() == LACKS_API), "{found:?}");
     }
+}
+
+#[test]
+fn a_hubs_own_refusal_is_never_opiks_verdict() {
+    let own = |endpoint, status| {
+        let body = format!(r#"{{"code":{status},"message":"opik-offline holds too many bodies at once"}}"#);
+        let body = body.as_bytes();
+        recognise(endpoint, &Seen { status, content_type: Some(JSON), body, is_hubs: true, ..Seen::default() })
+    };
+    for status in [400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 422, 429, 431, 500, 501, 502, 503, 504, 507] {
+        for endpoint in [Write(CreateTraceBatch), Write(OtlpTraces), UploadStart, Upload, Access, Read, Ping] {
+            let Recognised::Foreign(foreign) = own(endpoint, status) else {
+                panic!(
+                    "an edge takes the hub's own {status} to {endpoint:?} for Opik's, and rejects the message for it"
+                )
+            };
+            assert!(foreign.is_hubs && foreign.to_string().contains("holds too many bodies"), "{foreign}");
+        }
+    }
+    assert_eq!(own(Write(CreateTraceBatch), 508), Recognised::Refused, "a loop is final for every agent of it");
+    assert_eq!(own(Write(CreateTraceBatch), 204), Recognised::Confirmed, "an acknowledgement is one");
+    let refused = presence(own(Ping, 401), 401, "");
+    assert!(matches!(refused, Presence::Foreign(_)), "a hub that asks for its token takes nothing: {refused:?}");
+    assert!(refused.reason().is_some_and(|reason| reason.contains("OPIK_OFFLINE_HUB_TOKEN")), "{refused:?}");
 }

@@ -327,3 +327,16 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_hub_is_flushed_at_its_origin_with_the_token_of_its_path() {
+    let url = |base: &str| ServerAddress::new(base).flush_url(std::time::Duration::from_millis(1500));
+    for (base, expected) in [
+        ("http://hub:6745/api", "http://hub:6745/-/flush?timeout=1500ms"),
+        ("http://hub:6745", "http://hub:6745/-/flush?timeout=1500ms"),
+        ("https://hub/opik/api", "https://hub/-/flush?timeout=1500ms"),
+        ("http://hub:6745/-/token/t%2Fk/api", "http://hub:6745/-/token/t%2Fk/-/flush?timeout=1500ms"),
+    ] {
+        assert_eq!(url(base), expected);
+    }
+}

@@ -9,7 +9,7 @@ use crate::delivery::eta::eta;
 use crate::message::Server;
 use crate::overview::asked::AskedAgent;
 use crate::overview::details::{AgentsStoreView, StoreDetails};
-use crate::overview::{FullOverview, Overview, ReplayOverview, ServerOverview, StoreOverview, elsewhere};
+use crate::overview::{FullOverview, HubOverview, Overview, ReplayOverview, ServerOverview, StoreOverview, elsewhere};
 use crate::protocol::recognise::Presence;
 use crate::store::full_state::remedies;
 use crate::store::{Backlog, Condition, FullLimit, StoreError, now_ms};
@@ -49,6 +49,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         None => ping(config, upstream),
     };
     let is_full_from_agent = view.store.full.is_some();
+    let fleet = view.fleet;
     let store_overview = store_overview(config, &store, view.store, &Server::new(&server.url));
     let eta = details.map(|details| match view.eta {
         // The agent has seen how it went, but knows nothing of a store that it can't use.
@@ -68,10 +69,12 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         agent: agent.as_ref().map(|agent| agent.overview.clone()).unwrap_or_default(),
         server,
         store: store_overview,
+        fleet,
         rates: view.rates,
         eta,
         lanes: Vec::new(),
         lanes_total: 0,
+        edges: view.edges,
         replays: last_replay.map(ReplayOverview::of).into_iter().collect(),
         history: view.history,
         day: Vec::new(),
@@ -137,16 +140,16 @@ fn full(
 
 /// Pings the server, if no agent knows its state.
 fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<u64>) {
-    let (connection, reason, latency) = match upstream.ping(config.connection_monitor_check_timeout.value) {
-        Ok(Pong { presence, latency, .. }) => {
+    let (connection, reason, latency, hub) = match upstream.ping(config.connection_monitor_check_timeout.value) {
+        Ok(Pong { presence, latency, hub, .. }) => {
             let word = match presence {
                 Presence::There | Presence::Unauthorised(_) => "available",
                 Presence::Unhealthy(_) | Presence::Foreign(_) => "unavailable",
             };
-            (word, presence.reason(), Some(latency))
+            (word, presence.reason(), Some(latency), hub.map(|hub| HubOverview::from(*hub)))
         }
-        Err(failure) => ("unavailable", Some(failure.to_string()), None),
+        Err(failure) => ("unavailable", Some(failure.to_string()), None, None),
     };
-    let server = ServerOverview { url: upstream.base_url().to_owned(), connection, since_ms: None, reason };
+    let server = ServerOverview { url: upstream.base_url().to_owned(), connection, since_ms: None, reason, hub };
     (server, latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)))
 }

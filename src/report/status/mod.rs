@@ -15,7 +15,8 @@ use crate::message::Lane;
 use crate::overview::asked::{degraded_text, live_writes_text};
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
-    ElsewhereOverview, EtaOverview, FullOverview, Overview, RecoveryOverview, ReplayOverview, StoreOverview,
+    EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview,
+    RecoveryOverview, ReplayOverview, StoreOverview,
 };
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
@@ -29,6 +30,8 @@ pub(crate) struct StatusReport {
     pub schema_version: u32,
     pub server: ServerReport,
     pub agent: AgentReport,
+    /// Agents that send through the running agent.
+    pub edges: EdgesOverview,
     /// `null` when the store can't be read.
     pub backlog: Option<BacklogReport>,
     pub rejected: Option<RejectedReport>,
@@ -41,6 +44,9 @@ pub(crate) struct StatusReport {
     /// When the backlog will have reached the server; `null` when the store can't be read.
     pub eta: Option<EtaOverview>,
     pub store: StoreReport,
+    /// The copies in the fleet's depot, as the running agent knows them; only with a depot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetOverview>,
     pub held: Vec<HeldLane>,
     /// Messages that were accepted for other servers than `server`.
     pub elsewhere: Vec<ElsewhereOverview>,
@@ -68,6 +74,7 @@ impl StatusReport {
             schema_version: overview.schema_version,
             server: ServerReport::of(gathered),
             agent: AgentReport::of(gathered),
+            edges: overview.edges.clone(),
             backlog: details.map(|details| BacklogReport::of(config, overview, details)),
             rejected: details.map(RejectedReport::of),
             held_ids: details.map(HeldIds::of),
@@ -75,6 +82,7 @@ impl StatusReport {
             rates: overview.rates,
             eta: overview.eta.clone(),
             store: StoreReport::of(config, gathered),
+            fleet: overview.fleet.clone(),
             held: held.iter().map(|(lane, hold)| HeldLane::of(lane, hold, overview.at_ms)).collect(),
             elsewhere: overview.store.elsewhere.clone(),
             adopted: adoptions.iter().map(Adopted::of).collect(),
@@ -94,6 +102,32 @@ pub(crate) struct ServerReport {
     pub since: Option<String>,
     pub reason: Option<String>,
     pub latency_ms: Option<u64>,
+    /// The hub that this server is; `null` if it is none.
+    pub hub: Option<HubReport>,
+}
+
+/// A hub and its own server.
+#[derive(Serialize)]
+pub(crate) struct HubReport {
+    pub version: Option<String>,
+    pub server_url: Option<String>,
+    /// `available`, `unavailable` or `unknown`.
+    pub connection: String,
+    pub since: Option<String>,
+    /// Messages that wait in the hub's store.
+    pub waiting: Option<u64>,
+}
+
+impl HubReport {
+    fn of(hub: &HubOverview) -> Self {
+        Self {
+            version: hub.version.clone(),
+            server_url: hub.server_url.clone(),
+            connection: hub.connection.clone(),
+            since: hub.since_ms.and_then(|since| i64::try_from(since).ok()).map(time),
+            waiting: hub.waiting,
+        }
+    }
 }
 
 impl ServerReport {
@@ -105,6 +139,7 @@ impl ServerReport {
             since: server.since_ms.map(time),
             reason: server.reason.clone(),
             latency_ms: gathered.latency_ms,
+            hub: server.hub.as_ref().map(HubReport::of),
         }
     }
 }

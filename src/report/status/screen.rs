@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::StatusReport;
 use crate::figures::{count, short_duration, size};
+use crate::overview::edges::EdgeOverview;
 use crate::printable::{self, name};
 use crate::report::groups::groups_text;
 use crate::terminal::render::{Renderer, StatusMark, wrapped};
@@ -15,7 +16,10 @@ type Section = fn(&StatusReport) -> Vec<StatusLine>;
 /// The sections in the order in which they are shown. A new one is one more line here.
 const SECTIONS: &[Section] = &[
     server,
+    hub,
     agent,
+    edges,
+    fleet,
     store,
     full,
     waiting,
@@ -37,6 +41,8 @@ const SECTIONS: &[Section] = &[
 
 /// How many columns the label takes.
 const INDENT: usize = 13;
+/// How many edges are shown; `--format json` has 200.
+const EDGES_SHOWN_MAX: usize = 10;
 /// How many of the server's answers are shown.
 const REASONS_MAX: usize = 3;
 
@@ -110,6 +116,48 @@ fn server(report: &StatusReport) -> Vec<StatusLine> {
     std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
 }
 
+/// The second hop: what is behind a server that is a hub.
+fn hub(report: &StatusReport) -> Vec<StatusLine> {
+    let Some(hub) = &report.server.hub else { return Vec::new() };
+    let version = hub.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+    let url = hub.server_url.as_deref().unwrap_or("its server");
+    let since = hub.since.as_ref().map_or(String::new(), |since| format!(" since {since}"));
+    let waiting = hub.waiting.map_or(String::new(), |waiting| {
+        format!("; {} {} there", count(waiting, "message"), if waiting == 1 { "waits" } else { "wait" })
+    });
+    let text = format!("opik-offline{version}; behind it {url}, {}{since}{waiting}", hub.connection);
+    let line = line("hub", text);
+    vec![match hub.connection.as_str() {
+        "available" => line.painted(StatusMark::Good, "available"),
+        "unavailable" => line.painted(StatusMark::Bad, "unavailable"),
+        _ => line.painted(StatusMark::Warn, "unknown"),
+    }]
+}
+
+/// Agents that send through this one.
+fn edges(report: &StatusReport) -> Vec<StatusLine> {
+    let edges = &report.edges;
+    if edges.known == 0 {
+        return Vec::new();
+    }
+    let first = format!(
+        "{} known, {} heard from within 5 minutes, {} waiting at them",
+        edges.known,
+        edges.recent,
+        count(edges.waiting_messages, "message")
+    );
+    let edge = |edge: &EdgeOverview| {
+        let host = edge.host.as_deref().unwrap_or("unnamed");
+        let version = edge.version.as_deref().unwrap_or("unknown");
+        let silent = short_duration(Duration::from_secs(edge.silent_seconds));
+        let waiting = edge.waiting.map_or("unknown".to_owned(), |waiting| waiting.to_string());
+        line("", format!("{}: version {version}, {waiting} waiting, heard from {silent} ago", name(host)))
+    };
+    let more = edges.known.saturating_sub(EDGES_SHOWN_MAX as u64);
+    let more = (more > 0).then(|| line("", format!("and {more} more")));
+    std::iter::once(line("edges", first)).chain(edges.list.iter().take(EDGES_SHOWN_MAX).map(edge)).chain(more).collect()
+}
+
 fn agent(report: &StatusReport) -> Vec<StatusLine> {
     let agent = &report.agent;
     let first = match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
@@ -131,6 +179,29 @@ fn agent(report: &StatusReport) -> Vec<StatusLine> {
     let files =
         files.map(|problem| line("", format!("few open files: {problem}")).painted(StatusMark::Warn, "few open files"));
     std::iter::once(first).chain(problem).chain(files).collect()
+}
+
+/// Returns the depot, and what of the backlog has no copy in it.
+fn fleet(report: &StatusReport) -> Vec<StatusLine> {
+    let Some(fleet) = &report.fleet else { return Vec::new() };
+    let state = match (&fleet.problem, &fleet.stream, fleet.unshipped_messages) {
+        (Some(_), ..) => "cannot be used".to_owned(),
+        (None, None, 0) => "nothing to copy".to_owned(),
+        (None, _, 0) => "has copies of all that waits".to_owned(),
+        (None, _, unshipped) => format!("{} without a copy yet", count(unshipped, "message")),
+    };
+    let first = line("depot", format!("{}, {state}", fleet.depot));
+    let first = match &fleet.problem {
+        Some(_) => first.painted(StatusMark::Bad, "cannot be used"),
+        None => first,
+    };
+    let only_here = fleet.problem.as_ref().map(|problem| {
+        line("", format!("{} only in the local store: {problem}", count(fleet.unshipped_messages, "message")))
+    });
+    let taken = (fleet.handed_over > 0).then(|| {
+        line("", format!("{} taken over by a replayer, which delivers it", count(fleet.handed_over, "stream")))
+    });
+    [Some(first), only_here, taken].into_iter().flatten().collect()
 }
 
 fn store(report: &StatusReport) -> Vec<StatusLine> {

@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ring::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -143,6 +144,26 @@ impl EncryptionKey {
             return Err(not_a_key("all its bytes are the same"));
         }
         Ok(key)
+    }
+
+    /// Returns a new key for a store that is only a copy; `None` if the system gives no random numbers.
+    pub(crate) fn random() -> Option<Self> {
+        let mut bytes = Zeroizing::new([0; Self::BYTES]);
+        SystemRandom::new().fill(&mut bytes[..]).ok()?;
+        Some(Self(bytes))
+    }
+
+    /// Bytes of a key.
+    pub(crate) const BYTES: usize = KEY_BYTES;
+
+    /// Returns the key with these bytes.
+    pub(crate) fn from_bytes(bytes: Zeroizing<[u8; Self::BYTES]>) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the secret itself, to be sealed.
+    pub(crate) fn reveal(&self) -> &[u8; Self::BYTES] {
+        &self.0
     }
 
     /// Returns the key's fingerprint.

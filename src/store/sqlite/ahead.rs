@@ -191,6 +191,11 @@ pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), 
     Ok(())
 }
 
+/// Returns before which time an entity that was made may have lost its note.
+pub(super) fn unsure_before(connection: &Connection) -> Result<i64, Fault> {
+    counter(connection, UNSURE_BEFORE)
+}
+
 /// Returns whether the note about this entity is removed once such a write is confirmed.
 pub(super) fn ends_note(touch: &Touch) -> bool {
     matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span()

@@ -122,7 +122,7 @@ pub(super) fn list(
 }
 
 /// Reads a row of [`queries::page`] or [`queries::one_message`].
-fn read_listed(
+pub(super) fn read_listed(
     connection: &Connection,
     sealer: &Sealer,
     lanes: &mut LaneCache,
@@ -164,7 +164,8 @@ pub(super) fn get(connection: &Connection, sealer: &Sealer, id: MessageId) -> Re
     let Some(row) = found.next()? else { return Ok(None) };
     let Some(request) = RequestReader::default().request(connection, sealer, id)? else { return Ok(None) };
     let listed = read_listed(connection, sealer, &mut LaneCache::default(), row)?;
-    Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, Column::Touches as usize)? }))
+    let (touches, position) = (rows::touches(row, Column::Touches as usize)?, row.get(Column::Position as usize)?);
+    Ok(Some(StoredMessage { listed, request, touches, position }))
 }
 
 /// Records that an agent runs in this process, or that none does.

@@ -35,7 +35,7 @@ use super::request_reader::RequestReader;
 use super::seal::Sealer;
 use super::stranded::{self, Memo, Refused};
 use super::summary::{CountChanges, CountGroup, Size};
-use super::{hold, record, rows};
+use super::{hold, record, rows, shipped};
 use crate::give_way::give_way;
 use crate::message::Claimed;
 use crate::message::{Buckets, Effect, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
@@ -77,6 +77,8 @@ pub(super) struct StoreFacts {
     any_refused: bool,
     /// Whether any lane has a limit.
     any_limits: bool,
+    /// Messages that somebody else delivers: their stream was taken over.
+    handed_over: HashSet<i64>,
 }
 
 impl StoreFacts {
@@ -87,6 +89,7 @@ impl StoreFacts {
             notes: Notes::read(connection)?,
             any_refused: exists(queries::ANY_REJECTED)? || exists(queries::ANY_HELD)?,
             any_limits: exists(queries::ANY_LIMIT)?,
+            handed_over: shipped::handed_over(connection)?,
         })
     }
 
@@ -111,13 +114,14 @@ struct Walk<'a, 'c> {
     in_flight_from: i64,
     /// When the first message becomes due that was left only because of its deadline.
     soonest_ms: Option<i64>,
+    handed_over: &'a HashSet<i64>,
 }
 
 /// How a message may be sent, and the entities of which an update may have reached the server before it.
 type Admitted = (Way, Vec<EntityKey>);
 
 impl<'a, 'c> Walk<'a, 'c> {
-    fn start(scope: &WalkScope<'_>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
+    fn start(scope: &WalkScope<'a>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
         let WalkScope { connection, lane, now_ms, .. } = *scope;
         let mut walk = Self {
             now_ms,
@@ -129,6 +133,7 @@ impl<'a, 'c> Walk<'a, 'c> {
             left: 0,
             in_flight_from: i64::MAX,
             soonest_ms: None,
+            handed_over: &scope.facts.handed_over,
         };
         let mut in_flight = connection.prepare_cached(queries::TOUCHES_IN_FLIGHT)?;
         let mut in_flight = in_flight.query([lane])?;
@@ -150,6 +155,10 @@ impl<'a, 'c> Walk<'a, 'c> {
     /// look-up.
     fn admits(&mut self, message: &WaitingMessage) -> Result<Option<Admitted>, Fault> {
         let touches = &message.touches;
+        if self.handed_over.contains(&message.id) {
+            self.leave(touches);
+            return Ok(None);
+        }
         let mut due_at_ms = due_at_ms(message.next_attempt_at_ms, self.now_ms);
         let free = !self.blocked.conflicts(touches) && !self.is_behind_create(touches);
         if free && due_at_ms <= self.now_ms {

@@ -56,7 +56,6 @@ pub(super) enum Column {
     AcceptedAt,
     Attempts,
     NextAttempt,
-    #[expect(dead_code, reason = "only queries compare it")]
     ClaimEpoch,
     AnswerAt,
     AnswerStatus,

@@ -1,6 +1,6 @@
-//! Salvaged rows of SDK files: each is stored once, even if a copy of the file has it too.
+//! Salvaged rows of SDK files, and messages of other stores: each is stored once, even if a copy of the file has it too.
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Transaction, params};
 
 use super::codec::Packed;
 use super::fault::Fault;
@@ -34,23 +34,25 @@ pub(super) fn salvage(
         if let Some((attachment, file)) = &row.file {
             attachments::give(tx, sealer, *attachment, file, id)?;
         }
-        if let Some(answer) = &row.rejected {
-            reject(tx, sealer, id, row, answer)?;
+        if let (status, Some(answer)) = row.status() {
+            refuse(tx, sealer, (id, row), status, answer)?;
+        } else if row.was_in_flight {
+            tx.prepare_cached(queries::SALVAGED_IN_FLIGHT)?.execute([id.0])?;
         }
         ids.push(Some(id));
     }
     Ok(ids)
 }
 
-/// Marks a message as *rejected* that this transaction stored as *failed*.
-fn reject(
+/// Marks a message as *rejected* or *held* that this transaction stored as *failed*.
+fn refuse(
     tx: &Transaction<'_>,
     sealer: &Sealer,
-    id: MessageId,
-    row: &SalvagedRow,
+    (id, row): (MessageId, &SalvagedRow),
+    status: MessageStatus,
     answer: &LastAnswer,
 ) -> Result<(), Fault> {
-    tx.prepare_cached(queries::REJECT_SALVAGED)?.execute([id.0])?;
+    tx.prepare_cached(queries::REFUSE_SALVAGED)?.execute(params![id.0, status.code()])?;
     record::keep_answer(tx, sealer, id, answer)?;
     let (lane, body_bytes) =
         tx.prepare_cached(queries::LANE_AND_BYTES)?.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -58,7 +60,8 @@ fn reject(
     let group = CountGroup::new(lane, MessageStatus::Failed, row.message.message_type);
     let mut changes = CountChanges::default();
     changes.take(group, size);
-    let answer_status = answer.status.unwrap_or(0);
-    changes.add(CountGroup { status: MessageStatus::Rejected, answer_status, ..group }, size);
+    // Only rejected messages are counted by their answer.
+    let answer_status = answer.status.filter(|_| status == MessageStatus::Rejected).unwrap_or(0);
+    changes.add(CountGroup { status, answer_status, ..group }, size);
     changes.write(tx)
 }

@@ -43,7 +43,7 @@ pub(crate) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 11] = [
+const MIGRATIONS: [&str; 12] = [
     MESSAGES_LANES_AND_LEASE,
     ALL_CHANGES_INDEXED,
     ATTACHMENTS,
@@ -55,6 +55,7 @@ const MIGRATIONS: [&str; 11] = [
     DESTINATIONS,
     UPDATES_AHEAD_AND_LIMITS,
     HELD_MESSAGES,
+    STREAMS,
 ];
 
 /// Version 1.
@@ -339,6 +340,36 @@ CREATE TABLE limits (
 const HELD_MESSAGES: &str = "
 INSERT INTO counters VALUES ('unstranded', 0);
 CREATE INDEX messages_held ON messages (lane_id, answer_at_ms) WHERE status = 5;
+";
+
+/// Version 12.
+///
+/// Messages with a copy in a depot; see [`super::shipped`].
+///
+/// - `streams` has the streams that are not finished. `name` is the stream's UUID, `state` is 1 while this store delivers
+///   it, and 2 once somebody else does.
+/// - `shipped` has the messages of their bundles whose fate the depot does not know yet. `origin` is the id under which
+///   the depot knows the message, and `is_part` whether this is a part of it. A bundle from `streams.next_bundle` on may
+///   be in the depot or not. `NULL`: the copy is not in a bundle, but in the mark of the whole.
+const STREAMS: &str = "
+CREATE TABLE streams (
+    stream_id       INTEGER PRIMARY KEY,
+    name            BLOB    NOT NULL UNIQUE,
+    depot           TEXT    NOT NULL,
+    state           INTEGER NOT NULL,
+    epoch           INTEGER NOT NULL,
+    next_bundle     INTEGER NOT NULL,
+    shipped_through INTEGER NOT NULL,
+    began_at_ms     INTEGER NOT NULL
+);
+CREATE TABLE shipped (
+    message_id INTEGER PRIMARY KEY,
+    stream_id  INTEGER NOT NULL,
+    origin     INTEGER NOT NULL,
+    is_part    INTEGER NOT NULL,
+    bundle     INTEGER
+);
+CREATE INDEX shipped_by_bundle ON shipped (stream_id, bundle);
 ";
 
 /// Returns the newest version that we know.

@@ -26,7 +26,7 @@ use super::queries::{self, SqlFilter};
 use super::record::{Inherited, Inserter, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
-use super::{rows, stranded};
+use super::{rows, shipped, stranded};
 use crate::give_way::give_way;
 use crate::message::{Effect, EntityKey, Lane, MessageId, MessageStatus, Touch};
 use crate::store::clock::now_ms;
@@ -80,6 +80,7 @@ pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, 
     for lane in succeeded {
         tx.prepare_cached(queries::NOTE_SUCCESS)?.execute([lane])?;
     }
+    shipped::settled(tx, outcomes)?;
     changes.write(tx)
 }
 
@@ -147,6 +148,10 @@ fn add_parts(
         let record = part_record(id, part, &inherited, &lane);
         inserter.insert(&record, keys, &packer.pack(body), &body.bytes)?;
         let is_rejected = record.status == MessageStatus::Rejected;
+        if !is_rejected {
+            // That a part is rejected is in the mark of the division.
+            shipped::divided(tx, whole, id)?;
+        }
         let answer_status = record.answer.filter(|_| is_rejected).and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: record.body_bytes };
         changes.add(CountGroup { status: record.status, answer_status, ..group }, size);

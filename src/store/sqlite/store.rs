@@ -10,7 +10,7 @@
 //!   leads to.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -25,7 +25,7 @@ use super::rejected_share::RejectedShare;
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::stranded::Memo;
 use super::unproven::UnprovenWatch;
-use super::{attachments, guard, lease, open, space};
+use super::{attachments, guard, lease, open, shipped, space};
 use crate::message::MessageId;
 use crate::store::encryption::key::Keys;
 use crate::store::error::StoreError;
@@ -67,6 +67,8 @@ pub struct SqliteStore {
     pub(super) memo: Memo,
     /// The share that rejected messages may keep.
     pub(super) rejected: RejectedShare,
+    /// Whether the user of this handle makes marks in the depot.
+    pub(super) makes_marks: AtomicBool,
 }
 
 impl SqliteStore {
@@ -133,6 +135,7 @@ impl SqliteStore {
             log_is_unerased: AtomicBool::new(true),
             memo: Memo::default(),
             rejected: RejectedShare::default(),
+            makes_marks: AtomicBool::new(false),
         }
     }
 
@@ -178,6 +181,17 @@ impl SqliteStore {
             self.ballast.tend(&connection, found_no_room);
         }
         result
+    }
+
+    /// Fails with [`StoreError::InDepot`] if a message is outstanding in a depot and nobody here makes marks.
+    pub(super) fn refuse_outstanding(&self, connection: &Connection) -> Result<(), Fault> {
+        if self.makes_marks.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match shipped::depot(connection)? {
+            Some(depot) => Err(StoreError::InDepot { at: self.path.as_path().into(), depot }.into()),
+            None => Ok(()),
+        }
     }
 
     /// Maintains the disk space reserved for delivering from a full disk: see [`Ballast`].

@@ -17,8 +17,10 @@ use super::settle::Settlement;
 use super::store::{SqliteStore, lock};
 use super::{
     ahead, attachments, browse, claim, connect, counters, erasure, guard, header_sets, hold, lease, queue_ahead,
-    reassign, register, salvaged, schema, settle, space, standing, stranded, view,
+    reassign, register, salvaged, schema, settle, shipped, space, standing, stranded, view,
 };
+use uuid::Uuid;
+
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
@@ -26,7 +28,8 @@ use crate::store::full_state::USUAL_BYTES;
 use crate::store::identity::StoreIdentity;
 use crate::store::limits::{Limits, WhenFull};
 use crate::store::room;
-use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay};
+use crate::store::stream::{ShippedMessage, StreamRecord, UnshippedCount};
+use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped};
 use crate::store::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
     StoredMessage, Stranded, Whose,
@@ -188,7 +191,10 @@ impl Attachments for SqliteStore {
 
 impl Replay for SqliteStore {
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
-        self.write(|tx, _| lease::acquire(tx, owner, time_to_live))
+        self.write(|tx, _| {
+            self.refuse_outstanding(tx)?;
+            lease::acquire(tx, owner, time_to_live)
+        })
     }
 
     fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError> {
@@ -438,6 +444,7 @@ impl Maintain for SqliteStore {
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
         let (purged, released) = self.write(|tx, _| {
+            self.refuse_outstanding(tx)?;
             let nobody_replays = lease::holder(tx)?.is_none();
             let purged = settle::purge(tx, filter, limit, nobody_replays)?;
             Ok((purged, attachments::any_released(tx)?))
@@ -453,6 +460,7 @@ impl Maintain for SqliteStore {
             return Ok(0);
         }
         let (dropped, released) = self.write(|tx, _| {
+            self.refuse_outstanding(tx)?;
             let dropped = space::drop_expired(tx, &old)?;
             Ok((dropped, attachments::any_released(tx)?))
         })?;
@@ -553,5 +561,55 @@ impl Maintain for SqliteStore {
         for connection in [&self.writer, &self.reader] {
             guard::close(&mut lock(connection), &self.watch);
         }
+    }
+}
+
+impl Shipped for SqliteStore {
+    fn makes_marks(&self) {
+        self.makes_marks.store(true, Ordering::Relaxed);
+    }
+
+    fn streams(&self) -> Result<Vec<StreamRecord>, StoreError> {
+        self.read(&self.reader, |connection, _| shipped::streams(connection))
+    }
+
+    fn note_stream(&self, record: &StreamRecord) -> Result<(), StoreError> {
+        self.write(|tx, _| shipped::note_stream(tx, record))
+    }
+
+    fn end_stream(&self, stream: Uuid) -> Result<(), StoreError> {
+        self.write(|tx, _| shipped::end_stream(tx, stream))
+    }
+
+    fn begin_bundle(&self, stream: Uuid, limits: ClaimLimits) -> Result<Vec<MessageId>, StoreError> {
+        self.write(|tx, _| shipped::begin_bundle(tx, stream, limits))
+    }
+
+    fn confirm_bundle(&self, stream: Uuid, next_bundle: u32) -> Result<(), StoreError> {
+        self.write(|tx, _| shipped::confirm_bundle(tx, stream, next_bundle))
+    }
+
+    fn withdraw_bundle(&self, stream: Uuid) -> Result<(), StoreError> {
+        self.write(|tx, _| shipped::withdraw_bundle(tx, stream))
+    }
+
+    fn outstanding(&self, ids: &[MessageId]) -> Result<Vec<ShippedMessage>, StoreError> {
+        self.read(&self.reader, |connection, _| shipped::outstanding(connection, ids))
+    }
+
+    fn outstanding_and_gone(&self, limit: usize) -> Result<Vec<ShippedMessage>, StoreError> {
+        self.read(&self.reader, |connection, _| shipped::outstanding_and_gone(connection, limit))
+    }
+
+    fn note_marked(&self, ids: &[MessageId]) -> Result<(), StoreError> {
+        self.write(|tx, _| shipped::note_marked(tx, ids))
+    }
+
+    fn unshipped(&self) -> Result<UnshippedCount, StoreError> {
+        self.read(&self.reader, |connection, _| shipped::unshipped(connection))
+    }
+
+    fn hand_over(&self, stream: Uuid) -> Result<Vec<MessageId>, StoreError> {
+        self.write(|tx, _| shipped::hand_over(tx, stream))
     }
 }

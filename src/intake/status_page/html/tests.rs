@@ -4,9 +4,11 @@ use std::path::Path;
 
 use super::*;
 use crate::delivery::eta::{Situation, eta};
+use crate::overview::HubOverview;
+use crate::overview::edges::EdgeOverview;
 use crate::overview::lanes::HeldOverview;
 use crate::overview::store::{GroupOverview, RejectedOverview};
-use crate::overview::{AgentOverview, RecoveryOverview, ServerOverview, StoreOverview};
+use crate::overview::{AgentOverview, EdgesOverview, RecoveryOverview, ServerOverview, StoreOverview};
 use crate::telemetry::history::{Rates, Sample};
 
 /// 2026-11-22 20:07:08 UTC
@@ -36,6 +38,7 @@ fn calm() -> Overview {
             connection: "available",
             since_ms: Some(NOW_MS - 90_000_000),
             reason: None,
+            hub: None,
         },
         store: StoreOverview {
             usable: true,
@@ -44,6 +47,7 @@ fn calm() -> Overview {
             disk_free_bytes: Some(33 << 30),
             ..StoreOverview::default()
         },
+        fleet: None,
         rates: Some(Rates {
             window_seconds: 60.0,
             in_per_second: 41.3,
@@ -54,6 +58,7 @@ fn calm() -> Overview {
         eta: Some(eta(&Situation::default()).into()),
         lanes: Vec::new(),
         lanes_total: 0,
+        edges: EdgesOverview::default(),
         replays: Vec::new(),
         history: (0..180).rev().map(|n| sample(n * 5)).collect(),
         day: (0..1440).rev().map(|n| sample(n * 60)).collect(),
@@ -169,6 +174,39 @@ fn draining() -> Overview {
     status
 }
 
+/// A hub behind a hub, with more edges than the page lists, one of which lies.
+fn hub() -> Overview {
+    let mut status = draining();
+    status.server.hub = Some(HubOverview {
+        version: Some("0.1.0".into()),
+        server_url: Some("https://opik.example/api".into()),
+        connection: "unavailable".into(),
+        since_ms: None,
+        waiting: Some(1204),
+    });
+    let edge = |n: u64| EdgeOverview {
+        host: (n > 0).then(|| format!("worker-{n}.{}", "team".repeat(n as usize % 60))),
+        version: (n > 1).then(|| "0.1.0".into()),
+        silent_seconds: n * 7,
+        waiting: (n > 2).then_some(n * 1000),
+    };
+    let list: Vec<EdgeOverview> = (0..200).map(edge).collect();
+    status.edges = EdgesOverview { known: 1000, recent: 41, waiting_messages: 1_234_567, list };
+    status.edges.list[5].host = Some(HOSTILE.into());
+    status
+}
+
+#[test]
+fn a_hub_shows_its_edges_and_no_edge_writes_into_the_page() {
+    let page = document(&hub());
+    for text in
+        ["worker-7", "950 more are not listed", "1,234,567 messages waiting", "behind it https://opik.example/api"]
+    {
+        assert!(page.contains(text), "{text} is missing");
+    }
+    assert!(!page.contains(HOSTILE), "an edge's name is HTML of the page");
+}
+
 fn just_started() -> Overview {
     let mut status = calm();
     status.agent.uptime_seconds = 1;
@@ -248,6 +286,7 @@ fn unusable() -> Overview {
 fn pages() -> Vec<(&'static str, Overview)> {
     vec![
         ("calm", calm()),
+        ("hub", hub()),
         ("just-started", just_started()),
         ("outage", outage()),
         ("draining", draining()),

@@ -125,6 +125,12 @@ pub(crate) const REJECTED_BYTES: &str = "
 /// The same from the summary, which changes whenever they do.
 pub(crate) const REJECTED_SUMMARY: &str =
     "SELECT coalesce(sum(messages), 0), coalesce(sum(body_bytes), 0) FROM summary WHERE status = 4";
+/// The messages, from one on, whose place in delivery order is that of their id.
+pub(crate) const IN_ORDER: &str =
+    "SELECT message_id FROM messages WHERE message_id > ?1 AND position = 2 * message_id ORDER BY message_id LIMIT ?2";
+/// All others: parts of divided messages, and updates that were moved behind their create.
+pub(crate) const OUT_OF_ORDER: &str =
+    "SELECT position, message_id FROM messages WHERE position <> 2 * message_id ORDER BY position, message_id";
 /// The touches of all messages that a lane still has to deliver.
 pub(crate) const TOUCHES_ON_THEIR_WAY: &str = "
     SELECT touches FROM messages WHERE lane_id = ?1 AND status = 3
@@ -150,6 +156,8 @@ pub(crate) const NOT_IN_FLIGHT: &str =
 
 pub(crate) const IS_SALVAGED: &str = "SELECT 1 FROM salvaged WHERE digest = ?1";
 pub(crate) const ADD_SALVAGED: &str = "INSERT OR IGNORE INTO salvaged VALUES (?1)";
-pub(crate) const REJECT_SALVAGED: &str = "UPDATE messages SET status = 4 WHERE message_id = ?1";
+pub(crate) const REFUSE_SALVAGED: &str = "UPDATE messages SET status = ?2 WHERE message_id = ?1";
+/// Marks a message as one that was in flight when its replayer ended: no lease has this epoch.
+pub(crate) const SALVAGED_IN_FLIGHT: &str = "UPDATE messages SET claim_epoch = 0 WHERE message_id = ?1";
 /// Read for a message that was stored a moment ago.
 pub(crate) const LANE_AND_BYTES: &str = "SELECT lane_id, body_bytes FROM messages WHERE message_id = ?1";

@@ -12,6 +12,7 @@ mod recovery;
 mod replay;
 mod sealing;
 mod selection;
+mod shipped;
 
 pub(super) use self::attachments::*;
 pub(super) use self::browse::*;
@@ -22,6 +23,7 @@ pub(super) use self::recovery::*;
 pub(super) use self::replay::*;
 pub(super) use self::sealing::*;
 pub(super) use self::selection::*;
+pub(super) use self::shipped::*;
 
 #[cfg(test)]
 mod tests {
@@ -95,6 +97,10 @@ mod tests {
             (RELEASE_ATTACHMENT.to_owned(), "SEARCH attachments USING"),
             (REMOVE_PIECES.to_owned(), "SEARCH attachment_pieces USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (FIRST_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (UNSHIPPED.to_owned(), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
+            (COUNT_UNSHIPPED.to_owned(), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
+            (OPEN_BUNDLE.to_owned(), "shipped_by_bundle (stream_id=? AND bundle>?)"),
+            (OUTSTANDING_AND_GONE.to_owned(), "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),
         ] {
             let plan = plan(&connection, &sql);
             assert!(plan.contains(expected), "{sql}\n{plan}");

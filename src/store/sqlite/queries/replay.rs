@@ -105,6 +105,10 @@ pub(crate) const MAKE_DUE: &str =
 pub(crate) const ADD_NOTE: &str = "INSERT OR IGNORE INTO updated_ahead VALUES (?1, ?2, ?3)";
 pub(crate) const DROP_NOTE: &str = "DELETE FROM updated_ahead WHERE entity = ?1 AND place = ?2";
 pub(crate) const HAS_NOTE: &str = "SELECT 1 FROM updated_ahead WHERE entity = ?1 AND place = ?2";
+pub(crate) const NOTES: &str = "SELECT entity, place FROM updated_ahead";
+/// The messages of a status, with what they touch.
+pub(crate) const IN_FLIGHT: &str =
+    "SELECT lane_id, message_type, touches FROM messages WHERE status = ?1 ORDER BY message_id";
 /// Evicts the oldest notes.
 pub(crate) const EVICT_NOTES: &str = "
     DELETE FROM updated_ahead WHERE (entity, place) IN (

@@ -106,7 +106,7 @@ pub(crate) fn is_set_aside(file: FileId, path: &Path) -> bool {
 }
 
 /// Returns whether a file that SQLite does not recognize, or takes for another program's, is a damaged store of ours.
-pub(super) fn is_ours(path: &Path) -> bool {
+pub(crate) fn is_ours(path: &Path) -> bool {
     let read = || Damaged::read(Some(File::open(path)?), File::open(log_of(path)).ok(), &HashMap::new());
     read().is_ok_and(|found: Damaged| found.is_ours())
 }

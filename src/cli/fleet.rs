@@ -1,0 +1,284 @@
+//! The parts of `replay`, `status`, `inspect` and `purge` that work with a fleet's depot (`--fleet URL`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl};
+use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
+use crate::agent::files;
+use crate::config::units::ByteSize;
+use crate::config::{Config, Flags, LogLevel};
+use crate::depot::{self, Depot};
+use crate::fleet::stream_head::this_process;
+use crate::protocol::recognise::Presence;
+use crate::report::fleet::list::FleetList;
+use crate::report::fleet::purge::FleetPurgeReport;
+use crate::report::fleet::replay::FleetReplayReport;
+use crate::report::fleet::status::FleetStatusReport;
+use crate::shutdown::Shutdown;
+use crate::store::{Limits, StoredMessage, WhenFull, now_ms};
+use crate::takeover::browse::FleetBrowser;
+use crate::takeover::keys::FleetKeys;
+use crate::takeover::purging::{FleetPurge, PurgeSelection};
+use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings, ensure_exclusive};
+use crate::takeover::survey::{FleetSurvey, streams_of};
+use crate::terminal::progress::ProgressDisplay;
+use crate::terminal::render::OutputFormat;
+use crate::terminal::{OutputStream, is_interactive};
+use crate::upstream::Upstream;
+
+/// How streams of a depot are replayed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Fleet")]
+pub(super) struct FleetReplayArgs {
+    /// With --fleet: keep running, and take over each stream whose agent goes away
+    #[arg(long)]
+    pub follow: bool,
+
+    /// With --fleet: keep at most this many bytes of messages on this machine
+    #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size, hide_short_help = true)]
+    pub stage: ByteSize,
+
+    /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
+    #[arg(long)]
+    pub fail_if_backlog: bool,
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error: crate::config::units::UnitError| error.to_string())
+}
+
+/// How long a replay may take, and what is delivered of it.
+pub(super) struct FleetReplayOrder<'a> {
+    pub args: &'a FleetReplayArgs,
+    /// Files with the keys that open what is sealed.
+    pub identities: &'a [PathBuf],
+    pub flags: Flags,
+    pub timeout: Option<Duration>,
+}
+
+/// Opens the depot that the settings name.
+pub(super) fn open_depot(config: &Config) -> Result<Arc<dyn Depot>, Failure> {
+    let Some(settings) = translate::depot(config) else {
+        let hint = "name it with --fleet, such as --fleet s3://BUCKET/PREFIX";
+        return Err(Failure::new(Exit::Usage, "no depot is named", Some(hint)));
+    };
+    Ok(depot::open(&settings)?)
+}
+
+/// Reads the keys of a replayer: of these files, or of the configured one.
+pub(super) fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf]) -> Result<FleetKeys, Failure> {
+    let configured = config.fleet_identity_file.value.clone();
+    let files = if named.is_empty() { configured.into_iter().collect() } else { named.to_vec() };
+    Ok(FleetKeys::read(depot, &files)?)
+}
+
+/// `replay --fleet`
+pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<(), Failure> {
+    refuse_jsonl(common.format)?;
+    let args = order.args;
+    let config = configuration(&order.flags)?;
+    let default = if args.follow { LogLevel::Info } else { LogLevel::Error };
+    common.start_logging(&config, Some(default))?;
+    let depot = open_depot(&config)?;
+    let keys = keys(&*depot, &config, order.identities)?;
+    let upstream = super::upstream(&config)?;
+    let shutdown = Shutdown::new();
+    if !args.follow {
+        check_server(&upstream, &config)?;
+    }
+    stop_on_signals(&shutdown)?;
+    let url = depot.describe().url;
+    let settings = settings(&config, args, order.timeout)?;
+    let session =
+        FleetReplay::open(depot, keys, this_process(&uuid::Uuid::now_v7().simple().to_string()), settings, &shutdown)?;
+    let mut progress = ProgressDisplay::new(common.quiet);
+    progress.start(0);
+    let concluded = session.run(&upstream, &progress);
+    progress.finish();
+    let concluded = concluded?;
+    let report = FleetReplayReport::of(url, &concluded);
+    if common.prints_summary() {
+        common.renderer().result(&report, |_, report| report.text())?;
+    }
+    let remains = report.left_here() > 0 || args.fail_if_backlog && report.left_in_depot() > 0;
+    match concluded.ending {
+        FleetEnding::Interrupted if args.follow => Ok(()),
+        FleetEnding::Interrupted => Err(Failure::silent(Exit::Interrupted)),
+        FleetEnding::ServerAway => Err(Failure::silent(Exit::Unreachable)),
+        FleetEnding::Complete | FleetEnding::TimeOver if remains => Err(Failure::silent(Exit::Remaining)),
+        FleetEnding::Complete | FleetEnding::TimeOver => Ok(()),
+    }
+}
+
+/// Checks that the server is there before anything is taken.
+fn check_server(upstream: &Upstream, config: &Config) -> Result<(), Failure> {
+    let pong = upstream.ping(config.connection_monitor_check_timeout.value)?;
+    match &pong.presence {
+        Presence::There | Presence::Unauthorised(_) => Ok(()),
+        presence => {
+            let message = format!("the Opik server {}", presence.sentence(upstream.base_url()));
+            let hint = "check that --upstream is the URL of the API, such as http://127.0.0.1:5173/api";
+            Err(Failure::new(Exit::Unreachable, message, Some(hint)))
+        }
+    }
+}
+
+fn settings(
+    config: &Config,
+    args: &FleetReplayArgs,
+    timeout: Option<Duration>,
+) -> Result<FleetReplaySettings, Failure> {
+    let files = files::share(files::allowed(), 1, 0);
+    let (stage_bytes, mut replay) = (args.stage.bytes(), translate::replay_settings(config));
+    replay.filter = crate::store::Filter::default();
+    Ok(FleetReplaySettings {
+        scratch_folder: scratch_folder(config),
+        // Rows, indexes and the log take more than the bodies.
+        store_limits: Limits {
+            size_max: stage_bytes.saturating_mul(3).max(1 << 30),
+            disk_reserve: translate::disk_reserve(config),
+            when_full: WhenFull::Refuse,
+        },
+        store_keys: translate::store_keys(config)?,
+        server: translate::server(config),
+        monitor: translate::monitor(config),
+        replay,
+        memory_budget: translate::memory_budget(config),
+        workers_max: usize::try_from(files.replay_workers).unwrap_or(usize::MAX),
+        stage_bytes,
+        takeover_after: config.fleet_takeover_after.value,
+        max_age: config.max_age.value,
+        single_replayer: config.fleet_single_replayer.value,
+        follows: args.follow,
+        timeout,
+    })
+}
+
+/// Returns the folder of the stores that are thrown away, beside the message store.
+pub(super) fn scratch_folder(config: &Config) -> PathBuf {
+    let folder = config.db.value.parent().map(PathBuf::from).unwrap_or_default();
+    folder.join("fleet-scratch")
+}
+
+/// `status --fleet`
+pub(super) fn status(config: &Config) -> Result<FleetStatusReport, Failure> {
+    let depot = open_depot(config)?;
+    Ok(FleetStatusReport::of(&FleetSurvey::gather(&*depot, config.fleet_takeover_after.value)?))
+}
+
+/// Returns what reads the messages of a depot.
+fn browser(depot: &Arc<dyn Depot>, keys: &FleetKeys, config: &Config) -> Result<FleetBrowser, Failure> {
+    let limits =
+        Limits { size_max: u64::MAX, disk_reserve: translate::disk_reserve(config), when_full: WhenFull::Refuse };
+    let store_keys = translate::store_keys(config)?;
+    Ok(FleetBrowser::new(depot.clone(), keys, &scratch_folder(config), (limits, &store_keys))?)
+}
+
+/// The arguments of `inspect --fleet`.
+pub(super) struct FleetInspection<'a> {
+    pub id: Option<NamedMessage>,
+    pub selection: &'a SelectionArgs,
+    pub limit: usize,
+    pub newest: bool,
+    pub identities: &'a [PathBuf],
+}
+
+/// `inspect --fleet`: lists messages, or returns the one that is named.
+pub(super) fn inspect(
+    common: &Common,
+    config: &Config,
+    order: &FleetInspection<'_>,
+) -> Result<Option<StoredMessage>, Failure> {
+    let depot = open_depot(config)?;
+    let keys = keys(&*depot, config, order.identities)?;
+    let browser = browser(&depot, &keys, config)?;
+    match order.id {
+        Some(NamedMessage::InStream(stream, message)) => match browser.whole(stream, message)? {
+            Some(found) => return Ok(Some(found)),
+            None => {
+                let text = format!("there is no message {message} in stream {stream} of {}", depot.describe());
+                let hint = "it was delivered or purged; `opik-offline inspect --fleet URL` lists what is there";
+                return Err(Failure::new(Exit::Failure, text, Some(hint)));
+            }
+        },
+        Some(NamedMessage::Stored(id)) => {
+            let hint = "`opik-offline inspect --fleet URL` lists them";
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("{id} names no message of a depot: use STREAM/ID"),
+                Some(hint),
+            ));
+        }
+        None => {}
+    }
+    let filter = order.selection.filter(now_ms());
+    let mut list = FleetList::new(depot.describe().url, order.limit);
+    list.add(browser.rejected(&filter)?);
+    let mut streams = streams_of(&*depot)?;
+    if order.newest {
+        streams.reverse();
+    }
+    for stream in streams {
+        if list.is_full() {
+            break;
+        }
+        list.add(browser.select(stream, &filter)?);
+    }
+    if common.format == OutputFormat::Jsonl {
+        OutputStream::Out.machine(&list.lines().map_err(std::io::Error::other)?)?;
+    } else {
+        common.renderer().result(&list, |renderer, list| list.text(renderer))?;
+    }
+    Ok(None)
+}
+
+/// The arguments of `purge --fleet`.
+pub(super) struct FleetPurgeOrder<'a> {
+    pub selection: PurgeSelection,
+    pub identities: &'a [PathBuf],
+    pub dry_run: bool,
+    pub yes: bool,
+}
+
+/// `purge --fleet`
+pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_>) -> Result<(), Failure> {
+    let depot = open_depot(config)?;
+    let keys = keys(&*depot, config, order.identities)?;
+    let (browser, url) = (browser(&depot, &keys, config)?, depot.describe().url);
+    let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
+    let takeover_after = config.fleet_takeover_after.value;
+    let purge = FleetPurge { depot, keys, browser, owner, takeover_after };
+    if !order.dry_run {
+        ensure_exclusive(&*purge.depot, config.fleet_single_replayer.value)?;
+    }
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    let (streams, owned) = purge.free(&order.selection, &shutdown)?;
+    let mut would = purge.preview(&streams, &order.selection)?;
+    would.owned = owned;
+    let renderer = common.renderer();
+    let report = FleetPurgeReport::of(&url, &would, true);
+    if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
+        return Ok(renderer.result(&report, |renderer, report| report.text(renderer))?);
+    }
+    if !order.yes {
+        if !is_interactive() {
+            let message = format!("purge would delete {}, and there is no terminal to ask on", report.sums());
+            return Err(Failure::new(Exit::Usage, message, Some("check with --dry-run, then add --yes")));
+        }
+        let mut question = report.text(&renderer);
+        question.add_text(&format!("permanently delete {} in {url}? [y/N] ", report.sums()));
+        confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))?;
+    }
+    let mut purged = purge.purge(&order.selection, &would, &shutdown)?;
+    purged.owned = would.owned;
+    if common.prints_summary() {
+        let report = FleetPurgeReport::of(&url, &purged, false);
+        renderer.result(&report, |renderer, report| report.text(renderer))?;
+    }
+    if shutdown.is_requested() { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
+}

@@ -1,0 +1,173 @@
+//! Writes marks into a depot: those of all threads that wait at one time share one object (group commit).
+//!
+//! ```text
+//! settle ─┐
+//! settle ─┼─▶ gathered ─▶ the first waiting thread writes all of them ─▶ each learns the result ─┐
+//! settle ─┘       ▲                                                                              │
+//!                 └──────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! An object of marks is written once. After an error its number is not used again: the next object may repeat its
+//! marks, which changes nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::marks::{Fate, Mark, encode_marks};
+use super::names::{ObjectName, StreamId};
+use super::object_names::depot_name;
+use super::seals::Seals;
+use crate::depot::{Created, Depot, DepotError};
+
+/// Marks of one object at most, and bytes of bodies in them: those of divided messages carry their parts.
+const MARKS_MAX: usize = 10_000;
+const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How many names are tried that exist already: another process wrote under the same epoch.
+const TRIES: usize = 16;
+
+/// Marks that wait to be written: of which stream, under which epoch.
+type GatheredMarks = Vec<((StreamId, u32), Vec<Mark>)>;
+
+/// Writes marks for all threads of a process.
+pub struct MarkWriter {
+    depot: Arc<dyn Depot>,
+    state: Mutex<WriterState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct WriterState {
+    gathered: GatheredMarks,
+    /// How many threads wait for the marks that are being gathered.
+    members: usize,
+    /// The number of the commit that is being gathered.
+    commit: u64,
+    is_writing: bool,
+    /// Results of commits, with the number of threads that have not seen them yet.
+    results: HashMap<u64, (Result<(), DepotError>, usize)>,
+    /// The number of the next object.
+    next: HashMap<(StreamId, u32), u32>,
+}
+
+/// Ends a commit with an error if its thread panics.
+struct Writing<'a>(&'a MarkWriter, u64, usize);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if state.is_writing && !state.results.contains_key(&self.1) {
+            let (at, reason) = (self.0.depot.describe().url, "internal error while writing marks".to_owned());
+            state.results.insert(self.1, (Err(DepotError::Unreachable { at, reason }), self.2));
+        }
+        state.is_writing = false;
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
+impl MarkWriter {
+    /// Returns a writer into this depot.
+    pub fn new(depot: Arc<dyn Depot>) -> Self {
+        Self { depot, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Makes marks of a stream durable. The epoch is that under which this process owns, or owned, the stream.
+    ///
+    /// # Errors
+    ///
+    /// The depot's error: some of the marks may be durable nonetheless.
+    pub fn mark(&self, seals: &Seals, stream: StreamId, epoch: u32, marks: Vec<Mark>) -> Result<(), DepotError> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        state.gathered.push(((stream, epoch), marks));
+        state.members += 1;
+        let mine = state.commit;
+        loop {
+            if let Some((result, left)) = state.results.get_mut(&mine) {
+                let result = result.clone();
+                *left -= 1;
+                if *left == 0 {
+                    state.results.remove(&mine);
+                }
+                return result;
+            }
+            if state.is_writing {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            // Nobody writes, so what is gathered is the commit that these marks are in.
+            state.is_writing = true;
+            state.commit += 1;
+            let gathered = std::mem::take(&mut state.gathered);
+            let members = std::mem::take(&mut state.members);
+            drop(state);
+            let writing = Writing(self, mine, members);
+            let result = self.write(seals, gathered);
+            self.lock().results.insert(mine, (result, members));
+            drop(writing);
+            state = self.lock();
+        }
+    }
+
+    fn write(&self, seals: &Seals, gathered: GatheredMarks) -> Result<(), DepotError> {
+        let mut of_streams: Vec<((StreamId, u32), Vec<Mark>)> = Vec::new();
+        for (stream, marks) in gathered {
+            match of_streams.iter_mut().find(|(other, _)| *other == stream) {
+                Some((_, all)) => all.extend(marks),
+                None => of_streams.push((stream, marks)),
+            }
+        }
+        for ((stream, epoch), marks) in of_streams {
+            for object in objects(&marks) {
+                self.write_object(seals, stream, epoch, object)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_object(&self, seals: &Seals, stream: StreamId, epoch: u32, marks: &[Mark]) -> Result<(), DepotError> {
+        let plain = encode_marks(marks);
+        let unusable = |reason: String| DepotError::Unusable { at: self.depot.describe().url, reason };
+        let sealed = seals.seal(&plain).map_err(|error| unusable(error.to_string()))?;
+        for _ in 0..TRIES {
+            let number = {
+                let mut state = self.lock();
+                let next = state.next.entry((stream, epoch)).or_default();
+                *next += 1;
+                *next - 1
+            };
+            let name = depot_name(&ObjectName::Marks { stream, epoch, number })?;
+            match self.depot.create(&name, &sealed)? {
+                Created::New => return Ok(()),
+                // Another process uses this epoch, or an answer was lost below us. Its marks are not known to be these.
+                Created::AlreadyThere => {}
+            }
+        }
+        Err(unusable(format!("objects of marks of stream {stream} are there that this process did not write")))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WriterState> {
+        // Every critical section leaves it consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Divides marks into objects of bounded size, in their order.
+fn objects(marks: &[Mark]) -> Vec<&[Mark]> {
+    let (mut objects, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (index, mark) in marks.iter().enumerate() {
+        let own = match &mark.fate {
+            Fate::Divided(parts) => parts.iter().map(|part| part.request.body.bytes.len()).sum(),
+            Fate::Delivered | Fate::Rejected(_) | Fate::Deleted | Fate::Expired => 0,
+        };
+        if index > begin && (index - begin >= MARKS_MAX || bytes + own > BODY_BYTES_MAX) {
+            objects.push(&marks[begin..index]);
+            (begin, bytes) = (index, 0);
+        }
+        bytes += own;
+    }
+    objects.push(&marks[begin..]);
+    objects
+}

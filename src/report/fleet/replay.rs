@@ -1,0 +1,167 @@
+//! The result of `replay --fleet`, for people and programs.
+
+use serde::Serialize;
+
+use crate::figures::count;
+use crate::takeover::reading::UnreadableObject;
+use crate::takeover::session::FleetConclusion;
+use crate::terminal::Shown;
+
+/// How many objects are named for people.
+const NAMED_MAX: usize = 10;
+
+/// The outcome for streams and messages.
+#[derive(Serialize)]
+pub(crate) struct FleetReplayReport {
+    schema_version: u32,
+    depot: String,
+    delivered: u64,
+    rejected: u64,
+    /// Messages marked as expired.
+    expired: u64,
+    /// Messages that the server refuses for the time in their ids. They stay in the depot.
+    held: u64,
+    /// Messages of streams that were taken and released.
+    remaining: u64,
+    /// Messages for other servers, which stay in the depot.
+    elsewhere: u64,
+    /// Messages whose key is not in the depot.
+    without_key: u64,
+    streams: StreamCounts,
+    unreadable: UnreadableReport,
+    requests: u64,
+    seconds: f64,
+    /// Why messages remain, for people.
+    reasons: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct StreamCounts {
+    taken: u64,
+    finished: u64,
+    given_back: u64,
+    lost: u64,
+    /// Streams whose owner is alive.
+    owned: u64,
+    /// Messages that these owners say are waiting.
+    owned_messages: u64,
+}
+
+#[derive(Serialize)]
+struct UnreadableReport {
+    /// Messages that can't be read, at least.
+    messages: u64,
+    objects: Vec<UnreadableLine>,
+}
+
+/// An object that can't be read.
+#[derive(Serialize)]
+pub(crate) struct UnreadableLine {
+    object: String,
+    messages: u64,
+    reason: String,
+}
+
+impl From<&UnreadableObject> for UnreadableLine {
+    fn from(object: &UnreadableObject) -> Self {
+        let UnreadableObject { object, messages, reason } = object.clone();
+        Self { object, messages, reason }
+    }
+}
+
+impl UnreadableLine {
+    /// Returns it as a line for people, without its end.
+    pub(crate) fn text(&self) -> String {
+        format!("unreadable: {}: {}", self.object, self.reason)
+    }
+}
+
+impl FleetReplayReport {
+    pub(crate) fn of(depot: String, conclusion: &FleetConclusion) -> Self {
+        let totals = &conclusion.totals;
+        Self {
+            schema_version: 1,
+            depot,
+            delivered: conclusion.delivered,
+            rejected: conclusion.rejected,
+            expired: totals.expired,
+            held: conclusion.held,
+            remaining: totals.left_waiting,
+            elsewhere: totals.elsewhere,
+            without_key: totals.without_key,
+            streams: StreamCounts {
+                taken: totals.taken,
+                finished: totals.finished,
+                given_back: totals.given_back,
+                lost: totals.lost,
+                owned: totals.alive,
+                owned_messages: totals.waiting_alive,
+            },
+            unreadable: UnreadableReport {
+                messages: totals.unreadable_messages,
+                objects: totals.unreadable.iter().map(UnreadableLine::from).collect(),
+            },
+            requests: conclusion.requests,
+            seconds: conclusion.seconds,
+            reasons: conclusion.reasons.clone(),
+        }
+    }
+
+    /// Returns how many messages that were taken are not delivered, for any reason.
+    pub(crate) fn left_here(&self) -> u64 {
+        // Those for other servers are somebody else's.
+        self.remaining.saturating_sub(self.elsewhere) + self.rejected + self.unreadable.objects.len() as u64
+    }
+
+    /// Returns how many messages are left in the depot, as far as is known.
+    pub(crate) fn left_in_depot(&self) -> u64 {
+        self.remaining + self.streams.owned_messages + self.streams.owned
+    }
+
+    /// Returns the result for people.
+    pub(crate) fn text(&self) -> Shown {
+        let mut shown = Shown::default();
+        let streams = count(self.streams.finished, "stream");
+        shown.add_line(&match self.delivered {
+            0 if self.streams.taken == 0 => format!("nothing to take over in {}", self.depot),
+            0 => "delivered nothing".to_owned(),
+            delivered => {
+                let rate = delivered as f64 / self.seconds.max(0.001);
+                let messages = count(delivered, "message");
+                format!("delivered {messages} in {:.1} s ({} a second); {streams} finished", self.seconds, rate.round())
+            }
+        });
+        let mut row = |number: u64, name: &str, what: &str| {
+            if number > 0 {
+                shown.add_line(&format!("{name:<9} {}{what}", count(number, "message")));
+            }
+        };
+        row(self.rejected, "rejected", ": kept in the depot; see `opik-offline inspect --fleet URL --rejected`");
+        row(self.expired, "expired", ", older than max_age");
+        row(self.held, "held", ": their ids are outside the server's window");
+        row(self.elsewhere, "elsewhere", " for other servers: replay them with their --upstream");
+        row(self.without_key, "no key", " whose API key is not in the depot");
+        row(self.remaining, "remaining", " of streams that were released again");
+        self.reasons.iter().for_each(|reason| shown.add_line(&format!("  {reason}")));
+        let UnreadableReport { messages, objects } = &self.unreadable;
+        if !objects.is_empty() {
+            let what = count(*messages, "message");
+            shown.add_line(&format!("unreadable {what}, left in the depot"));
+            for line in objects.iter().take(NAMED_MAX) {
+                shown.add_line(&format!("  {}: {}", line.object, line.reason));
+            }
+        }
+        if self.streams.owned > 0 {
+            let verb = if self.streams.owned == 1 { "has" } else { "have" };
+            let waiting = count(self.streams.owned_messages, "message");
+            shown.add_line(&format!(
+                "{} {verb} an owner that is alive and delivers {waiting} itself",
+                count(self.streams.owned, "stream")
+            ));
+        }
+        if self.streams.lost > 0 {
+            shown.add_line(&format!("{} lost to another replayer", count(self.streams.lost, "stream")));
+        }
+        shown
+    }
+}

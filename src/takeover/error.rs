@@ -1,0 +1,44 @@
+//! Errors of a takeover.
+
+use thiserror::Error;
+
+use super::scratch::ScratchError;
+use crate::depot::DepotError;
+use crate::fleet::fleet_file::FleetFileFault;
+use crate::sealing::SealError;
+use crate::store::StoreError;
+
+/// Why streams can't be taken over or looked at.
+#[derive(Debug, Error)]
+pub enum TakeoverError {
+    /// The depot can't be used.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// The scratch store can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no scratch store.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// The keys can't be used.
+    #[error(transparent)]
+    Keys(#[from] SealError),
+    /// The fleet's file can't be used.
+    #[error("cannot use fleet.json in the depot {depot}: {fault}")]
+    FleetFile {
+        /// The depot.
+        depot: String,
+        /// The fault.
+        fault: FleetFileFault,
+    },
+    /// Two replayers could own one stream.
+    #[error(
+        "the depot {depot} does not keep conditional writes, so two replayers could deliver the same stream: {reason}"
+    )]
+    NotExclusive {
+        /// The depot.
+        depot: String,
+        /// The result of the proof.
+        reason: String,
+    },
+}

@@ -1,0 +1,480 @@
+//! The feeder: takes free streams, imports them into the scratch store bundle by bundle, and deletes what is finished.
+//!
+//! ```text
+//! look ─▶ free ─▶ take (epoch + 1) ─▶ all marks ─▶ bundle, bundle, ... ─▶ all settled ─▶ delete bundles, files, marks, head
+//!                                                  (while the stage has room)        └─▶ or give back what can't be delivered
+//! ```
+//!
+//! One thread; several streams are taken and prepared at a time, because a depot answers in milliseconds and has many
+//! connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
+//! rejected messages keep those that depend on them from being delivered.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::error::TakeoverError;
+use super::holdings::Holdings;
+use super::importer::{Imported, ImportedBundle, Importer, LeftBehind};
+use super::ledger::{ReplayerLedger, Staged};
+use super::objects::in_parallel;
+use super::reading::{BundleContents, StreamReader, UnreadableObject};
+use super::sweep::delete_stream;
+use super::watch::{FreeStream, HeadWatch, Look};
+use crate::depot::{Depot, DepotError};
+use crate::fleet::import::{ImportPlan, SettledMessages};
+use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
+use crate::fleet::record::FleetRecord;
+use crate::store::{Filter, Store, now_ms, since_boot};
+
+/// Streams that are held at most: the others are left for other replayers until these are delivered.
+const STREAMS_MAX: usize = 64;
+/// Streams that are taken and prepared at a time.
+const TAKEN_AT_ONCE: usize = 8;
+/// Streams that are deleted at a time.
+const SWEPT_AT_ONCE: usize = 8;
+/// Messages of the scratch store at most: the origin of each is in memory.
+const MESSAGES_MAX: u64 = 200_000;
+/// Bundles of at most this many bytes are read when their stream is taken.
+const PREFETCH_BYTES: u64 = 1 << 20;
+/// How long a stream of which something can't be delivered here is left to others, in times to take over.
+const SET_ASIDE_TIMES: u32 = 10;
+/// Objects that can't be read and are named in a report.
+const NAMED_MAX: usize = 100;
+
+/// The progress of the feeder, read by the thread that delivers.
+#[derive(Default)]
+pub(super) struct FeedState {
+    /// Whether nothing is left to take or to import, as far as is known.
+    pub is_idle: AtomicBool,
+    /// Whether the feeder has given up: nothing more is imported.
+    pub has_failed: AtomicBool,
+    /// How many messages were imported.
+    pub imported: AtomicU64,
+    /// Held while messages are delivered: those of a lost stream are dropped between two rounds.
+    pub round: Mutex<()>,
+}
+
+/// Counts of streams and messages, for the report.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FeedTotals {
+    /// Streams that were taken.
+    pub taken: u64,
+    /// Of these, streams whose messages are all settled, and that were deleted.
+    pub finished: u64,
+    /// Streams that were released with something undelivered.
+    pub given_back: u64,
+    /// Streams that another replayer took from this one.
+    pub lost: u64,
+    /// Messages that were too old and were marked as expired.
+    pub expired: u64,
+    /// Messages for other servers, which stay.
+    pub elsewhere: u64,
+    /// Messages whose key is not in the depot, which stay.
+    pub without_key: u64,
+    /// Messages that can't be read, at least.
+    pub unreadable_messages: u64,
+    /// The first objects that can't be read.
+    pub unreadable: Vec<UnreadableObject>,
+    /// Messages of streams that were released undelivered.
+    pub left_waiting: u64,
+    /// Streams that have a living owner, and what these say is waiting.
+    pub alive: u64,
+    pub waiting_alive: u64,
+}
+
+impl FeedTotals {
+    fn add_unreadable(&mut self, object: UnreadableObject) {
+        warn!(target: "fleet", "left in the depot: {} can't be read: {}", object.object, object.reason);
+        self.unreadable_messages += object.messages;
+        if self.unreadable.len() < NAMED_MAX {
+            self.unreadable.push(object);
+        }
+    }
+
+    fn add(&mut self, left: &LeftBehind) {
+        self.expired += left.expired;
+        self.elsewhere += left.elsewhere;
+        self.without_key += left.without_key;
+    }
+}
+
+/// A stream that this replayer holds.
+struct TakenStream {
+    stream: StreamId,
+    plan: ImportPlan,
+    /// Bundles that are not imported yet; those with one number come together.
+    pending: VecDeque<Vec<BundleName>>,
+    /// The contents of the first of them, if they were read already.
+    prefetched: Option<BundleContents>,
+    /// The records to import from the first of them, if that began already.
+    planned: Option<Vec<FleetRecord>>,
+    imported: BTreeSet<BundleName>,
+    /// Messages that can't be delivered here.
+    left: u64,
+    /// Whether none of it may be imported: its marks are unreadable.
+    is_closed_to_us: bool,
+}
+
+impl TakenStream {
+    /// Returns whether everything of it is imported.
+    fn is_imported(&self) -> bool {
+        self.pending.is_empty() || self.is_closed_to_us
+    }
+
+    fn take_new(&mut self, listed: Vec<BundleName>) {
+        let mut groups: BTreeMap<u32, Vec<BundleName>> = BTreeMap::new();
+        for bundle in listed.into_iter().filter(|bundle| !self.imported.contains(bundle)) {
+            groups.entry(bundle.number).or_default().push(bundle);
+        }
+        self.pending = groups.into_values().collect();
+    }
+}
+
+/// How the feeder works.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FeedSettings {
+    /// How much of the scratch store may be in use, in bytes of bodies.
+    pub stage_bytes: u64,
+    /// How long a head has to be silent.
+    pub takeover_after: Duration,
+}
+
+impl FeedSettings {
+    /// Returns how often heads are listed.
+    fn look_interval(self) -> Duration {
+        (self.takeover_after / 9).clamp(Duration::from_millis(100), Duration::from_secs(10))
+    }
+}
+
+/// Feeds the scratch store.
+pub(super) struct Feeder<'a> {
+    pub depot: &'a dyn Depot,
+    pub reader: StreamReader,
+    pub holdings: &'a Holdings,
+    pub ledger: &'a ReplayerLedger,
+    pub importer: Importer<'a>,
+    /// The scratch store, without marks.
+    pub store: &'a dyn Store,
+    pub state: &'a FeedState,
+    pub settings: FeedSettings,
+    pub progress: FeedProgress,
+}
+
+/// The state of a feeder between its steps.
+pub(super) struct FeedProgress {
+    watch: HeadWatch,
+    free: VecDeque<FreeStream>,
+    streams: Vec<TakenStream>,
+    /// Streams that are not taken again before then.
+    set_aside: HashMap<StreamId, Duration>,
+    looked: Option<Duration>,
+    undecided: usize,
+    totals: FeedTotals,
+}
+
+impl FeedProgress {
+    pub(super) fn new(takeover_after: Duration) -> Self {
+        Self {
+            watch: HeadWatch::new(takeover_after),
+            free: VecDeque::new(),
+            streams: Vec::new(),
+            set_aside: HashMap::new(),
+            looked: None,
+            undecided: 0,
+            totals: FeedTotals::default(),
+        }
+    }
+}
+
+impl Feeder<'_> {
+    /// Does what can be done now; returns whether anything was.
+    ///
+    /// # Errors
+    ///
+    /// If the depot or the scratch store can't be used. Nothing is lost: the next call continues.
+    pub(super) fn step(&mut self, may_take: bool) -> Result<bool, TakeoverError> {
+        self.drop_lost()?;
+        let is_due = |looked| since_boot().saturating_sub(looked) >= self.settings.look_interval();
+        if self.progress.looked.is_none_or(is_due) {
+            self.look()?;
+        }
+        let mut has_worked = may_take && self.take_some()?;
+        has_worked |= self.import_some()?;
+        has_worked |= self.sweep_some()?;
+        let is_idle = self.progress.free.is_empty()
+            && self.progress.undecided == 0
+            && self.progress.streams.iter().all(TakenStream::is_imported);
+        self.state.is_idle.store(is_idle, Ordering::Release);
+        Ok(has_worked)
+    }
+
+    fn look(&mut self) -> Result<(), TakeoverError> {
+        let now = since_boot();
+        let progress = &mut self.progress;
+        progress.set_aside.retain(|_, until| *until > now);
+        let (holdings, set_aside) = (self.holdings, &progress.set_aside);
+        let is_ours = |stream| holdings.epoch(stream).is_some() || set_aside.contains_key(&stream);
+        let Look { mut free, undecided, alive, waiting_alive, unreadable } =
+            progress.watch.look(self.depot, is_ours)?;
+        // Two replayers that look at the same time begin at different places.
+        let turn = uuid::Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).as_bytes()[15];
+        let middle = free.len() * usize::from(turn) / 256;
+        free.rotate_left(middle);
+        progress.free = free.into();
+        progress.undecided = undecided;
+        progress.totals.alive = alive as u64;
+        progress.totals.waiting_alive = waiting_alive;
+        for (stream, fault) in unreadable {
+            let object = ObjectName::Head(stream).to_string();
+            progress.set_aside.insert(stream, now + self.settings.takeover_after * SET_ASIDE_TIMES);
+            progress.totals.add_unreadable(UnreadableObject { object, messages: 0, reason: fault.to_string() });
+        }
+        progress.looked = Some(now);
+        Ok(())
+    }
+
+    fn has_room(&self, share: u64) -> bool {
+        let Staged { messages, bytes } = self.ledger.staged();
+        messages < MESSAGES_MAX / share && bytes < self.settings.stage_bytes / share
+    }
+
+    /// Takes the next free streams, if there is room for more.
+    fn take_some(&mut self) -> Result<bool, TakeoverError> {
+        if self.progress.free.is_empty() || self.progress.streams.len() >= STREAMS_MAX || !self.has_room(2) {
+            return Ok(false);
+        }
+        let room = (STREAMS_MAX - self.progress.streams.len()).min(TAKEN_AT_ONCE).min(self.progress.free.len());
+        let next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
+        // Bundles don't say which updates may have reached the server before their creates: of all that is older than
+        // this it is unknown.
+        self.store.note_updates_ahead(&[], now_ms())?;
+        let prepared = in_parallel(&next, TAKEN_AT_ONCE, |free| self.prepare(free));
+        for (free, prepared) in next.iter().zip(prepared) {
+            self.progress.watch.forget(free.stream);
+            if let Some((stream, unreadable)) = prepared? {
+                self.progress.totals.taken += 1;
+                if let Some(unreadable) = unreadable {
+                    self.progress.totals.add_unreadable(unreadable);
+                }
+                self.progress.streams.push(stream);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a stream and reads its marks; `None` if another process was faster.
+    fn prepare(&self, free: &FreeStream) -> Result<Option<(TakenStream, Option<UnreadableObject>)>, DepotError> {
+        let stream = free.stream;
+        let found = free.head.as_ref().map(|(head, version)| (head, version));
+        let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
+        info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
+        let read = self.read(stream);
+        if read.is_err() {
+            // So that it need not become silent first.
+            let _ = self.holdings.give_back(stream, head.waiting);
+        }
+        read.map(Some)
+    }
+
+    fn read(&self, stream: StreamId) -> Result<(TakenStream, Option<UnreadableObject>), DepotError> {
+        let bundles = self.reader.bundles(stream)?;
+        let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
+        let mut settled = SettledMessages::new();
+        let read = self.reader.marks(stream)?.and_then(|marks| {
+            let object = || names::marks_of(&stream);
+            let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
+            marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))
+        });
+        let mut taken = TakenStream {
+            stream,
+            plan: ImportPlan::new(settled),
+            pending: VecDeque::new(),
+            prefetched: None,
+            planned: None,
+            imported: BTreeSet::new(),
+            left: 0,
+            is_closed_to_us: false,
+        };
+        if let Err(unreadable) = read {
+            taken.is_closed_to_us = true;
+            taken.left = messages;
+            return Ok((taken, Some(UnreadableObject { messages, ..unreadable })));
+        }
+        taken.take_new(bundles);
+        if let Some([only]) = taken.pending.front().map(Vec::as_slice)
+            && only.bytes <= PREFETCH_BYTES
+        {
+            taken.prefetched = Some(self.reader.bundle(stream, *only)?);
+        }
+        Ok((taken, None))
+    }
+
+    /// Imports the next bundles while there is room.
+    fn import_some(&mut self) -> Result<bool, TakeoverError> {
+        let mut has_worked = false;
+        for at in 0..self.progress.streams.len() {
+            while self.has_room(1) && !self.progress.streams[at].is_imported() {
+                self.import_next(at)?;
+                has_worked = true;
+            }
+        }
+        Ok(has_worked)
+    }
+
+    fn import_next(&mut self, at: usize) -> Result<(), TakeoverError> {
+        let FeedProgress { streams, totals, .. } = &mut self.progress;
+        let taken = &mut streams[at];
+        let Some(group) = taken.pending.front().cloned() else { return Ok(()) };
+        if taken.planned.is_none() {
+            let mut records = Vec::new();
+            let mut unreadable = Vec::new();
+            for bundle in &group {
+                let contents = match taken.prefetched.take() {
+                    Some(contents) => contents,
+                    None => self.reader.bundle(taken.stream, *bundle)?,
+                };
+                records.extend(contents.records);
+                unreadable.extend(contents.unreadable);
+            }
+            for unreadable in unreadable {
+                taken.left += unreadable.messages;
+                totals.add_unreadable(unreadable);
+            }
+            taken.planned = Some(taken.plan.next_bundle(records));
+        }
+        let records = taken.planned.as_deref().unwrap_or_default();
+        let bundle = ImportedBundle {
+            stream: taken.stream,
+            number: group.first().map_or(0, |bundle| bundle.number),
+            bytes: group.iter().map(|bundle| bundle.bytes).sum(),
+            settled: taken.plan.settled(),
+        };
+        let Imported { messages, left } = self.importer.import(bundle, records)?;
+        taken.planned = None;
+        taken.pending.pop_front();
+        taken.imported.extend(group);
+        taken.left += left.messages();
+        totals.add(&left);
+        for unreadable in left.unreadable {
+            totals.add_unreadable(unreadable);
+        }
+        self.state.imported.fetch_add(messages, Ordering::Release);
+        Ok(())
+    }
+
+    /// Deletes streams that are settled, and gives those back that can't be.
+    fn sweep_some(&mut self) -> Result<bool, TakeoverError> {
+        let is_done = |taken: &TakenStream| taken.is_imported() && self.ledger.outstanding(taken.stream) == 0;
+        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.progress.streams).into_iter().partition(is_done);
+        self.progress.streams = rest;
+        if done.is_empty() {
+            return Ok(false);
+        }
+        let swept = in_parallel(&done, SWEPT_AT_ONCE, |taken| self.sweep(taken));
+        let mut failed = None;
+        for (mut taken, swept) in done.into_iter().zip(swept) {
+            match swept {
+                Ok(Swept::Finished) => self.progress.totals.finished += 1,
+                Ok(Swept::GivenBack) => {
+                    self.progress.totals.given_back += 1;
+                    self.progress.totals.left_waiting += taken.left;
+                    let until = since_boot() + self.settings.takeover_after * SET_ASIDE_TIMES;
+                    self.progress.set_aside.insert(taken.stream, until);
+                }
+                Ok(Swept::More(bundles)) => {
+                    taken.take_new(bundles);
+                    self.progress.streams.push(taken);
+                }
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    self.progress.streams.push(taken);
+                }
+            }
+        }
+        failed.map_or(Ok(true), |error| Err(error.into()))
+    }
+
+    fn sweep(&self, taken: &TakenStream) -> Result<Swept, DepotError> {
+        let stream = taken.stream;
+        if self.holdings.epoch(stream).is_none() {
+            // Lost in this instant: what remains is its new owner's.
+            self.ledger.forget(stream);
+            return Ok(Swept::GivenBack);
+        }
+        if taken.left > 0 {
+            self.holdings.give_back(stream, taken.left)?;
+            self.ledger.forget(stream);
+            return Ok(Swept::GivenBack);
+        }
+        // A request of its agent may have been on its way.
+        let listed = self.reader.bundles(stream)?;
+        if listed.iter().any(|bundle| !taken.imported.contains(bundle)) {
+            return Ok(Swept::More(listed));
+        }
+        delete_stream(self.depot, stream, &listed, |message| self.ledger.keeps_file(stream, message))?;
+        self.holdings.forget(stream);
+        self.ledger.forget(stream);
+        info!(target: "fleet", %stream, "delivered and deleted a stream");
+        Ok(Swept::Finished)
+    }
+
+    /// Drops the messages of streams that another process took.
+    fn drop_lost(&mut self) -> Result<(), TakeoverError> {
+        let lost = self.holdings.lost();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        // Nothing is sent before they are forgotten, so the round ends and none begins.
+        let _round = self.state.round.lock().unwrap_or_else(PoisonError::into_inner);
+        for stream in lost {
+            let ids = self.ledger.ids_of(stream, self.store)?;
+            for ids in ids.chunks(500) {
+                let filter = Filter { ids: ids.to_vec(), ..Filter::default() };
+                while self.store.purge(&filter, ids.len())?.messages > 0 {}
+            }
+            self.ledger.forget(stream);
+            self.holdings.forget(stream);
+            self.progress.streams.retain(|taken| taken.stream != stream);
+            self.progress.totals.lost += 1;
+            warn!(target: "fleet", %stream, messages = ids.len(), "dropped the messages of a stream that was lost");
+        }
+        Ok(())
+    }
+
+    /// Deletes what is finished and gives everything else back; returns what became of the streams.
+    ///
+    /// # Errors
+    ///
+    /// The first error of the depot: streams that could not be released become silent.
+    pub(super) fn close(mut self) -> (FeedTotals, Result<(), TakeoverError>) {
+        let mut result = self.drop_lost().and_then(|()| self.sweep_some().map(drop));
+        let rest = std::mem::take(&mut self.progress.streams);
+        let given = in_parallel(&rest, SWEPT_AT_ONCE, |taken| {
+            let pending = taken.pending.iter().flatten().map(|bundle| u64::from(bundle.messages)).sum::<u64>();
+            let waiting = taken.left + self.ledger.outstanding(taken.stream) + pending;
+            (waiting, self.holdings.give_back(taken.stream, waiting))
+        });
+        for (waiting, given) in given {
+            self.progress.totals.given_back += 1;
+            self.progress.totals.left_waiting += waiting;
+            if let Err(error) = given {
+                result = result.and(Err(error.into()));
+            }
+        }
+        (self.progress.totals, result)
+    }
+}
+
+/// The outcome of a sweep.
+enum Swept {
+    /// It is deleted.
+    Finished,
+    /// Something of it can't be delivered here.
+    GivenBack,
+    /// Its agent had shipped more.
+    More(Vec<BundleName>),
+}

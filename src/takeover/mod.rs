@@ -1,0 +1,39 @@
+//! Takeover: replays the streams of agents that are gone, and shows what is in a depot.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | [`session`] | takes streams and delivers them until nothing is left; what `replay --fleet` calls |
+//! | `feeder` | takes free streams, imports them bundle by bundle, deletes what is finished |
+//! | `watch` | which streams are free |
+//! | `holdings` | the heads that are held: taken, renewed, released, and whether anything may be sent |
+//! | `ledger` | where each message comes from, and the marks that are made before it is settled |
+//! | `reading`, `importer` | from bundles to messages of the scratch store |
+//! | `scratch` | the scratch store |
+//! | [`survey`] | the contents of a depot, by names and heads: `status --fleet` |
+//! | [`browse`], [`purging`] | the messages of streams for people: `inspect --fleet`, `purge --fleet` |
+//! | `sweep` | deletes a stream of which everything is settled |
+//! | `objects` | listings, and several requests at a time |
+//!
+//! # Invariants
+//!
+//! - *One owner*: a stream is sent only by who replaced its head last, and only while that head was renewed a short time
+//!   ago on a clock that counts suspension.
+//! - *Marks before settlement*: what was delivered is durable in the depot before the scratch store forgets it.
+//! - *The scratch store is worth nothing*: everything in it is in the depot as well, so it is emptied at every start.
+//! - *Nothing unknown is deleted*: a stream is deleted only if all its bundles were read and all their messages settled.
+
+pub(crate) mod browse;
+pub(crate) mod error;
+pub(crate) mod feeder;
+pub(crate) mod holdings;
+mod importer;
+pub(crate) mod keys;
+mod ledger;
+mod objects;
+pub(crate) mod purging;
+pub(crate) mod reading;
+pub(crate) mod scratch;
+pub(crate) mod session;
+pub(crate) mod survey;
+mod sweep;
+pub(crate) mod watch;
