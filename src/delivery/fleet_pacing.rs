@@ -3,7 +3,7 @@
 //! The documented pace of 100 messages a second is 20 times what an agent accepts that gets 5 a second. Two hundred of
 //! those at once are an outage of their own. So in a fleet the pace has no floor. An agent starts at the rate at which it
 //! accepted its backlog, which the server can stand as long as it has once more as much capacity; it probes for more by
-//! additive increase, and falls to a quarter at the first sign of backpressure. What all agents together send then stays
+//! additive increase, and falls to a quarter at the first sign of backpressure. The load of all agents together then stays
 //! near the server's capacity, without any agent knowing of the others (AIMD, as in TCP).
 //!
 //! The increase grows with the square of the time without backpressure, as CUBIC's does: among many agents backpressure
@@ -12,7 +12,7 @@
 //! # The dial
 //!
 //! A person can set a ceiling for the whole fleet ([`FleetDial`]): each agent takes its share of it, the ceiling divided
-//! by the number of agents that drain. A hold is a ceiling of zero for some time.
+//! by how many agents drain. A hold is a ceiling of zero for some time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,13 +23,13 @@ use super::pacing::{BATCH_MAX, BatchEnd};
 const INCREASE_DIVISOR: u64 = 100;
 /// After this time without backpressure the increase has doubled.
 const CALM: Duration = Duration::from_secs(60);
-/// What is left of the rate after backpressure, as a divisor.
+/// The decrease of the rate after backpressure, as a divisor.
 const DECREASE_DIVISOR: u64 = 4;
 /// How much time one batch stands for: small enough to react, large enough to share a request.
 const BATCH_TIME: Duration = Duration::from_millis(500);
 /// The lowest rate: one message in ten seconds finds out whether the server is there.
 const LOWEST: MessageRate = MessageRate(100_000);
-/// What an agent that hardly accepts anything starts with, and increases by.
+/// The live rate that is assumed for an agent that is nearly idle.
 const LIVE_MIN: MessageRate = MessageRate(1_000_000);
 /// Faster than any server takes messages: no rate grows beyond it.
 const HIGHEST: MessageRate = MessageRate(1_000_000_000_000);
@@ -141,7 +141,7 @@ pub fn start_delay(agents: u64, jitter: f64) -> Duration {
     spread.mul_f64(jitter.clamp(0.0, 1.0))
 }
 
-/// What people decided about the pace of a fleet, shared by all that send: it may change at any time.
+/// The ceiling that people set for the throughput of a fleet. Shared by all senders; it may change at any time.
 #[derive(Debug)]
 pub struct FleetDial {
     /// This agent's share of the ceiling; `u64::MAX` without one, 0 while the fleet is held.

@@ -16,14 +16,14 @@
 //! # Bounds
 //!
 //! A reader allocates at most the raw length of one piece, which must not exceed the limit of its kind, and decodes at
-//! most [`ReadLimit::total`] bytes. What claims more is damage. Searching for the next piece after damage is bounded, too: a
+//! most [`ReadLimit::total`] bytes. A larger claim counts as corrupt. Searching for the next piece after damage is bounded, too: a
 //! piece is checked only if the checksum of its head matches, and only [`CHECKED_FACTOR`] times the object's length
 //! is ever checked.
 
 use libdeflater::crc32;
 use zstd::bulk::{Compressor, Decompressor};
 
-/// What the pieces of records are compressed with when nothing else is known: the names in Opik's JSON. Never edited,
+/// The static part of the dictionary of records: the names in Opik's JSON. Never edited,
 /// because objects depend on it; another one needs another format.
 const DICTIONARY: &[u8] = include_bytes!("../store/sqlite/dictionary-1.json");
 /// zstd's fastest level: what is shipped waits for the depot, not for the processor, and the agent shares its machine.
@@ -41,7 +41,7 @@ const CHECKED_FACTOR: usize = 16;
 const PROGRAM_BYTES_MAX: usize = 32;
 const START_BYTES: usize = 8 + 2 + PROGRAM_BYTES_MAX + 4;
 
-/// What a reader accepts.
+/// The limits of a reader.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadLimit {
     /// The largest piece, decoded, in bytes.
@@ -70,7 +70,7 @@ pub enum BadObject {
     /// It is something else, or its first bytes are damaged.
     #[error("it is not {expected} of opik-offline, or its beginning is damaged")]
     NotOurs {
-        /// What it should be.
+        /// The expected kind of object.
         expected: &'static str,
     },
     /// A newer version wrote it, in a format that this one can't read. It must be left as it is.
@@ -86,7 +86,7 @@ pub enum BadObject {
     /// Nothing in it is readable, or it claims to be larger than any object is.
     #[error("it is damaged: {reason}")]
     Damaged {
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
 }

@@ -22,7 +22,7 @@ const KIND: ObjectKind = ObjectKind { magic: *b"OPIKFLTM", format: FORMAT, name:
 const MARK_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LIMIT: ReadLimit = ReadLimit { piece: MARK_BYTES_MAX, total: 2 * MARK_BYTES_MAX };
 
-/// What became of a message.
+/// The final outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// The server confirmed it.
@@ -38,7 +38,7 @@ pub enum Fate {
 }
 
 impl Fate {
-    /// Returns whether nothing of the message has to be delivered any more, whatever other marks say.
+    /// Returns whether the message is settled as a whole, regardless of other marks.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Delivered | Self::Deleted | Self::Expired)
     }
@@ -49,7 +49,7 @@ impl Fate {
 pub struct Mark {
     /// Which message, or which part of one.
     pub reference: MessageRef,
-    /// What became of it.
+    /// Its outcome.
     pub fate: Fate,
 }
 
@@ -218,7 +218,7 @@ mod tests {
     fn marks_of_the_first_format_stay_readable() {
         let kept = include_bytes!("../../tests/fixtures/fleet/marks-format-1.bin");
         let expected: Vec<_> = examples().into_iter().map(Ok).collect();
-        assert_eq!(read(kept), expected, "what was delivered would be sent again, over newer writes");
+        assert_eq!(read(kept), expected, "delivered messages would be retried, over newer writes");
     }
 
     #[test]

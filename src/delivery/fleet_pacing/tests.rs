@@ -115,9 +115,7 @@ fn simulate(fleet: Fleet) -> Drain {
         now += STEP;
     }
     let replayed_max = replayed.into_iter().fold(0.0, f64::max);
-    let drain = Drain { time: now / ideal, refused: refused as f64 / sent as f64, replayed_max };
-    println!("{} agents, capacity {} x, collapses {}: {drain:?}", fleet.agents, fleet.capacity, fleet.collapses);
-    drain
+    Drain { time: now / ideal, refused: refused as f64 / sent as f64, replayed_max }
 }
 
 #[test]

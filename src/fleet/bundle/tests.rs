@@ -46,7 +46,7 @@ fn a_bundle_ends_at_a_thousand_messages_or_four_mebibytes() {
     let alone = encode_bundle(std::slice::from_ref(&large)).expect("a large message is alone").expect("one record");
     assert_eq!(read(&alone.bytes), [Ok(large.clone())]);
     large.message.request.body = Body::new(vec![b' '; INLINE_BODY_BYTES_MAX + 1], Encoding::Identity);
-    assert!(encode_bundle(&[large]).is_err(), "what no depot takes must be shipped as a file");
+    assert!(encode_bundle(&[large]).is_err(), "a body that no depot takes must be shipped as a file");
 }
 
 #[test]

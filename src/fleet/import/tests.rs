@@ -90,12 +90,12 @@ fn equal_parts_are_counted_so_that_one_mark_settles_one() {
 }
 
 #[test]
-fn a_confirmation_stands_whatever_else_is_said_before_or_after() {
+fn a_confirmation_outweighs_marks_before_and_after_it() {
     let whole = MessageRef::whole(1);
     for other in [Fate::Rejected(answer("no")), Fate::Divided(vec![part("a")])] {
         for marks in [[Fate::Delivered, other.clone()], [other.clone(), Fate::Delivered]] {
             let settled = settled(marks.map(|fate| mark(whole, fate)));
-            assert_eq!(settled.standing(1), MessageStanding::Done, "what the server has is sent again");
+            assert_eq!(settled.standing(1), MessageStanding::Done, "a delivered message is sent again");
         }
     }
 }
@@ -155,9 +155,9 @@ struct Model {
     bundles: Vec<Vec<FleetRecord>>,
     marks: Vec<Mark>,
     next_message: u64,
-    /// What still has to be delivered, as all durable marks say, in order.
+    /// The undelivered work, as all durable marks have it, in order.
     truth: Vec<Work>,
-    /// What the owner believes.
+    /// The owner's view of it.
     owner: Vec<Work>,
 }
 
