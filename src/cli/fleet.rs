@@ -178,7 +178,7 @@ fn browser(depot: &Arc<dyn Depot>, keys: &FleetKeys, config: &Config) -> Result<
     Ok(FleetBrowser::new(depot.clone(), keys, &scratch_folder(config), (limits, &store_keys))?)
 }
 
-/// What `inspect --fleet` shows.
+/// The arguments of `inspect --fleet`.
 pub(super) struct FleetInspection<'a> {
     pub id: Option<NamedMessage>,
     pub selection: &'a SelectionArgs,
@@ -236,7 +236,7 @@ pub(super) fn inspect(
     Ok(None)
 }
 
-/// What `purge --fleet` deletes.
+/// The arguments of `purge --fleet`.
 pub(super) struct FleetPurgeOrder<'a> {
     pub selection: PurgeSelection,
     pub identities: &'a [PathBuf],

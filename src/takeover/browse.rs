@@ -33,7 +33,7 @@ pub(crate) struct FleetMessage {
     pub rejected_copy: Option<Name>,
 }
 
-/// What a filter selects of a stream, or of the rejected messages.
+/// The messages that a filter selects of a stream, or of the rejected messages.
 #[derive(Debug, Default)]
 pub(crate) struct FleetSelection {
     pub messages: Vec<FleetMessage>,

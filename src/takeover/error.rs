@@ -28,7 +28,7 @@ pub enum TakeoverError {
     FleetFile {
         /// The depot.
         depot: String,
-        /// What is wrong.
+        /// The fault.
         fault: FleetFileFault,
     },
     /// Two replayers could own one stream.
@@ -38,7 +38,7 @@ pub enum TakeoverError {
     NotExclusive {
         /// The depot.
         depot: String,
-        /// What the proof found.
+        /// The result of the proof.
         reason: String,
     },
 }

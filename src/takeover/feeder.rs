@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One thread; several streams are taken and prepared at a time, because a depot answers in milliseconds and has many
-//! connections. Nothing is deleted of a stream before all of it is settled and nothing of it is unreadable: the marks of
+//! connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
 //! rejected messages keep those that depend on them from being delivered.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -45,7 +45,7 @@ const SET_ASIDE_TIMES: u32 = 10;
 /// Objects that can't be read and are named in a report.
 const NAMED_MAX: usize = 100;
 
-/// What the feeder does, seen by the thread that delivers.
+/// The progress of the feeder, read by the thread that delivers.
 #[derive(Default)]
 pub(super) struct FeedState {
     /// Whether nothing is left to take or to import, as far as is known.
@@ -58,14 +58,14 @@ pub(super) struct FeedState {
     pub round: Mutex<()>,
 }
 
-/// What became of the streams, for the report.
+/// Counts of streams and messages, for the report.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FeedTotals {
     /// Streams that were taken.
     pub taken: u64,
     /// Of these, streams whose messages are all settled, and that were deleted.
     pub finished: u64,
-    /// Streams that were given back with something undelivered.
+    /// Streams that were released with something undelivered.
     pub given_back: u64,
     /// Streams that another replayer took from this one.
     pub lost: u64,
@@ -79,7 +79,7 @@ pub(crate) struct FeedTotals {
     pub unreadable_messages: u64,
     /// The first objects that can't be read.
     pub unreadable: Vec<UnreadableObject>,
-    /// Messages of streams that were given back.
+    /// Messages of streams that were released undelivered.
     pub left_waiting: u64,
     /// Streams that have a living owner, and what these say is waiting.
     pub alive: u64,
@@ -110,12 +110,12 @@ struct TakenStream {
     pending: VecDeque<Vec<BundleName>>,
     /// The contents of the first of them, if they were read already.
     prefetched: Option<BundleContents>,
-    /// What is to be imported of the first of them, if that began already.
+    /// The records to import from the first of them, if that began already.
     planned: Option<Vec<FleetRecord>>,
     imported: BTreeSet<BundleName>,
     /// Messages that can't be delivered here.
     left: u64,
-    /// Why nothing of it may be imported, if so.
+    /// Whether none of it may be imported: its marks are unreadable.
     is_closed_to_us: bool,
 }
 
@@ -164,7 +164,7 @@ pub(super) struct Feeder<'a> {
     pub progress: FeedProgress,
 }
 
-/// What the feeder remembers.
+/// The state of a feeder between its steps.
 pub(super) struct FeedProgress {
     watch: HeadWatch,
     free: VecDeque<FreeStream>,
@@ -449,7 +449,7 @@ impl Feeder<'_> {
     ///
     /// # Errors
     ///
-    /// The first error of the depot: streams that could not be given back become silent.
+    /// The first error of the depot: streams that could not be released become silent.
     pub(super) fn close(mut self) -> (FeedTotals, Result<(), TakeoverError>) {
         let mut result = self.drop_lost().and_then(|()| self.sweep_some().map(drop));
         let rest = std::mem::take(&mut self.progress.streams);
@@ -469,7 +469,7 @@ impl Feeder<'_> {
     }
 }
 
-/// What became of a stream that was swept.
+/// The outcome of a sweep.
 enum Swept {
     /// It is deleted.
     Finished,

@@ -1,6 +1,6 @@
-//! The heads that this replayer holds: taken, renewed, given back.
+//! The heads that this replayer holds: taken, renewed, released.
 //!
-//! A head is the only object of a stream that changes. Whoever wrote its present version owns the stream, and nothing is
+//! A head is the only object of a stream that changes. The process that wrote its present version owns the stream, and nothing is
 //! sent unless *every* head that is held was renewed a short time ago ([`Holdings::may_send`]): lanes mix the messages
 //! of many streams, so one that is in doubt stops all. That takes seconds, because a head that is lost is dropped with its
 //! messages.
@@ -70,7 +70,7 @@ pub(crate) struct Holdings {
     owner: HeadOwner,
     timing: HeadTiming,
     held: Mutex<BTreeMap<StreamId, HeldHead>>,
-    /// Held while heads are renewed: a head that is given back must not be renewed at the same time.
+    /// Held while heads are renewed: a head must not be renewed while it is released.
     renewing: Mutex<()>,
 }
 
@@ -156,7 +156,7 @@ impl Holdings {
         let head = self.written(held.head.clone());
         let written = self.write(stream, Some(&held.version), &head);
         let mut all = self.lock();
-        // Given back or finished meanwhile: there is nothing to renew.
+        // Released or finished meanwhile: there is nothing to renew.
         let Some(now) = all.get_mut(&stream).filter(|now| now.version == held.version) else { return };
         match written {
             Ok(Some(version)) => {
@@ -220,7 +220,7 @@ impl Holdings {
         self.lock().remove(&stream);
     }
 
-    /// Gives a stream back, so that another replayer may take it at once. `waiting` messages of it are not settled.
+    /// Releases a stream, so that another replayer may take it at once. `waiting` messages of it are not settled.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl Holdings {
         let Some(held) = self.lock().remove(&stream).filter(|held| !held.is_lost) else { return Ok(()) };
         let head = self.written(Head { state: HeadState::Closed, waiting, ..held.head });
         if self.write(stream, Some(&held.version), &head)?.is_none() {
-            info!(target: "fleet", %stream, "another process took this stream over before it was given back");
+            info!(target: "fleet", %stream, "another process took this stream over before it was released");
         }
         Ok(())
     }

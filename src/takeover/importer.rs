@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::error::TakeoverError;
-use super::ledger::{ImportRow, Origin, ReplayerLedger};
+use super::ledger::{ImportRow, MessageOrigin, ReplayerLedger};
 use super::reading::{StreamReader, UnreadableObject};
 use crate::fleet::import::{MessageStanding, SettledMessages};
 use crate::fleet::marks::{Fate, Mark};
@@ -35,11 +35,11 @@ pub(super) struct ImportedBundle<'a> {
     pub number: u32,
     /// Bytes of its records.
     pub bytes: u64,
-    /// What the marks of the stream say.
+    /// The settled messages of the stream.
     pub settled: &'a SettledMessages,
 }
 
-/// What was imported of a bundle.
+/// The result of importing a bundle.
 #[derive(Debug, Default)]
 pub(super) struct Imported {
     /// Messages that are new in the scratch store and wait.
@@ -47,7 +47,7 @@ pub(super) struct Imported {
     pub left: LeftBehind,
 }
 
-/// What was not imported of a bundle.
+/// The messages of a bundle that were not imported.
 #[derive(Debug, Default)]
 pub(super) struct LeftBehind {
     /// Messages for other servers.
@@ -81,13 +81,13 @@ pub(super) struct Importer<'a> {
 
 /// Rows that are stored with the next commit.
 #[derive(Default)]
-struct Batch {
+struct RowBatch {
     rows: Vec<ImportRow>,
     bytes: usize,
 }
 
 /// Why a record is not stored.
-enum Kept {
+enum LeftReason {
     Elsewhere,
     WithoutKey,
     Expired,
@@ -105,13 +105,13 @@ impl Importer<'_> {
         records: &[FleetRecord],
     ) -> Result<Imported, TakeoverError> {
         let mut imported = Imported::default();
-        let mut batch = Batch::default();
+        let mut batch = RowBatch::default();
         let mut marks = Vec::new();
         for record in records {
             match self.kept(record) {
-                Some(Kept::Elsewhere) => imported.left.elsewhere += 1,
-                Some(Kept::WithoutKey) => imported.left.without_key += 1,
-                Some(Kept::Expired) => {
+                Some(LeftReason::Elsewhere) => imported.left.elsewhere += 1,
+                Some(LeftReason::WithoutKey) => imported.left.without_key += 1,
+                Some(LeftReason::Expired) => {
                     imported.left.expired += 1;
                     marks.push(Mark { reference: record.reference, fate: Fate::Expired });
                 }
@@ -127,18 +127,18 @@ impl Importer<'_> {
         Ok(imported)
     }
 
-    fn kept(&self, record: &FleetRecord) -> Option<Kept> {
+    fn kept(&self, record: &FleetRecord) -> Option<LeftReason> {
         let message = &record.message;
         let is_rejected = matches!(record.state, RecordState::Rejected(_));
         let max_age_ms = self.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
         if !is_rejected && max_age_ms.is_some_and(|age| message.accepted_at_ms < now_ms().saturating_sub(age)) {
-            return Some(Kept::Expired);
+            return Some(LeftReason::Expired);
         }
         if message.lane.server.as_ref() != Some(self.server) {
-            return Some(Kept::Elsewhere);
+            return Some(LeftReason::Elsewhere);
         }
         if record.fingerprint.is_some() && message.lane.credential.is_none() {
-            return Some(Kept::WithoutKey);
+            return Some(LeftReason::WithoutKey);
         }
         None
     }
@@ -156,7 +156,7 @@ impl Importer<'_> {
         &self,
         bundle: &ImportedBundle<'_>,
         record: &FleetRecord,
-        batch: &mut Batch,
+        batch: &mut RowBatch,
         imported: &mut Imported,
     ) -> Result<(), TakeoverError> {
         let (rejected, held) = match &record.state {
@@ -168,7 +168,7 @@ impl Importer<'_> {
             held,
             ..SalvagedRow::new(record.reference.import_digest(bundle.stream.uuid()), record.message.clone(), rejected)
         };
-        let origin = Origin { stream: bundle.stream, bundle: bundle.number, reference: record.reference };
+        let origin = MessageOrigin { stream: bundle.stream, bundle: bundle.number, reference: record.reference };
         let origin = row.rejected.is_none().then_some(origin);
         match &record.file {
             None => {}
@@ -196,7 +196,7 @@ impl Importer<'_> {
         Ok(())
     }
 
-    fn flush(&self, batch: &mut Batch, imported: &mut Imported) -> Result<(), TakeoverError> {
+    fn flush(&self, batch: &mut RowBatch, imported: &mut Imported) -> Result<(), TakeoverError> {
         let rows = std::mem::take(batch).rows;
         if !rows.is_empty() {
             imported.messages += self.ledger.import(rows, self.store)?;

@@ -23,7 +23,7 @@ pub(crate) struct FleetKeys {
 impl FleetKeys {
     /// Reads the identities of these files, and the recipients of the fleet from the depot.
     ///
-    /// What this replayer writes is sealed for the fleet's recipients, or if `fleet.json` names none for those of its own
+    /// The marks of this replayer are sealed for the fleet's recipients, or if `fleet.json` names none for those of its own
     /// identities: nobody else could read it otherwise.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ use crate::store::{LastAnswer, Lease, Outcome, Part, SalvagedRow, Store, StoreEr
 
 /// Where a message of the scratch store comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(super) struct MessageOrigin {
     pub stream: StreamId,
     /// The number of its bundle.
     pub bundle: u32,
@@ -50,7 +50,7 @@ pub(super) struct Origin {
 /// A row of the scratch store, and where it comes from unless it is rejected.
 pub(super) struct ImportRow {
     pub row: SalvagedRow,
-    pub origin: Option<Origin>,
+    pub origin: Option<MessageOrigin>,
 }
 
 /// Messages of one bundle that are in the scratch store.
@@ -61,7 +61,7 @@ struct Outstanding {
     bytes: u64,
 }
 
-/// What is in the scratch store.
+/// The size of the scratch store's contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Staged {
     pub messages: u64,
@@ -71,37 +71,37 @@ pub(super) struct Staged {
 #[derive(Default)]
 struct Origins {
     /// By the message's id in the scratch store.
-    of: HashMap<i64, Origin>,
+    of: HashMap<i64, MessageOrigin>,
     /// Parts of divided messages whose ids are not known yet.
-    parts: HashMap<(Lane, Sha256), Vec<Origin>>,
+    parts: HashMap<(Lane, Sha256), Vec<MessageOrigin>>,
     bundles: BTreeMap<(StreamId, u32), Outstanding>,
     staged: Staged,
     /// Rejected messages, whose files are kept with them.
     files_kept: HashSet<(StreamId, u64)>,
 }
 
-/// What changes when the outcomes of one commit are settled.
+/// The changes that follow from the outcomes of one commit.
 #[derive(Default)]
 struct Settling {
-    settled: Vec<(MessageId, Origin)>,
+    settled: Vec<(MessageId, MessageOrigin)>,
     /// The parts of divided messages that wait.
-    parts: Vec<(Lane, Origin)>,
-    rejected: Vec<Origin>,
+    parts: Vec<(Lane, MessageOrigin)>,
+    rejected: Vec<MessageOrigin>,
 }
 
 impl Origins {
-    fn add(&mut self, id: MessageId, origin: Origin) {
+    fn add(&mut self, id: MessageId, origin: MessageOrigin) {
         self.of.insert(id.0, origin);
         self.count(origin);
     }
 
-    fn count(&mut self, origin: Origin) {
+    fn count(&mut self, origin: MessageOrigin) {
         self.bundles.entry((origin.stream, origin.bundle)).or_default().messages += 1;
         self.staged.messages += 1;
     }
 
     /// Notes that one message is gone from the scratch store.
-    fn remove(&mut self, origin: Origin) {
+    fn remove(&mut self, origin: MessageOrigin) {
         self.staged.messages = self.staged.messages.saturating_sub(1);
         if let Some(bundle) = self.bundles.get_mut(&(origin.stream, origin.bundle)) {
             bundle.messages = bundle.messages.saturating_sub(1);
@@ -112,13 +112,13 @@ impl Origins {
         }
     }
 
-    fn add_part(&mut self, lane: &Lane, part: Origin) {
+    fn add_part(&mut self, lane: &Lane, part: MessageOrigin) {
         let Some(digest) = part.reference.part else { return };
         self.parts.entry((lane.clone(), digest)).or_default().push(part);
         self.count(part);
     }
 
-    fn drop_part(&mut self, lane: &Lane, part: Origin) {
+    fn drop_part(&mut self, lane: &Lane, part: MessageOrigin) {
         let Some(parts) = part.reference.part.and_then(|digest| self.parts.get_mut(&(lane.clone(), digest))) else {
             return;
         };
@@ -129,7 +129,7 @@ impl Origins {
     }
 
     /// Removes and returns the origin of a part of this lane with this digest.
-    fn take_part(&mut self, lane: &Lane, digest: Sha256) -> Option<Origin> {
+    fn take_part(&mut self, lane: &Lane, digest: Sha256) -> Option<MessageOrigin> {
         let key = (lane.clone(), digest);
         let parts = self.parts.get_mut(&key)?;
         let origin = parts.pop();
@@ -205,7 +205,7 @@ impl ReplayerLedger {
         self.lock().files_kept.contains(&(stream, message))
     }
 
-    /// Forgets a stream of which nothing is in the scratch store any more.
+    /// Forgets a stream of which the scratch store holds nothing.
     pub(super) fn forget(&self, stream: StreamId) {
         let mut known = self.lock();
         known.files_kept.retain(|(of, _)| *of != stream);
@@ -253,7 +253,7 @@ impl ReplayerLedger {
     }
 
     /// Notes the id of a part; returns its origin.
-    fn name_part(&self, id: MessageId, stored: &StoredMessage) -> Option<Origin> {
+    fn name_part(&self, id: MessageId, stored: &StoredMessage) -> Option<MessageOrigin> {
         let digest = part_digest(&stored.request);
         let mut known = self.lock();
         let origin = known.take_part(&stored.listed.lane, digest)?;
@@ -262,7 +262,7 @@ impl ReplayerLedger {
     }
 
     /// Returns where a message comes from.
-    fn origin(&self, store: &dyn Store, id: MessageId) -> Result<Origin, StoreError> {
+    fn origin(&self, store: &dyn Store, id: MessageId) -> Result<MessageOrigin, StoreError> {
         if let Some(origin) = self.lock().of.get(&id.0) {
             return Ok(*origin);
         }
@@ -363,7 +363,7 @@ impl ReplayerLedger {
         Ok(settling)
     }
 
-    fn reject(&self, store: &dyn Store, id: MessageId, origin: Origin, answer: &LastAnswer) -> Result<(), StoreError> {
+    fn reject(&self, store: &dyn Store, id: MessageId, origin: MessageOrigin, answer: &LastAnswer) -> Result<(), StoreError> {
         let Some(stored) = store.get(id)? else { return Ok(()) };
         let file = store.attachment(id)?.map(|file| ShippedFile::new(FileContent::Attachment, file));
         let record = FleetRecord {
@@ -380,7 +380,7 @@ impl ReplayerLedger {
     fn divide(
         &self,
         store: &dyn Store,
-        (id, origin): (MessageId, Origin),
+        (id, origin): (MessageId, MessageOrigin),
         parts: &[Part],
         settling: &mut Settling,
     ) -> Result<(), StoreError> {
@@ -388,7 +388,7 @@ impl ReplayerLedger {
         for part in parts {
             let reference = origin.reference.part(&part.request);
             let Some(answer) = &part.rejected else {
-                settling.parts.push((whole.lane.clone(), Origin { reference, ..origin }));
+                settling.parts.push((whole.lane.clone(), MessageOrigin { reference, ..origin }));
                 continue;
             };
             let (request, touches) = (part.request.clone(), part.touches.clone());

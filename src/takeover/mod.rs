@@ -5,11 +5,11 @@
 //! | [`session`] | takes streams and delivers them until nothing is left; what `replay --fleet` calls |
 //! | `feeder` | takes free streams, imports them bundle by bundle, deletes what is finished |
 //! | `watch` | which streams are free |
-//! | `holdings` | the heads that are held: taken, renewed, given back, and whether anything may be sent |
+//! | `holdings` | the heads that are held: taken, renewed, released, and whether anything may be sent |
 //! | `ledger` | where each message comes from, and the marks that are made before it is settled |
 //! | `reading`, `importer` | from bundles to messages of the scratch store |
 //! | `scratch` | the scratch store |
-//! | [`survey`] | what is in a depot, by names and heads: `status --fleet` |
+//! | [`survey`] | the contents of a depot, by names and heads: `status --fleet` |
 //! | [`browse`], [`purging`] | the messages of streams for people: `inspect --fleet`, `purge --fleet` |
 //! | `sweep` | deletes a stream of which everything is settled |
 //! | `objects` | listings, and several requests at a time |

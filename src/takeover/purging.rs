@@ -1,7 +1,7 @@
 //! Deleting messages of a depot because a person said so.
 //!
-//! Only streams that nobody owns are touched: they are taken over, the selected messages are marked as deleted, and what
-//! is left is given back. An order in the depot says who deleted what, and is written before anything is.
+//! Only streams that nobody owns are touched: they are taken over, the selected messages are marked as deleted, and the
+//! rest is released. An order in the depot says who deleted what, and is written before anything is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub(crate) struct PurgeSelection {
     pub filter: Filter,
 }
 
-/// What was deleted, or would be.
+/// Deleted messages, or a preview of that.
 #[derive(Debug, Default)]
 pub(crate) struct FleetPurged {
     /// The messages, counted.

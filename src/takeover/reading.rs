@@ -1,6 +1,6 @@
 //! Reading a stream: its marks, its bundles, the files of its messages.
 //!
-//! What can't be read is reported and left in the depot: a flipped bit costs the records that it is in, a bundle of a
+//! Unreadable objects are reported and left in the depot: a flipped bit costs the records that it is in, a bundle of a
 //! newer version or for another identity is skipped as a whole, and marks that can't be read keep the whole stream from
 //! being replayed, because what they settled would be sent again over newer writes.
 
@@ -32,13 +32,13 @@ pub(crate) struct UnreadableObject {
 }
 
 /// The bytes of an object after it was opened.
-struct Opened {
+struct OpenedObject {
     plain: Vec<u8>,
     /// Why its end is missing, if it is.
     fault: Option<String>,
 }
 
-/// What a bundle has.
+/// The contents of a bundle.
 #[derive(Debug, Default)]
 pub(super) struct BundleContents {
     /// The records that can be read, in their order.
@@ -90,8 +90,8 @@ impl StreamReader {
         let Some(bytes) = read_whole(&*self.depot, name)? else { return Ok(Ok(Vec::new())) };
         let unreadable = |reason: String| UnreadableObject { object: name.to_string(), messages: 0, reason };
         let opened = match self.open(&bytes) {
-            Ok(Opened { plain, fault: None }) => plain,
-            Ok(Opened { fault: Some(fault), .. }) => return Ok(Err(unreadable(fault))),
+            Ok(OpenedObject { plain, fault: None }) => plain,
+            Ok(OpenedObject { fault: Some(fault), .. }) => return Ok(Err(unreadable(fault))),
             Err(error) => return Ok(Err(unreadable(error.to_string()))),
         };
         let read = MarksReader::open(&opened).map_err(|fault| fault.to_string());
@@ -106,7 +106,7 @@ impl StreamReader {
         Ok(self.records_of(&name, bundle.messages.into(), &bytes))
     }
 
-    /// Returns the records of a bundle with these bytes, which should have so many messages.
+    /// Returns the records of a bundle with these bytes; `messages` is how many its name promises.
     pub(super) fn records_of(&self, name: &Name, messages: u64, bytes: &[u8]) -> BundleContents {
         let unreadable = |messages, reason| UnreadableObject { object: name.to_string(), messages, reason };
         let all =
@@ -151,8 +151,8 @@ impl StreamReader {
                 return unreadable(number, "a part of the file is missing");
             };
             let part = match self.open(&sealed) {
-                Ok(Opened { plain, fault: None }) => plain,
-                Ok(Opened { fault: Some(fault), .. }) => return unreadable(number, &fault),
+                Ok(OpenedObject { plain, fault: None }) => plain,
+                Ok(OpenedObject { fault: Some(fault), .. }) => return unreadable(number, &fault),
                 Err(error) => return unreadable(number, &error.to_string()),
             };
             context.update(&part);
@@ -164,13 +164,13 @@ impl StreamReader {
     }
 
     /// Opens what was sealed; what is in plain is returned as it is. Damage behind the beginning keeps what is before it.
-    fn open(&self, bytes: &[u8]) -> Result<Opened, SealError> {
+    fn open(&self, bytes: &[u8]) -> Result<OpenedObject, SealError> {
         if !is_sealed(bytes) {
-            return Ok(Opened { plain: bytes.to_vec(), fault: None });
+            return Ok(OpenedObject { plain: bytes.to_vec(), fault: None });
         }
         let mut reader = OpenReader::new(&self.identities, bytes)?;
         let mut plain = Vec::with_capacity(bytes.len());
         let read = reader.read_to_end(&mut plain);
-        Ok(Opened { plain, fault: read.err().map(|error| SealError::from_io(error).to_string()) })
+        Ok(OpenedObject { plain, fault: read.err().map(|error| SealError::from_io(error).to_string()) })
     }
 }

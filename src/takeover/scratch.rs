@@ -1,6 +1,6 @@
 //! The scratch store: where the messages of streams that were taken over wait for their delivery.
 //!
-//! What it holds is in the depot as well, so it is emptied at every start, and removed at the end. It is in a folder that
+//! Its messages are in the depot as well, so it is emptied at every start, and removed at the end. It is in a folder that
 //! only this user can read, and encrypted if a key is configured: messages and credentials are in plain text once a
 //! bundle is opened.
 
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_replayer_left_is_removed_and_a_living_one_is_left_alone() {
+    fn leftovers_of_a_killed_replayer_are_removed_and_a_living_one_is_left_alone() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let first = create(folder.path());
         first.store().register(&[message()]).expect("there is room");

@@ -5,12 +5,12 @@
 //! monitor   pings the server                     main      drains the scratch store through `Spooled`
 //! ```
 //!
-//! Once it ends, for whatever reason, everything that is not finished is given back: another replayer may take it at
+//! Once it ends, for any reason, everything that is not finished is released: another replayer may take it at
 //! once. A session that follows ends only when it is asked to.
 //!
 //! # Invariants
 //!
-//! - Nothing is taken unless the depot keeps conditional writes, or the user says that there is a single replayer.
+//! - Nothing is taken unless the depot keeps conditional writes, or the user confirmed that there is a single replayer.
 //! - Nothing is taken while the server is away.
 //! - A message is settled only after its mark is durable ([`super::ledger`]).
 
@@ -76,7 +76,7 @@ pub(crate) struct FleetReplaySettings {
     pub max_age: Option<Duration>,
     /// Whether nobody else replays this depot, for one that does not keep conditional writes.
     pub single_replayer: bool,
-    /// Whether it goes on when nothing is free.
+    /// Whether it keeps running when nothing is free.
     pub follows: bool,
     /// How long it may take.
     pub timeout: Option<Duration>,
@@ -150,7 +150,7 @@ impl FleetReplay {
     ///
     /// # Errors
     ///
-    /// If the depot or the scratch store can't be used. What was taken is given back as far as possible.
+    /// If the depot or the scratch store can't be used. Streams that were taken are released as far as possible.
     pub(crate) fn run(
         &self,
         upstream: &Upstream,

@@ -1,4 +1,4 @@
-//! What is in a depot, as far as its names and heads tell: no key is needed, and nothing is written.
+//! The contents of a depot, as far as its names and heads tell: no key is needed, and nothing is written.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -79,7 +79,7 @@ impl StreamSurvey {
     }
 }
 
-/// What is in a depot.
+/// The contents of a depot.
 #[derive(Debug)]
 pub(crate) struct FleetSurvey {
     pub depot: DepotDescription,

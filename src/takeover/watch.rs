@@ -30,7 +30,7 @@ pub(super) struct FreeStream {
     pub head: Option<(Head, Version)>,
 }
 
-/// What one look at the heads showed.
+/// The result of one look at the heads.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     pub free: Vec<FreeStream>,
@@ -146,7 +146,7 @@ impl HeadWatch {
         Ok(())
     }
 
-    /// Forgets a stream that was just taken, given back or deleted.
+    /// Forgets a stream that was just taken, released or deleted.
     pub(super) fn forget(&mut self, stream: StreamId) {
         self.silence.forget(&stream);
         self.read.remove(&stream);

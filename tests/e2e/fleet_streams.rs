@@ -232,7 +232,7 @@ fn record(store: &dyn Store, stored: StoredMessage) -> FleetRecord {
     FleetRecord { file, ..FleetRecord::waiting(id, message) }
 }
 
-/// What clients wrote during an outage to a pod's agent, which is gone.
+/// Writes of clients during an outage, in the store of a pod's agent that is gone.
 pub(crate) struct Outage {
     pub ledger: ClientLedger,
     pub db: PathBuf,

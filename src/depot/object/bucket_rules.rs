@@ -9,7 +9,7 @@ use super::answer::in_words;
 use super::wait::wait;
 use crate::upstream::web::WebClient;
 
-/// Objects that expire within this many days may be gone before a long outage ends.
+/// Objects that expire within this many days may be deleted before a long outage ends.
 const EXPIRY_DAYS_MIN: u32 = 14;
 
 /// Asks S3 for the rules of a bucket.
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_asked_is_said() {
+    fn an_unanswered_question_is_reported() {
         let refused = answer(403, "<Code>AccessDenied</Code><Message>No.</Message>");
         for said in [versions_kept(&refused), expiry(&refused), locks(&refused), expiry(&Err("away".to_owned()))] {
             assert!(said.is_some_and(|said| said.starts_with("not checked: ")));

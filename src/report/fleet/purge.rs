@@ -13,7 +13,7 @@ use crate::terminal::render::Renderer;
 /// How many streams are named for people.
 const NAMED_MAX: usize = 10;
 
-/// What was deleted in a depot, or would be.
+/// Messages deleted from a depot, or a preview of that.
 #[derive(Serialize)]
 pub(crate) struct FleetPurgeReport {
     schema_version: u32,
@@ -26,12 +26,12 @@ pub(crate) struct FleetPurgeReport {
     /// Streams of which something was selected.
     streams: u64,
     /// Streams that were left alone, because their owner may be alive.
-    owned: Vec<OwnedStream>,
+    owned: Vec<LivingStream>,
     unreadable: Vec<UnreadableLine>,
 }
 
 #[derive(Serialize)]
-struct OwnedStream {
+struct LivingStream {
     stream: String,
     owner: String,
 }
@@ -39,7 +39,7 @@ struct OwnedStream {
 impl FleetPurgeReport {
     pub(crate) fn of(depot: &str, purged: &FleetPurged, dry_run: bool) -> Self {
         let backlog = Backlog { groups: purged.groups.clone(), ..Backlog::default() };
-        let owned = |(stream, owner): &(crate::fleet::names::StreamId, String)| OwnedStream {
+        let owned = |(stream, owner): &(crate::fleet::names::StreamId, String)| LivingStream {
             stream: stream.to_string(),
             owner: owner.clone(),
         };
@@ -71,7 +71,7 @@ impl FleetPurgeReport {
             shown.add(&groups_text(renderer, &self.groups));
         }
         for stream in self.owned.iter().take(NAMED_MAX) {
-            let OwnedStream { stream, owner } = stream;
+            let LivingStream { stream, owner } = stream;
             shown.add_line(&format!("left alone: stream {stream} of {owner}, who may be alive; purge it there"));
         }
         if self.owned.len() > NAMED_MAX {

@@ -10,7 +10,7 @@ use crate::terminal::Shown;
 /// How many objects are named for people.
 const NAMED_MAX: usize = 10;
 
-/// What became of streams and messages.
+/// The outcome for streams and messages.
 #[derive(Serialize)]
 pub(crate) struct FleetReplayReport {
     schema_version: u32,
@@ -21,7 +21,7 @@ pub(crate) struct FleetReplayReport {
     expired: u64,
     /// Messages that the server refuses for the time in their ids. They stay in the depot.
     held: u64,
-    /// Messages of streams that were taken and given back.
+    /// Messages of streams that were taken and released.
     remaining: u64,
     /// Messages for other servers, which stay in the depot.
     elsewhere: u64,
@@ -107,7 +107,7 @@ impl FleetReplayReport {
         }
     }
 
-    /// Returns how many messages that were taken are not delivered, for whatever reason.
+    /// Returns how many messages that were taken are not delivered, for any reason.
     pub(crate) fn left_here(&self) -> u64 {
         // Those for other servers are somebody else's.
         self.remaining.saturating_sub(self.elsewhere) + self.rejected + self.unreadable.objects.len() as u64
@@ -141,7 +141,7 @@ impl FleetReplayReport {
         row(self.held, "held", ": their ids are outside the server's window");
         row(self.elsewhere, "elsewhere", " for other servers: replay them with their --upstream");
         row(self.without_key, "no key", " whose API key is not in the depot");
-        row(self.remaining, "remaining", " of streams that were given back");
+        row(self.remaining, "remaining", " of streams that were released again");
         self.reasons.iter().for_each(|reason| shown.add_line(&format!("  {reason}")));
         let UnreadableReport { messages, objects } = &self.unreadable;
         if !objects.is_empty() {

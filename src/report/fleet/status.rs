@@ -12,7 +12,7 @@ use crate::terminal::render::Renderer;
 /// How many streams and owners are listed for people.
 const LISTED_MAX: usize = 20;
 
-/// What is in a depot.
+/// The contents of a depot.
 #[derive(Serialize)]
 pub(crate) struct FleetStatusReport {
     schema_version: u32,
