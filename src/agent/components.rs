@@ -69,7 +69,7 @@ pub(crate) struct RunEnd {
     pub full: Option<Fullness>,
     /// How the flush ended, if there was one.
     pub flush: Option<FlushEnd>,
-    /// What became of the copies in the depot, if there is one.
+    /// The state of the copies in the depot, if there is one.
     pub fleet: Option<FleetStanding>,
 }
 
@@ -591,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_shipped_once_nothing_more_is_delivered() {
+    fn remaining_messages_are_shipped_once_nothing_more_is_delivered() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let fleet = FleetUse { depot: Arc::new(ModelDepot::new()), settings: FleetSettings::default() };
         let settings = AgentSettings { fleet: Some(fleet), ..settings(folder.path()) };

@@ -331,7 +331,7 @@ settings! {
     /// File with headers added to every request to the server, one `Name: value` per line
     upstream_headers_file: Option<PathBuf> = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS_FILE", "--upstream-headers-file", ConfigYaml, plain(any);
 
-    /// What happens to writes that wait for a copy while the depot is away: local acknowledges them, refuse answers 503
+    /// Policy for writes that wait for a copy while the depot is away: local acknowledges them, refuse answers 503
     when_depot_away: DepotAwayPolicy = "local", "OPIK_OFFLINE_WHEN_DEPOT_AWAY", "--when-depot-away", ConfigYaml, plain(any);
 
     /// Policy for new messages when the store is full: refuse or drop_oldest

@@ -1,4 +1,4 @@
-//! What an agent knows about its stream, shared between its replay, its intake and its shipper.
+//! An agent's knowledge of its stream, shared between its replay, its intake and its shipper.
 //!
 //! The replay asks whether it may send, and makes marks before it settles. Intake waits for the depot where answers do
 //! (`acknowledge: fleet`). The shipper ([`super::shipper`]) is the one that changes the stream.
@@ -47,7 +47,7 @@ pub enum Acknowledge {
     Fleet,
 }
 
-/// What becomes of a write that waits for a depot which is away.
+/// The policy for writes that wait for a depot which is away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenDepotAway {
     /// It is acknowledged after the local commit.
@@ -68,11 +68,11 @@ pub struct FleetSettings {
     pub schedule: ShippingSettings,
     /// When writes are acknowledged.
     pub acknowledge: Acknowledge,
-    /// What that means while the depot is away.
+    /// The policy while the depot is away.
     pub when_away: WhenDepotAway,
 }
 
-/// What an agent needs to ship.
+/// The depot of an agent, and how it ships.
 #[derive(Clone)]
 pub struct FleetUse {
     /// The depot.
@@ -97,15 +97,15 @@ pub struct FleetStanding {
     pub problem: Option<String>,
     /// The stream that is shipped to.
     pub stream: Option<Uuid>,
-    /// Streams that were taken over by somebody else and are not finished.
+    /// Streams that a replayer has taken over and not finished.
     pub handed_over: usize,
-    /// What has no copy in the depot.
+    /// The messages without a copy in the depot.
     pub unshipped: UnshippedCount,
 }
 
 /// The stream that this process owns.
 #[derive(Clone, Debug)]
-pub(super) struct OwnedStream {
+pub(super) struct HeldStream {
     pub(super) stream: StreamId,
     pub(super) epoch: u32,
     pub(super) fence: Fence,
@@ -114,8 +114,8 @@ pub(super) struct OwnedStream {
 #[derive(Default)]
 pub(super) struct LedgerState {
     pub(super) seals: Option<Seals>,
-    pub(super) owned: Option<OwnedStream>,
-    /// Whether the streams of the open store are ours, or handed over: until then nothing of them is sent.
+    pub(super) owned: Option<HeldStream>,
+    /// Whether the streams of the open store are ours, or handed over: until then none of their messages is sent.
     pub(super) is_resumed: bool,
     /// Every message up to this one that waits is in the depot.
     pub(super) confirmed_through: i64,
@@ -206,7 +206,7 @@ impl AgentLedger {
     }
 
     fn away(&self, error: &DepotError) -> StoreError {
-        StoreError::DepotAway { reason: format!("what was shipped waits for its depot: {error}") }
+        StoreError::DepotAway { reason: format!("shipped messages wait for their depot: {error}") }
     }
 
     /// Makes marks of these messages durable.
@@ -280,7 +280,7 @@ impl ShippedLedger for AgentLedger {
         let owned = self.lock().owned.clone();
         let now = since_boot();
         let is_ours = |record: &StreamRecord| {
-            let is_it = |owned: &&OwnedStream| (owned.stream.uuid(), owned.epoch) == (record.stream, record.epoch);
+            let is_it = |owned: &&HeldStream| (owned.stream.uuid(), owned.epoch) == (record.stream, record.epoch);
             owned.as_ref().filter(is_it).is_some_and(|owned| owned.fence.may_lease(now))
         };
         let waits = |record: &&StreamRecord| record.state == StreamState::Open && record.is_outstanding;
@@ -358,7 +358,7 @@ impl ShippedLedger for AgentLedger {
 
     fn deleted(&self, store: &dyn Store, why: Removal) {
         if let Err(error) = self.mark_gone(store, why) {
-            debug!(target: "fleet", %error, "what was deleted here is marked later");
+            debug!(target: "fleet", %error, "the deleted messages are marked later");
             self.wake();
         }
     }

@@ -30,7 +30,7 @@ pub enum LoadError {
     },
 }
 
-/// What was put into the depot.
+/// The result of a load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// The number of the bundle after the last one.

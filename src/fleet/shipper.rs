@@ -7,7 +7,7 @@
 //!  record the stream ─▶ create the head ─▶ record the choice ─▶ files ─▶ bundle ─▶ record that it is there ─┐
 //!                                            ▲                                                              │
 //!                                            └──────────────── 1 s, 2 s ... 30 s ◀──────────────────────────┘
-//!  all that was shipped is settled: delete the objects, or close the head and leave them to a replayer
+//!  all shipped messages are settled: delete the objects, or close the head and leave them to a replayer
 //! ```
 //!
 //! # Crashes
@@ -18,10 +18,10 @@
 //! - *choice recorded*: the bundle may be there. Its messages are put again; a reader takes each once.
 //! - *bundle there, not recorded*: the same.
 //!
-//! # Who owns a stream
+//! # Ownership of a stream
 //!
 //! A process that continues with a store's stream raises the epoch, first in the store and then in the head. A head with
-//! a higher epoch than the store's was taken over by somebody else: the stream is handed over. A head with the store's
+//! a higher epoch than the store's was taken over by a replayer: the stream is handed over. A head with the store's
 //! epoch and another owner is that of another process that uses the same store; this one then only watches.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use super::fleet_file::FleetFile;
 use super::head::{Head, HeadState};
-use super::ledger::{Acknowledge, AgentLedger, OwnedStream};
+use super::ledger::{Acknowledge, AgentLedger, HeldStream};
 use super::loading::{LoadError, Loaded, Loader};
 use super::names::{ObjectName, StreamId, all_files_of, bundles_of, marks_of};
 use super::object_names::{depot_name, folder_name};
@@ -68,7 +68,7 @@ enum ShipError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Depot(#[from] DepotError),
-    /// The head was taken by somebody else.
+    /// A replayer has taken the head.
     #[error("the stream was taken over")]
     Lost,
     /// Trying again can't help before somebody changes something.
@@ -81,7 +81,7 @@ enum ShipError {
 
 /// The shipper of an agent.
 pub struct Shipper {
-    /// What it shares with replay and intake.
+    /// The state shared with replay and intake.
     pub ledger: Arc<AgentLedger>,
     /// The store, as it is used by all.
     pub slot: Arc<StoreSlot>,
@@ -93,7 +93,7 @@ pub struct Shipper {
     pub end_within: Duration,
 }
 
-/// What the loop remembers between its turns.
+/// The state of the loop between its turns.
 struct Turns {
     nonce: String,
     schedule: ShippingSchedule,
@@ -110,7 +110,7 @@ struct Turns {
     silent: Option<(String, Duration)>,
     said: String,
     is_announced: bool,
-    /// Whether everything else has stopped: whatever waits is shipped.
+    /// Whether everything else has stopped: all waiting messages are shipped.
     is_ending: bool,
     /// Whether trying again can't help before somebody changes something.
     is_hopeless: bool,
@@ -358,7 +358,7 @@ impl Shipper {
         let bytes = match depot.get(&name) {
             Ok(Some((bytes, _))) => bytes,
             Ok(None) => return Ok(None),
-            // Those who may only write can't read it.
+            // Agents that may only write can't read it.
             Err(DepotError::NotAuthorised { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -385,7 +385,7 @@ impl Shipper {
             Some(owned) => owned.stream,
             None => self.begin_stream(store, turns)?,
         };
-        let is_sure = |owned: &OwnedStream| owned.fence.may_lease(since_boot());
+        let is_sure = |owned: &HeldStream| owned.fence.may_lease(since_boot());
         if !self.ledger.lock().owned.as_ref().is_some_and(is_sure) {
             self.renew(store, turns, HeadState::Open)?;
         }
@@ -441,7 +441,7 @@ impl Shipper {
 
     fn own(&self, stream: StreamId, epoch: u32) {
         let fence = Fence::new(TAKEOVER_AFTER);
-        self.ledger.change(|state| state.owned = Some(OwnedStream { stream, epoch, fence }));
+        self.ledger.change(|state| state.owned = Some(HeldStream { stream, epoch, fence }));
     }
 
     /// Writes the head: that this process is there, and what it has shipped.

@@ -8,7 +8,7 @@
 //! - **Marks before settle**: a final outcome is durable in the depot before the store has it ([`ShippedLedger::settle`]).
 //! - **Fenced**: the lease under which requests are sent is acquired and renewed only while the ledger is sure of its
 //!   streams ([`ShippedLedger::may_send`]).
-//! - **What is deleted is marked**: after messages were deleted in another way, the ledger is told.
+//! - **Deletions are marked**: the ledger hears of messages that were deleted in another way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,14 +49,14 @@ pub trait ShippedLedger: Send + Sync {
     /// [`StoreError::DepotAway`] if the depot did not confirm the marks: then nothing was settled.
     fn settle(&self, store: &dyn Store, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError>;
 
-    /// Is told which messages were stored, before they are acknowledged.
+    /// Takes note of stored messages, before they are acknowledged.
     ///
     /// # Errors
     ///
     /// If they must not be acknowledged; they are not stored any more then.
     fn registered(&self, store: &dyn Store, ids: &[MessageId]) -> Result<(), StoreError>;
 
-    /// Is told that messages were deleted.
+    /// Takes note that messages were deleted.
     fn deleted(&self, store: &dyn Store, why: Removal);
 }
 

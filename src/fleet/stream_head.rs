@@ -37,7 +37,7 @@ pub fn read_head(depot: &dyn Depot, stream: StreamId) -> Result<Option<HeadRead>
     }
 }
 
-/// What became of a write of a head.
+/// The result of a write of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadWritten {
     /// The depot has it.
@@ -68,7 +68,7 @@ impl StreamHead {
         Ok(Self { name: depot_name(&ObjectName::Head(stream))?, stream, head, version, written: None })
     }
 
-    /// Returns its content as far as it was written or is to be written first.
+    /// Returns its content as far as it was written, or as the first write will have it.
     pub fn head(&self) -> &Head {
         &self.head
     }

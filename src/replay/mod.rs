@@ -202,21 +202,8 @@ impl ReplayManager<'_> {
                 Err(StoreError::LeaseLost) => {
                     warn!(target: "replay_manager", "the replay lease was lost to another process");
                 }
-                Err(error @ StoreError::DepotAway { .. }) => {
-                    if reported != error.to_string() {
-                        reported = error.to_string();
-                        warn!(target: "replay_manager", "delivery waits for the depot: {error}");
-                    }
-                    pause = ERROR_PAUSE;
-                }
                 Err(error) => {
-                    let error = Arc::new(error);
-                    self.slot.report(&store, &error);
-                    // Logged once per cause: a full disk stays full for a while.
-                    if reported != error.to_string() {
-                        reported = error.to_string();
-                        error!(target: "replay_manager", "cannot replay: {error}");
-                    }
+                    self.report_failure(&store, error, &mut reported);
                     pause = ERROR_PAUSE;
                 }
             }
@@ -233,6 +220,21 @@ impl ReplayManager<'_> {
         let delay = drain_delay(outage, jitter());
         debug!(target: "replay_manager", ?delay, "the hub is back");
         (!delay.is_zero()).then_some(delay)
+    }
+
+    /// Logs why a round failed: once per cause, because a full disk stays full for a while.
+    fn report_failure(&self, store: &Arc<dyn Store>, error: StoreError, reported: &mut String) {
+        let text = error.to_string();
+        let is_new = *reported != text;
+        *reported = text;
+        match (&error, is_new) {
+            (StoreError::DepotAway { .. }, true) => {
+                warn!(target: "replay_manager", "delivery waits for the depot: {error}");
+            }
+            (_, true) => error!(target: "replay_manager", "cannot replay: {error}"),
+            (_, false) => {}
+        }
+        self.slot.report(store, &Arc::new(error));
     }
 
     /// Warns, once an hour, when the oldest waiting create comes near the age at which servers may refuse its id.

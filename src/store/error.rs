@@ -135,7 +135,7 @@ pub enum StoreError {
     /// The depot, where messages have copies, can't be told what becomes of them, or has not confirmed a copy: retry.
     #[error("{reason}")]
     DepotAway {
-        /// What failed, on which depot.
+        /// The failure, and the depot.
         reason: String,
     },
     /// Messages of this store have copies in a depot, and this process does not tell the depot what becomes of them.

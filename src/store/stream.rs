@@ -9,7 +9,7 @@ use crate::message::MessageId;
 pub struct StreamRecord {
     /// Its name in the depot.
     pub stream: Uuid,
-    /// The depot's URL, without secrets: for people, and so that no other depot is taken for it.
+    /// The depot's URL, without secrets: for people, and to tell it from other depots.
     pub depot: String,
     /// Whether this store still delivers it.
     pub state: StreamState,
@@ -25,12 +25,12 @@ pub struct StreamRecord {
     pub is_outstanding: bool,
 }
 
-/// Who delivers a stream.
+/// The owner of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamState {
     /// The processes that use this store.
     Open,
-    /// Somebody else, for good: none of its messages is claimed here any more.
+    /// A replayer, for good: none of its messages is claimed here again.
     HandedOver,
 }
 
@@ -47,7 +47,7 @@ pub struct ShippedMessage {
     pub is_part: bool,
 }
 
-/// What still has to be copied to a depot.
+/// Messages without a copy in a depot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnshippedCount {
     /// How many messages wait for the server and have no copy that is known to be in the depot.

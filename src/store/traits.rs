@@ -411,7 +411,7 @@ pub trait Shipped: Send + Sync {
     /// Counts what has no copy in the depot yet. Costs one look-up while nothing waits.
     fn unshipped(&self) -> Result<UnshippedCount, StoreError>;
 
-    /// Records that somebody else delivers a stream by now: none of its messages is claimed here any more, and later
+    /// Records that a replayer delivers a stream by now: none of its messages is claimed here again, and later
     /// messages about the same entities wait behind them.
     ///
     /// Messages of a bundle that was not confirmed have no copy from now on: nobody else may have them. Returns the ids

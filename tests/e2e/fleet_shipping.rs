@@ -31,7 +31,7 @@ struct Fleet {
     identity: Identity,
 }
 
-/// What a depot has, opened.
+/// The opened contents of a depot.
 #[derive(Default)]
 struct Copies {
     shipped: BTreeMap<(String, u64), FleetRecord>,
@@ -78,7 +78,7 @@ impl Fleet {
         FolderDepot::open(&self.path(), Duration::from_secs(10)).expect("the folder is there")
     }
 
-    /// Returns everything that is in the depot. What is deleted meanwhile is left out.
+    /// Returns everything that is in the depot. Objects that are deleted meanwhile are left out.
     fn copies(&self) -> Copies {
         let depot = self.depot();
         let mut copies = Copies::default();
@@ -178,7 +178,7 @@ fn a_killed_agent_leaves_copies_of_all_that_it_acknowledged() {
     }
     fleet.assert_nothing_is_readable();
 
-    // Who does not mark would deliver beside the one who takes the stream over.
+    // A process that makes no marks would deliver beside the replayer that takes the stream over.
     server.start();
     let replay = agent.cli(&["replay"]);
     let said = &replay.stderr;
@@ -196,7 +196,7 @@ fn an_agent_that_is_stopped_leaves_nothing_unshipped() {
     assert_eq!(fleet.copies().shipped.len(), 0, "it is shipped before its time");
     assert!(agent.terminate().success(), "{}", agent.stderr());
     let copies = fleet.copies();
-    assert!(copies.bodies().is_superset(&bodies), "what was acknowledged is lost with its machine");
+    assert!(copies.bodies().is_superset(&bodies), "acknowledged writes are lost with their machine");
     assert_eq!(copies.heads.len(), 1);
     assert_eq!(copies.heads[0].1.state, HeadState::Closed, "a replayer waits for a process that has ended");
 }
@@ -248,7 +248,7 @@ fn a_write_that_must_be_in_the_depot_is_refused_while_that_is_away() {
 }
 
 #[test]
-fn what_was_delivered_is_marked_and_leaves_the_depot() {
+fn delivered_messages_are_marked_and_leave_the_depot() {
     let (fleet, server) = (Fleet::new(), FakeOpik::new_stopped());
     let agent = fleet.agent(&server).env("OPIK_OFFLINE_FLEET_DELAY", "0s").start();
     let bodies = acknowledged(&agent, 30);
@@ -262,7 +262,7 @@ fn what_was_delivered_is_marked_and_leaves_the_depot() {
     server.assert_no_violations();
 }
 
-/// At any moment, a message is in the store, or it has a mark: whoever continues repeats nothing that was settled.
+/// At any moment, a message is in the store, or it has a mark: a successor repeats no settled message.
 #[test]
 fn a_kill_between_delivery_mark_and_settle_leaves_no_settled_message_without_a_mark() {
     for round in 0..6 {
@@ -314,7 +314,7 @@ fn a_suspended_agent_sends_nothing_of_a_stream_that_was_taken_over() {
     wait_until("it does not notice", PATIENCE, || status(&agent)["fleet"]["handed_over"] == json!(1));
     let sent: Vec<_> = server.requests().into_iter().skip(seen).filter(|request| request.method != "GET").collect();
     assert!(sent.is_empty(), "two senders deliver one stream: {} requests", sent.len());
-    // What it accepts from now on is its own.
+    // Writes that it accepts from now on are its own.
     let id = uuid7();
     let answer = Client::new(&agent.url()).send(&create(&id)).expect("an answer");
     assert!(answer.status < 300, "{}", answer.text());
@@ -324,7 +324,7 @@ fn a_suspended_agent_sends_nothing_of_a_stream_that_was_taken_over() {
     let all = depot.list(&Name::new("v1").unwrap(), None, 100_000).unwrap();
     let all: Vec<Name> = all.into_iter().map(|it| it.name).filter(|name| name.as_str().contains(&stream)).collect();
     depot.delete(&all).unwrap();
-    wait_until("what was delivered stays for good", PATIENCE, || agent.backlog() == 0);
+    wait_until("delivered messages stay for good", PATIENCE, || agent.backlog() == 0);
 }
 
 #[test]
@@ -337,8 +337,8 @@ fn acknowledging_in_a_fleet_needs_a_depot_and_a_public_key() {
     let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
     let agent = agent.env("OPIK_OFFLINE_FLEET_DELAY", "0s").start();
     acknowledged(&agent, 3);
-    wait_until("nobody is told", PATIENCE, || {
+    wait_until("the problem is not shown", PATIENCE, || {
         status(&agent)["fleet"]["problem"].as_str().is_some_and(|problem| problem.contains("fleet_recipients"))
     });
-    assert_eq!(fleet.copies().heads.len(), 0, "bodies and keys lie in the depot for everybody to read");
+    assert_eq!(fleet.copies().heads.len(), 0, "everybody can read bodies and keys in the depot");
 }

@@ -81,7 +81,7 @@ fn a_choice_for_a_bundle_is_repeated_until_it_is_confirmed() {
         assert_eq!(
             store.unshipped().expect("it is counted").messages,
             3,
-            "a bundle that may be there is taken for there"
+            "a bundle that may be missing counts as there"
         );
         assert_eq!(store.begin_bundle(stream.stream, MANY).expect("the same choice"), ids[..2]);
         assert_eq!(
@@ -102,12 +102,16 @@ fn a_choice_for_a_bundle_is_repeated_until_it_is_confirmed() {
         assert_eq!((noted.next_bundle, noted.shipped_through, noted.is_outstanding), (2, ids[2], true));
         store.end_stream(stream.stream).expect("it ends");
         assert_eq!(store.streams().expect("they can be read"), []);
-        assert_eq!(store.unshipped().expect("it is counted").messages, 3, "they have no copy any more");
+        assert_eq!(
+            store.unshipped().expect("it is counted").messages,
+            3,
+            "their copies count although the stream ended"
+        );
     });
 }
 
 #[test]
-fn who_makes_no_marks_neither_delivers_nor_deletes_what_is_in_a_depot() {
+fn a_process_that_makes_no_marks_neither_delivers_nor_deletes_copied_messages() {
     on_every_engine(|store| {
         register(store, "a");
         let stream = record(1);
@@ -206,7 +210,7 @@ fn a_stream_that_was_taken_over_is_not_delivered_and_keeps_its_place_in_the_orde
         let free = register(store, "b");
         let lease = store.acquire(&Owner::this_process("agent"), MINUTE).expect("nobody replays");
         let claimed: Vec<MessageId> = claim(store, &lease, MANY).iter().map(|it| it.id).collect();
-        assert_eq!(claimed, [free], "{shipped} is delivered by somebody else, {behind} must not overtake it");
+        assert_eq!(claimed, [free], "{shipped} is delivered by a replayer, {behind} must not overtake it");
         store.settle(&lease, &[(free, Outcome::Delivered)]).expect("it is settled");
         store.purge(&Filter { ids: vec![shipped], ..Filter::default() }, 1).expect("its new owner has delivered it");
         store.end_stream(stream.stream).expect("it ends");
@@ -277,7 +281,7 @@ fn at_once() -> FleetSettings {
     FleetSettings { is_plain: true, schedule, ..FleetSettings::default() }
 }
 
-/// What the depot has: messages in bundles, marks, heads.
+/// The contents of the depot: messages in bundles, marks, heads.
 #[derive(Default)]
 struct InDepot {
     shipped: BTreeMap<(String, u64), FleetRecord>,
@@ -448,7 +452,7 @@ fn an_acknowledgement_waits_for_the_depot_and_says_when_that_is_away() {
 }
 
 #[test]
-fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_sends_nothing_of_it() {
+fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_delivers_none_of_it() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");
     let depot = Arc::new(ModelDepot::new());
@@ -490,7 +494,7 @@ fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_se
     let all: Vec<_> = depot.names().into_iter().filter(|name| name.as_str().contains(&stream)).collect();
     depot.delete(&all).expect("it is there");
     let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
-    ship.wait_until("what was delivered stays for good", |ship| {
+    ship.wait_until("delivered messages stay for good", |ship| {
         ship.store.backlog(&Filter::default()).expect("it can be read").messages() == 0
     });
 }
@@ -511,7 +515,7 @@ fn a_choice_that_was_not_confirmed_is_not_handed_over() {
 }
 
 #[test]
-fn what_somebody_else_delivered_while_the_agent_was_down_is_not_sent_again_unless_the_depot_was_emptied() {
+fn messages_that_a_replayer_delivered_meanwhile_are_not_sent_again_unless_the_depot_was_emptied() {
     let fleet_file = Name::new("v1/fleet.json").expect("a name");
     for was_emptied in [false, true] {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -545,7 +549,7 @@ fn deleted_messages_are_marked_and_a_depot_without_recipients_gets_nothing() {
     ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 2);
     let one = Filter { ids: vec![MessageId(1)], ..Filter::default() };
     assert_eq!(ship.store.purge(&one, 10).expect("a person asks").messages, 1);
-    assert_eq!(InDepot::of(&depot).left(), BTreeSet::from([2]), "what a person deleted is delivered");
+    assert_eq!(InDepot::of(&depot).left(), BTreeSet::from([2]), "a message that a person deleted is delivered");
     assert_eq!(ship.store.expire(i64::MAX, 10).expect("it is old"), 1);
     let found = InDepot::of(&depot);
     assert_eq!(
@@ -557,9 +561,9 @@ fn deleted_messages_are_marked_and_a_depot_without_recipients_gets_nothing() {
     let depot = Arc::new(ModelDepot::new());
     let ship = Ship::start(Arc::new(MemoryStore::default()), &depot, FleetSettings { is_plain: false, ..at_once() });
     register(ship.store.as_ref(), "a");
-    ship.wait_until("nobody is told", |ship| {
+    ship.wait_until("the problem is not shown", |ship| {
         ship.ledger.standing().problem.is_some_and(|it| it.contains("fleet_plain"))
     });
-    assert_eq!(depot.names(), [], "bodies and keys lie in the depot for everybody to read");
+    assert_eq!(depot.names(), [], "everybody can read bodies and keys in the depot");
     ship.stop.request();
 }

@@ -244,7 +244,7 @@ impl Contents {
         self.shelves.iter().enumerate().map(|(number, shelf)| (LaneId(number as i64 + 1), shelf))
     }
 
-    /// What a copy needs to know of all messages.
+    /// The fields of all messages that copies depend on.
     fn stored(&self) -> Vec<Stored> {
         let items = self.shelves.iter().flat_map(|shelf| &shelf.items);
         let stored = items.map(|((rank, id), item)| Stored {

@@ -294,7 +294,7 @@ impl State {
             .collect()
     }
 
-    /// What a copy needs to know of all messages.
+    /// The fields of all messages that copies depend on.
     fn stored(&self) -> Vec<Stored> {
         let stored = self.messages.iter().map(|record| Stored {
             id: record.id,

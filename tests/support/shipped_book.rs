@@ -10,7 +10,7 @@ use opik_offline::store::{
 };
 use uuid::Uuid;
 
-/// What a copy needs to know of a stored message.
+/// The fields of a stored message that a copy depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Stored {
     pub id: i64,

@@ -35,8 +35,8 @@ impl Shipper {
         Ok(())
     }
 
-    /// Deletes the objects of a finished stream, bundles before their marks, and returns whether all are deleted. Those
-    /// who may only write leave that to a replayer.
+    /// Deletes the objects of a finished stream, bundles before their marks, and returns whether all are deleted. Agents
+    /// that may only write leave that to a replayer.
     fn sweep(&self, stream: StreamId) -> bool {
         let depot = self.ledger.depot.as_ref();
         let swept = [bundles_of(&stream), all_files_of(&stream), marks_of(&stream)]

@@ -1,4 +1,4 @@
-//! Streams of an earlier process, and those that somebody else has taken over.
+//! Streams of an earlier process, and those that a replayer has taken over.
 
 use tracing::{info, warn};
 
@@ -57,7 +57,7 @@ impl Shipper {
         Ok(true)
     }
 
-    /// The head of a stream is deleted last, by whoever has delivered it; or the whole depot was emptied, and `fleet.json`
+    /// The head of a stream is deleted last, by the replayer that has delivered it; or the whole depot was emptied, and `fleet.json`
     /// with it.
     fn stream_is_gone(&self, store: &dyn Store, record: &StreamRecord) -> Result<(), ShipError> {
         let (stream, depot) = (record.stream, self.ledger.depot.describe());
@@ -94,7 +94,7 @@ impl Shipper {
         }
     }
 
-    /// Somebody else has written the head.
+    /// Another process has written the head.
     pub(super) fn lost(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
         let owned = self.ledger.change(|state| {
             state.is_resumed = false;
@@ -107,7 +107,7 @@ impl Shipper {
             warn!(target: "fleet", "another agent ships the messages of this store; this one leaves it to that");
             return Err(self.beside_another(turns));
         }
-        // A head that is gone or closed by somebody else was taken as well.
+        // A head that is gone or closed by another process was taken as well.
         if let Some(read) = read_head(self.ledger.depot.as_ref(), owned.stream)? {
             self.hand_over(store, owned.stream.uuid(), &read.head)?;
         }
@@ -125,7 +125,7 @@ impl Shipper {
         Ok(())
     }
 
-    /// Deletes messages whose stream somebody else has finished.
+    /// Deletes messages whose stream a replayer has finished.
     pub(super) fn watch_handed_over(&self, store: &dyn Store) -> Result<(), ShipError> {
         let records = store.streams()?;
         let handed_over: Vec<_> = records.iter().filter(|it| it.state == StreamState::HandedOver).collect();

@@ -347,7 +347,7 @@ CREATE INDEX messages_held ON messages (lane_id, answer_at_ms) WHERE status = 5;
 /// Messages with a copy in a depot; see [`super::shipped`].
 ///
 /// - `streams` has the streams that are not finished. `name` is the stream's UUID, `state` is 1 while this store delivers
-///   it, and 2 once somebody else does.
+///   it, and 2 once a replayer does.
 /// - `shipped` has the messages of their bundles whose fate the depot does not know yet. `origin` is the id under which
 ///   the depot knows the message, and `is_part` whether this is a part of it. A bundle from `streams.next_bundle` on may
 ///   be in the depot or not. `NULL`: the copy is not in a bundle, but in the mark of the whole.

@@ -236,7 +236,7 @@ pub(super) fn unshipped(connection: &Connection) -> Result<UnshippedCount, Fault
     Ok(counted)
 }
 
-/// Records that somebody else delivers the stream; returns its outstanding messages.
+/// Records that a replayer delivers the stream; returns its outstanding messages.
 pub(super) fn hand_over(tx: &Transaction<'_>, stream: Uuid) -> Result<Vec<MessageId>, Fault> {
     let Some(row) = StreamRow::find(tx, stream)? else { return Ok(Vec::new()) };
     // Whether these are there is unknown: nobody else may have them.
@@ -247,7 +247,7 @@ pub(super) fn hand_over(tx: &Transaction<'_>, stream: Uuid) -> Result<Vec<Messag
     Ok(ids.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Returns the messages that somebody else delivers.
+/// Returns the messages that a replayer delivers.
 pub(super) fn handed_over(connection: &Connection) -> Result<HashSet<i64>, Fault> {
     if !any_stream(connection)? {
         return Ok(HashSet::new());

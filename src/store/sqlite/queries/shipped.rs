@@ -15,7 +15,7 @@ pub(crate) const ANY_STREAM: &str = "SELECT 1 FROM streams";
 /// The depot of a stream with an outstanding message.
 pub(crate) const OUTSTANDING_DEPOT: &str = "
     SELECT depot FROM streams WHERE stream_id IN (SELECT stream_id FROM shipped) ORDER BY stream_id LIMIT 1";
-/// What is left of a choice that was neither confirmed nor withdrawn, in delivery order.
+/// The rest of a choice that was neither confirmed nor withdrawn, in delivery order.
 pub(crate) const OPEN_BUNDLE: &str = "
     SELECT message_id FROM shipped JOIN messages USING (message_id) WHERE stream_id = ?1 AND bundle >= ?2
     ORDER BY position, message_id";
@@ -72,6 +72,6 @@ pub(crate) const OUTSTANDING_AND_GONE: &str = "
 pub(crate) const FORGET_SHIPPED: &str = "DELETE FROM shipped WHERE message_id = ?1";
 pub(crate) const HAND_OVER: &str = "UPDATE streams SET state = 2 WHERE stream_id = ?1";
 pub(crate) const MESSAGES_OF_STREAM: &str = "SELECT message_id FROM shipped WHERE stream_id = ?1 ORDER BY message_id";
-/// The messages of streams that somebody else delivers.
+/// The messages of streams that a replayer delivers.
 pub(crate) const HANDED_OVER: &str = "
     SELECT message_id FROM shipped WHERE stream_id IN (SELECT stream_id FROM streams WHERE state = 2)";
