@@ -1,4 +1,4 @@
-//! Rules of a bucket that copies of messages depend on: kept versions, expiry, locks. RuleAnswer for by three requests.
+//! Rules of a bucket that copies of messages depend on: kept versions, expiry, locks. Asked for by three requests.
 
 use std::sync::Arc;
 
