@@ -42,9 +42,9 @@ impl BucketRules {
     }
 }
 
-type Asked = Result<(u16, String), String>;
+type RuleAnswer = Result<(u16, String), String>;
 
-fn not_checked(subject: &str, asked: &Asked) -> Option<String> {
+fn not_checked(subject: &str, asked: &RuleAnswer) -> Option<String> {
     let reason = match asked {
         Ok((status, said)) => in_words(*status, said),
         Err(reason) => reason.clone(),
@@ -52,7 +52,7 @@ fn not_checked(subject: &str, asked: &Asked) -> Option<String> {
     Some(format!("not checked: whether the bucket {subject} ({reason})"))
 }
 
-fn versions_kept(asked: &Asked) -> Option<String> {
+fn versions_kept(asked: &RuleAnswer) -> Option<String> {
     match asked {
         Ok((200, said)) if said.contains("<Status>Enabled</Status>") => Some(
             "the bucket keeps old versions, so deleted copies stay in it and are paid for; expire noncurrent versions by a \
@@ -64,7 +64,7 @@ fn versions_kept(asked: &Asked) -> Option<String> {
     }
 }
 
-fn expiry(asked: &Asked) -> Option<String> {
+fn expiry(asked: &RuleAnswer) -> Option<String> {
     match asked {
         Ok((200, said)) => {
             let days = expiry_days(said)?;
@@ -90,7 +90,7 @@ fn expiry_days(said: &str) -> Option<u32> {
     rules.filter_map(days).min()
 }
 
-fn locks(asked: &Asked) -> Option<String> {
+fn locks(asked: &RuleAnswer) -> Option<String> {
     match asked {
         Ok((200, said)) if said.contains("<DefaultRetention>") => Some(
             "the bucket locks its objects by default: delivered copies and those that a person purges can't be deleted \
@@ -106,7 +106,7 @@ fn locks(asked: &Asked) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, said: &str) -> Asked {
+    fn answer(status: u16, said: &str) -> RuleAnswer {
         Ok((status, said.to_owned()))
     }
 
