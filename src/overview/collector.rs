@@ -9,8 +9,8 @@ use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, held_for};
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
 use super::{
-    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview, ServerOverview,
-    connection_word, pace_of,
+    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview,
+    ServerOverview, connection_word, pace_of,
 };
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::PaceSettings;
@@ -55,7 +55,7 @@ pub struct OverviewSources {
 }
 
 /// Returns the state of the copies in the depot.
-pub type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
+pub(crate) type FleetSource = Box<dyn Fn() -> FleetOverview + Send + Sync>;
 
 /// Gathers overviews of a running agent.
 pub struct OverviewCollector {

@@ -363,7 +363,13 @@ impl ReplayerLedger {
         Ok(settling)
     }
 
-    fn reject(&self, store: &dyn Store, id: MessageId, origin: MessageOrigin, answer: &LastAnswer) -> Result<(), StoreError> {
+    fn reject(
+        &self,
+        store: &dyn Store,
+        id: MessageId,
+        origin: MessageOrigin,
+        answer: &LastAnswer,
+    ) -> Result<(), StoreError> {
         let Some(stored) = store.get(id)? else { return Ok(()) };
         let file = store.attachment(id)?.map(|file| ShippedFile::new(FileContent::Attachment, file));
         let record = FleetRecord {

@@ -15,8 +15,8 @@ use crate::message::Lane;
 use crate::overview::asked::{degraded_text, live_writes_text};
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
-    EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview, RecoveryOverview,
-    ReplayOverview, StoreOverview,
+    EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview,
+    RecoveryOverview, ReplayOverview, StoreOverview,
 };
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
