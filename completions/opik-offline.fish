@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_opik_offline_global_optspecs
-    string join \n db= upstream= format= q/quiet v/verbose no-color h/help V/version
+    string join \n db= upstream= fleet= fleet-insecure format= q/quiet v/verbose no-color h/help V/version
 end
 
 function __fish_opik_offline_needs_command
@@ -26,10 +26,12 @@ end
 
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -52,6 +54,9 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full: refuse or drop_oldest [default: refuse]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-share -d 'When space is needed, drop the oldest rejected messages beyond this percentage of the store [default: 25]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-export -d 'Write rejected messages to this directory as JSON lines before they are dropped to free space [default: none]' -r -f -a "(__fish_complete_directories)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l acknowledge -d 'Acknowledge a stored write after the local commit, or once its copy is in the depot: local or fleet [default: local]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-depot-away -d 'With --acknowledge fleet, while the depot is away: local acknowledges, refuse answers 503 [default: local]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet-recipients -d 'Seal copies in the depot for these public keys, separated by commas [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-age -d 'Drop messages that are older than this [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed on its own this many times [default: 10]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Stream bodies larger than this as sent instead of storing them [default: 500MiB]' -r
@@ -71,6 +76,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flus
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -80,6 +86,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub 
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Route all OTLP traces of the command to Opik, not only those that already went there'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -88,6 +95,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'Project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -95,6 +103,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l full -d 'Check every page of the store even if it is large, which takes about 20 seconds per gigabyte'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l smoke-test -d 'Write a trace with a span and an image to the server and read it back, if all checks pass'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l reseal -d 'Re-encrypt or decrypt the store to match the settings, and scrub old data; makes no network requests'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -103,11 +112,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fai
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l watch -d 'Show it again every 2 seconds until interrupted'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -123,7 +134,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l att
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l to -d 'Write a sealed copy of the store to FILE, and send nothing' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipient -d 'Seal the copy for this public key, `age1...`' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipients-file -d 'Seal the copy for the public keys in this file, one a line' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l identity -d 'Open sealed copies of --from with the secret key in this file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l identity -d 'Open what is sealed, in copies of --from or in the depot of --fleet, with the secret key in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l make-identity -d 'Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
@@ -193,8 +204,10 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l old
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l readdress -d 'Deliver messages for this server to --upstream instead' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lane -d 'With --rekey or --readdress: only this lane, by its number in --dry-run' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stage -d 'With --fleet: keep at most this many bytes of messages on this machine' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -205,6 +218,9 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages (--status rejected)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rekey -d 'Use the configured key for lanes whose key the server rejects'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s y -l yes -d 'With --rekey or --readdress: don\'t ask for confirmation'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l follow -d 'With --fleet: keep running, and take over each stream whose agent goes away'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fail-if-backlog -d 'With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
@@ -212,6 +228,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left behind in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l owner -d 'As root, read a file of this user (name or number)' -r -f -a "(__fish_complete_users)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List at most this many messages; 0 lists all [default: 50]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l identity -d 'With --fleet: open what is sealed with the secret key in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 held\t''
@@ -280,6 +297,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ol
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -288,10 +306,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ne
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show new messages as they are stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show long results without a pager'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l stream -d 'With --fleet: only messages of this stream; without another filter all of it, readable or not' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l identity -d 'With --fleet: open what is sealed with the secret key in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 held\t''
@@ -360,6 +381,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l olde
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -367,6 +389,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Log more to standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
