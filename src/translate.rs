@@ -17,6 +17,7 @@ use crate::config::{
     self, Config, ConfigError, FleetScheme, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyRules,
     ProxyScheme, Secret, ServiceManager, Sourced, temp_dir,
 };
+use crate::delivery::fleet_pacing::FleetPace;
 use crate::delivery::pacing::PaceSettings;
 use crate::depot::{self, DepotAddress, DepotError, DepotSettings, ObjectService};
 use crate::export::export_line;
@@ -351,6 +352,7 @@ pub(crate) fn replay_settings(config: &Config) -> ReplaySettings {
         filter: Filter::default(),
         limit: None,
         pace: pace(config),
+        dial: None,
         retry_interval: config.retry_interval.value,
         attempts_max: config.max_attempts.value,
     }
@@ -363,7 +365,13 @@ pub(crate) fn pace(config: &Config) -> PaceSettings {
     PaceSettings {
         batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
         delay: delay.is_set().then_some(delay.value),
+        fleet: None,
     }
+}
+
+/// Returns the pace of an agent: many of those that share a depot share a server as well.
+fn pace_of_agent(config: &Config) -> PaceSettings {
+    PaceSettings { fleet: config.fleet.is_set().then(FleetPace::default), ..pace(config) }
 }
 
 pub(crate) fn monitor(config: &Config) -> MonitorSettings {
@@ -426,7 +434,7 @@ pub(crate) fn agent_settings(
         asks_as: lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: monitor(config),
-        replay: replay_settings(config),
+        replay: ReplaySettings { pace: pace_of_agent(config), ..replay_settings(config) },
         replay_tick_interval: config.replay_tick_interval.value,
         intake: IntakeLimits {
             connections_max: usize::try_from(shares.clients).unwrap_or(usize::MAX),

@@ -122,14 +122,11 @@ impl Composition {
             files_problem: settings.files_problem.clone(),
             fleet: fleet.clone().map(|ledger| -> FleetSource { Box::new(move || fleet_overview(&ledger)) }),
         });
+        let collector = Arc::new(collector);
         Ok(Self {
-            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(
-                &agent_mark,
-                &slot,
-                &server,
-            ))),
+            upstream: Arc::new(upstream.marked(agent_mark.clone()).introducing(edge_report(&agent_mark, &collector))),
             owner: Owner::this_process("agent"),
-            collector: Arc::new(collector),
+            collector,
             intake_heartbeat: Arc::default(),
             settings,
             address,
@@ -446,15 +443,15 @@ fn log_capacity(slot: &StoreSlot, limits: &Limits) {
 }
 
 /// Returns how this agent describes itself to a hub.
-fn edge_report(mark: &HeaderValue, slot: &Arc<StoreSlot>, server: &Server) -> EdgeReport {
+fn edge_report(mark: &HeaderValue, collector: &Arc<OverviewCollector>) -> EdgeReport {
     let id = mark.to_str().unwrap_or_default().to_owned();
     let host = uname().nodename().to_str().ok().map(str::to_owned);
-    let (slot, own) = (slot.clone(), Filter::of_server(server));
+    let collector = collector.clone();
     Arc::new(move || Edge {
         id: id.clone(),
         host: host.clone(),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        waiting: slot.try_with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
+        waiting: collector.waiting(),
     })
 }
 
@@ -530,6 +527,7 @@ mod tests {
                 filter: Filter::default(),
                 limit: None,
                 pace: Default::default(),
+                dial: None,
                 retry_interval: SECOND,
                 attempts_max: 10,
             },

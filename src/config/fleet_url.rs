@@ -35,7 +35,7 @@ pub struct FleetUrl {
     path: String,
 }
 
-/// What people type for a scheme that there is under another name.
+/// Other names of schemes, and ours.
 const OTHER_NAMES: [(&str, &str); 12] = [
     ("s3a", "s3"),
     ("s3n", "s3"),
@@ -123,7 +123,7 @@ impl FleetUrl {
 
     fn folder_url(rest: &str) -> Result<Self, String> {
         if !rest.starts_with('/') {
-            return Err("is no absolute path; write three slashes: file:///srv/opik-depot".to_owned());
+            return Err("is not an absolute path; write three slashes: file:///srv/opik-depot".to_owned());
         }
         let path = percent_decode_str(rest).decode_utf8().map_err(|_| "is not valid UTF-8")?;
         let path = match path.trim_end_matches('/') {

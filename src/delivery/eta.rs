@@ -190,7 +190,7 @@ pub(crate) fn in_words(seconds: f64) -> String {
 mod tests {
     use super::*;
 
-    const SET: PaceSettings = PaceSettings { batch: Some(50), delay: Some(Duration::from_millis(500)) };
+    const SET: PaceSettings = PaceSettings { batch: Some(50), delay: Some(Duration::from_millis(500)), fleet: None };
 
     #[test]
     fn an_estimate_names_its_basis_and_its_condition() {

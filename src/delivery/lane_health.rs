@@ -295,9 +295,11 @@ pub(crate) struct LaneHealth {
 }
 
 impl LaneHealth {
-    /// Starts a round: every lane begins at the configured pace, with one worker.
+    /// Starts a round: every lane begins at the configured pace, with one worker. In a fleet the pace stays: it answers
+    /// to the load that all agents cause.
     pub(crate) fn begin_round(&mut self) {
-        (self.pace, self.concurrency, self.turns, self.sole) = (None, Concurrency::default(), 0, None);
+        self.pace = self.pace.filter(Pace::is_of_fleet);
+        (self.concurrency, self.turns, self.sole) = (Concurrency::default(), 0, None);
     }
 
     /// Starts a worker's turn. `ended_hold` is whether the lane's last hold, if no message was delivered since, asks

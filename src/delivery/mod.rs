@@ -13,6 +13,7 @@
 //! - [`backoff`]: how long a message waits after a failed attempt.
 //! - [`drain_delay`]: when an edge begins to replay to a hub that is back.
 //! - [`pacing`]: how fast a backlog is replayed.
+//! - [`fleet_pacing`]: the same where many agents share a server.
 //! - [`unread`]: order among writes of which some are forwarded unread.
 //! - [`eta`]: when a backlog will have reached the server.
 
@@ -23,6 +24,7 @@ pub(crate) mod blame;
 pub(crate) mod concurrency;
 pub(crate) mod drain_delay;
 pub(crate) mod eta;
+pub mod fleet_pacing;
 pub(crate) mod generation;
 pub(crate) mod id_window;
 pub(crate) mod lane_health;

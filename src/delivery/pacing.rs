@@ -4,8 +4,12 @@
 //! starts with it: while the server keeps up, the batch doubles and the pause halves; a sign of backpressure (a rate
 //! limit, a failure) slows both down at once, but never below the documented pace, because the pauses for a backlog of
 //! N messages must not exceed ceil(N/50) times 0.5 s.
+//!
+//! In a fleet there is no such floor, see [`super::fleet_pacing`].
 
 use std::time::Duration;
+
+use super::fleet_pacing::{FleetPace, FleetRate};
 
 /// The documented batch, `OPIK_REPLAY_BATCH_SIZE`.
 pub const BATCH_DEFAULT: usize = 50;
@@ -23,6 +27,20 @@ pub struct PaceSettings {
     pub batch: Option<usize>,
     /// Pause after a full batch, when set.
     pub delay: Option<Duration>,
+    /// The pace of a fleet instead of the automatic one; has no effect when batch or delay are set.
+    pub fleet: Option<FleetPace>,
+}
+
+impl PaceSettings {
+    /// Returns whether the pace is for all lanes and workers of a replay together: it was set, or is that of a fleet.
+    pub fn is_shared(&self) -> bool {
+        self.batch.is_some() || self.delay.is_some() || self.fleet.is_some()
+    }
+
+    /// Returns the pace of a fleet, if it has effect.
+    fn fleet_pace(&self) -> Option<FleetPace> {
+        self.fleet.filter(|_| self.batch.is_none() && self.delay.is_none())
+    }
 }
 
 /// The result of a batch, as far as the pace depends on it.
@@ -40,6 +58,7 @@ pub struct Pace {
     settings: PaceSettings,
     batch: usize,
     delay: Duration,
+    fleet: Option<FleetRate>,
 }
 
 impl Pace {
@@ -49,18 +68,28 @@ impl Pace {
             settings,
             batch: settings.batch.unwrap_or(BATCH_DEFAULT),
             delay: settings.delay.unwrap_or(DELAY_DEFAULT),
+            fleet: settings.fleet_pace().map(FleetRate::start),
         }
+    }
+
+    /// Returns whether it is the pace of a fleet: what it learned of the server outlives a round of replay.
+    pub(crate) fn is_of_fleet(&self) -> bool {
+        self.fleet.is_some()
     }
 
     /// Returns how many messages the next batch takes.
     pub fn batch(&self) -> usize {
-        self.batch
+        self.fleet.map_or(self.batch, |rate| rate.batch())
     }
 
     /// Returns how long to pause after a batch of this many messages: no pause after a batch that was not full, as in
-    /// the SDK, because then the queue is empty.
+    /// the SDK, because then the queue is empty. In a fleet every message counts.
     pub fn pause_after(&self, messages: usize) -> Duration {
-        if messages < self.batch { Duration::ZERO } else { self.delay }
+        match self.fleet {
+            Some(rate) => rate.pause_after(messages),
+            None if messages < self.batch => Duration::ZERO,
+            None => self.delay,
+        }
     }
 
     /// Returns the pace after a batch. Configured values do not change.
@@ -78,11 +107,15 @@ impl Pace {
             settings: self.settings,
             batch: self.settings.batch.unwrap_or(batch),
             delay: self.settings.delay.unwrap_or(delay),
+            fleet: self.fleet.map(|rate| rate.after(end)),
         }
     }
 
     /// Returns how long a backlog of this many messages takes at most at this pace, pauses only.
     pub fn pauses_for(&self, messages: u64) -> Duration {
+        if let Some(rate) = self.fleet {
+            return rate.pause_after(usize::try_from(messages).unwrap_or(usize::MAX));
+        }
         let full_batches = u32::try_from(messages / self.batch.max(1) as u64).unwrap_or(u32::MAX);
         self.delay.saturating_mul(full_batches)
     }
@@ -96,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_pace_that_was_set_is_exact_whatever_the_server_does() {
-        let settings = PaceSettings { batch: Some(200), delay: Some(Duration::from_millis(100)) };
+        let settings = PaceSettings { batch: Some(200), delay: Some(Duration::from_millis(100)), fleet: None };
         let mut pace = Pace::start(settings);
         for end in [BatchEnd::KeptUp, BatchEnd::Strained, BatchEnd::KeptUp] {
             assert_eq!((pace.batch(), pace.pause_after(200)), (200, Duration::from_millis(100)));
@@ -116,6 +149,19 @@ mod tests {
         pace = pace.after(BatchEnd::Strained);
         assert_eq!(pace.batch(), 250);
         assert!(pace.pause_after(250) > Duration::ZERO);
+    }
+
+    #[test]
+    fn the_pace_of_a_fleet_starts_at_the_live_rate_and_has_no_floor() {
+        let fleet = Some(FleetPace::of_backlog(18_000, Duration::from_secs(3600)));
+        let mut pace = Pace::start(PaceSettings { fleet, ..PaceSettings::default() });
+        assert_eq!((pace.batch(), pace.pause_after(2)), (2, Duration::from_millis(400)));
+        assert_eq!(pace.pauses_for(50), Duration::from_secs(10), "5 messages a second");
+        pace = pace.after(BatchEnd::Strained);
+        assert_eq!(pace.pauses_for(50), Duration::from_secs(40), "a quarter of that");
+        assert!(pace.after(BatchEnd::KeptUp).pauses_for(50) < Duration::from_secs(40));
+        let set = PaceSettings { fleet, batch: Some(50), delay: None };
+        assert_eq!(Pace::start(set).pause_after(50), DELAY_DEFAULT, "a pace that was set is exact in a fleet, too");
     }
 
     proptest! {

@@ -20,7 +20,7 @@ pub enum DepotError {
     NotAuthorised {
         /// The depot.
         at: String,
-        /// What was refused: `write`, `read`, `list`, `delete`.
+        /// The refused action: `write`, `read`, `list`, `delete`.
         action: &'static str,
         /// Its answer.
         reason: String,
@@ -68,7 +68,7 @@ pub enum DepotError {
         at: String,
         /// The object.
         name: Name,
-        /// What it needs.
+        /// The version that it needs.
         reason: String,
     },
     /// It has no room left: a quota, a full disk.
@@ -122,7 +122,7 @@ impl DepotError {
                 "check the credentials in the environment, and that their policy allows to {action} below the prefix"
             ),
             Self::Missing { .. } => "create the bucket, container or folder, or correct the URL".to_owned(),
-            Self::Lost { .. } => "another process owns it now; nothing is to be done".to_owned(),
+            Self::Lost { .. } => "another process owns it now; no action is needed".to_owned(),
             Self::Damaged { .. } => "it is read again; if that stays, the depot or the way to it is broken".to_owned(),
             Self::TooNew { .. } => "update this opik-offline".to_owned(),
             Self::Full { .. } => "make room, or raise the quota; the local stores hold on until then".to_owned(),

@@ -12,7 +12,7 @@
 //!
 //! The rules that every engine keeps, and that `tests/depot` checks on each of them:
 //!
-//! - What a verb reported as written is durable, as far as the engine promises durability at all.
+//! - A write that a verb reported is durable, as far as the engine promises durability at all.
 //! - A name is created by one caller. A repeat after an unknown outcome is safe: it answers
 //!   [`Created::AlreadyThere`].
 //! - A swap names the version that it replaces, and of several swaps from one version one succeeds, if
@@ -61,7 +61,7 @@ impl Version {
     }
 }
 
-/// What became of a [`Depot::create`].
+/// The result of a [`Depot::create`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
     /// The object is there, by this call.
@@ -114,7 +114,7 @@ pub trait Depot: Send + Sync {
     /// [`DepotError::Damaged`] if its bytes did not arrive whole.
     fn get(&self, name: &Name) -> Result<Option<(Vec<u8>, Version)>, DepotError>;
 
-    /// Replaces the version `expected` of an object; `None`: there must be no object of this name.
+    /// Replaces the version `expected` of an object; `None`: the object must not exist.
     ///
     /// # Errors
     ///
@@ -123,15 +123,15 @@ pub trait Depot: Send + Sync {
     fn swap(&self, name: &Name, expected: Option<&Version>, bytes: &[u8]) -> Result<Version, DepotError>;
 
     /// Returns up to `limit` objects below the folder `under`, in all depths, ascending by the bytes of their names,
-    /// beginning behind `after`. What was written shortly before may be missing. An empty answer is the end.
+    /// beginning behind `after`. Recent writes may be missing. An empty answer is the end.
     ///
     /// Names have to be chosen so that no object or folder is called like a folder beside it with `-` or `.` and more
-    /// behind it (`a/1` beside `a-b`): storage on top of a file system (SeaweedFS) orders these two differently, and goes
-    /// on behind the wrong one.
+    /// behind it (`a/1` beside `a-b`): storage on top of a file system (SeaweedFS) orders these two differently, and
+    /// continues behind the wrong one.
     ///
     /// # Errors
     ///
-    /// [`DepotError::NotAuthorised`] for those who may only write.
+    /// [`DepotError::NotAuthorised`] with credentials that may only write.
     fn list(&self, under: &Name, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, DepotError>;
 
     /// Deletes objects, whatever their version. Absent ones are fine.
@@ -145,7 +145,7 @@ pub trait Depot: Send + Sync {
     fn describe(&self) -> DepotDescription;
 
     /// Asks the engine, where it can be asked, for what makes copies less safe than they look, a sentence each: a
-    /// single server, a short lifecycle rule, kept versions. What could not be asked is a sentence as well.
+    /// single server, a short lifecycle rule, kept versions. A question without an answer is a sentence as well.
     ///
     /// # Errors
     ///

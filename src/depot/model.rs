@@ -26,7 +26,7 @@ pub enum Verb {
     Delete,
 }
 
-/// What happens to one call.
+/// The fault of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelFault {
     /// No connection; nothing is done.
@@ -54,7 +54,7 @@ pub struct ModelFaults {
     pub is_away: bool,
     /// These verbs are refused.
     pub refused: Vec<Verb>,
-    /// The newest so many objects are missing from listings.
+    /// The number of newest objects that listings omit.
     pub listing_lags_by: usize,
     /// Conditions are ignored: every create and swap succeeds.
     pub ignores_conditions: bool,
@@ -72,7 +72,7 @@ pub struct ModelDepot {
 
 #[derive(Debug, Default)]
 struct ModelState {
-    objects: BTreeMap<Name, Stored>,
+    objects: BTreeMap<Name, ModelObject>,
     writes: u64,
     faults: ModelFaults,
     next: VecDeque<(Verb, ModelFault)>,
@@ -80,13 +80,13 @@ struct ModelState {
 }
 
 #[derive(Clone, Debug)]
-struct Stored {
+struct ModelObject {
     bytes: Vec<u8>,
     /// The number of the write that made it.
     write: u64,
 }
 
-impl Stored {
+impl ModelObject {
     fn version(&self) -> Version {
         Version::new(format!("w{}", self.write))
     }
@@ -95,14 +95,14 @@ impl Stored {
 impl ModelState {
     fn put(&mut self, name: &Name, bytes: &[u8]) -> Version {
         self.writes += 1;
-        let stored = Stored { bytes: bytes.to_vec(), write: self.writes };
+        let stored = ModelObject { bytes: bytes.to_vec(), write: self.writes };
         let version = stored.version();
         self.objects.insert(name.clone(), stored);
         version
     }
 
     fn holds(&self, name: &Name, expected: Option<&Version>) -> bool {
-        self.objects.get(name).map(Stored::version).as_ref() == expected
+        self.objects.get(name).map(ModelObject::version).as_ref() == expected
     }
 }
 
@@ -175,7 +175,7 @@ impl ModelDepot {
         }
     }
 
-    /// Writes if the condition holds, and says whether it did.
+    /// Writes if the condition holds, and returns the new version then.
     fn put_if(&self, name: &Name, expected: Option<&Version>, bytes: &[u8]) -> Option<Version> {
         let mut state = self.state();
         let ignores = state.faults.ignores_conditions;
@@ -246,7 +246,7 @@ impl Depot for ModelDepot {
         let found = state.objects.iter().filter(|(name, stored)| {
             name.below(under).is_some() && after.is_none_or(|after| *name > after) && stored.write < hidden
         });
-        let entry = |(name, stored): (&Name, &Stored)| Entry {
+        let entry = |(name, stored): (&Name, &ModelObject)| Entry {
             name: name.clone(),
             bytes: stored.bytes.len() as u64,
             version: stored.version(),

@@ -12,7 +12,7 @@ use thiserror::Error;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
-/// Text that is no [`Name`].
+/// The error for an invalid [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{name:?} can't be the name of an object: {reason}")]
 pub struct BadName {

@@ -18,12 +18,12 @@ const ROUNDS: usize = 6;
 /// Callers of a round at once.
 const RACERS: usize = 8;
 
-/// What a depot keeps and allows, as it was found out.
+/// The guarantees and rights that a test of the depot found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proofs {
-    /// A name is created once, whoever tries at once.
+    /// A name is created once, however many try at once.
     pub creates_kept: bool,
-    /// A version is replaced once, whoever tries at once. `None` if this can't be known: we may not read, which a
+    /// A version is replaced once, however many try at once. `None` if this can't be known: we may not read, which a
     /// conditional replace needs.
     pub replaces_kept: Option<bool>,
     /// Whether we may read what we wrote.
@@ -35,7 +35,7 @@ pub struct Proofs {
     pub can_delete: bool,
     /// The median time of one small write.
     pub write: Duration,
-    /// What makes copies less safe than they look, a sentence each ([`Depot::weaknesses`]).
+    /// Risks to the durability of copies, a sentence each ([`Depot::weaknesses`]).
     pub weaknesses: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ impl Proofs {
     }
 }
 
-/// What the racers of one round were told.
+/// The answers to the racers of one round.
 #[derive(Default)]
 struct RoundResult {
     /// The winners' numbers.
@@ -95,7 +95,7 @@ fn name(name: &str) -> Result<Name, DepotError> {
 /// A proof at work.
 struct Proof<'a> {
     depot: &'a dyn Depot,
-    /// What it wrote.
+    /// The names of its objects.
     names: Vec<Name>,
     /// How long each single write took.
     times: Vec<Duration>,
@@ -120,7 +120,7 @@ impl Proof<'_> {
         Ok(kept)
     }
 
-    /// Returns whether every version was replaced by one racer only, and a version that is gone by none.
+    /// Returns whether every version was replaced by one racer only, and a replaced version by none.
     fn replaces(&mut self, folder: &Name) -> Result<Option<bool>, DepotError> {
         let name = name(&format!("{folder}/replace"))?;
         self.names.push(name.clone());
@@ -180,7 +180,7 @@ impl Proof<'_> {
     }
 }
 
-/// Runs [`RACERS`] callers at once; each says whether it won.
+/// Runs [`RACERS`] callers at once; each returns true if it won.
 fn race(run: impl Fn(u8) -> Result<bool, DepotError> + Sync) -> Result<RoundResult, DepotError> {
     let start = Barrier::new(RACERS);
     let racers = (0..RACERS).map(|racer| u8::try_from(racer).unwrap_or_default());
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_may_only_write_is_no_error() {
+    fn a_pod_that_may_only_write_passes() {
         let depot = ModelDepot::new();
         depot.set(|faults| faults.refused = vec![Verb::List, Verb::Delete]);
         let proofs = prove(&depot).unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_answers_are_no_evidence_against_a_depot() {
+    fn lost_answers_do_not_count_against_a_depot() {
         let depot = ModelDepot::new();
         for verb in [Verb::Create, Verb::Swap] {
             // The racers' calls come first, except for the swap that creates.

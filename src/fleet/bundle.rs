@@ -1,8 +1,8 @@
 //! Bundles: numbered parts of a stream that never change.
 //!
-//! A bundle is a container (see `container.rs` for its layout) of [records](super::record), with a manifest that says
-//! what is inside without reading them: counts by type, status and workspace, the first and the last message, and which
-//! entities it may be about. Whoever ships it seals it for the fleet's recipients; everything here is plain bytes.
+//! A bundle is a container (see `container.rs` for its layout) of [records](super::record), with a manifest that
+//! describes them: counts by type, status and workspace, the first and the last message, and which
+//! entities it may be about. The shipper encrypts it for the fleet's recipients; everything here is plain bytes.
 //!
 //! A bundle has at most [`MESSAGES_MAX`] messages and about [`BYTES_MAX`] bytes before compression; a single larger
 //! message makes a bundle of its own.
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::bloom::EntityFilter;
 pub use super::container::BadObject;
-use super::container::{ContainerReader, Limit, ObjectKind, Piece, write};
+use super::container::{ContainerReader, ContainerRecord, ObjectKind, ReadLimit, write};
 use super::names::BundleName;
 pub use super::record::BadRecord;
 use super::record::{FleetRecord, INLINE_BODY_BYTES_MAX, RECORD_BYTES_MAX, decode, encode};
@@ -27,8 +27,8 @@ pub const MESSAGES_MAX: usize = 1000;
 pub const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 const KIND: ObjectKind = ObjectKind { magic: *b"OPIKFLTB", format: FORMAT, name: "a bundle" };
-/// What honest bundles decode to, generously: all records, the manifest and the dictionary.
-const LIMIT: Limit = Limit { piece: RECORD_BYTES_MAX, total: BYTES_MAX + 2 * RECORD_BYTES_MAX };
+/// Upper bounds of the payload of honest bundles: all records, the manifest and the dictionary.
+const LIMIT: ReadLimit = ReadLimit { piece: RECORD_BYTES_MAX, total: BYTES_MAX + 2 * RECORD_BYTES_MAX };
 /// Groups that are counted separately; further ones are counted in the total only.
 const GROUPS_MAX: usize = 1000;
 
@@ -46,7 +46,7 @@ pub struct BundleGroup {
     pub messages: u32,
 }
 
-/// What a bundle contains.
+/// The content of a bundle, in counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundleManifest {
     /// How many messages.
@@ -97,7 +97,7 @@ struct ManifestFields {
 /// A bundle before sealing.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PlainBundle {
-    /// What it contains.
+    /// Its content, in counts.
     pub manifest: BundleManifest,
     /// Its bytes: bodies and credentials in plain.
     pub bytes: Vec<u8>,
@@ -133,13 +133,13 @@ pub enum Pushed {
 pub struct BundleBuilder {
     records: Vec<Vec<u8>>,
     bytes: usize,
-    span: Option<Span>,
+    span: Option<BundleSpan>,
     groups: BTreeMap<(&'static str, &'static str, String), u32>,
     entities: Vec<EntityKey>,
 }
 
 #[derive(Clone, Copy)]
-struct Span {
+struct BundleSpan {
     first: u64,
     last: u64,
     oldest_ms: u64,
@@ -198,8 +198,9 @@ impl BundleBuilder {
         let message = &record.message;
         let accepted_ms = u64::try_from(message.accepted_at_ms).unwrap_or(0);
         let id = record.reference.message;
-        let span = self.span.unwrap_or(Span { first: id, last: id, oldest_ms: accepted_ms, newest_ms: accepted_ms });
-        self.span = Some(Span {
+        let span =
+            self.span.unwrap_or(BundleSpan { first: id, last: id, oldest_ms: accepted_ms, newest_ms: accepted_ms });
+        self.span = Some(BundleSpan {
             first: span.first.min(id),
             last: span.last.max(id),
             oldest_ms: span.oldest_ms.min(accepted_ms),
@@ -213,7 +214,7 @@ impl BundleBuilder {
 
     /// Returns the bundle; `None` if it has no record.
     pub fn finish(mut self) -> Option<PlainBundle> {
-        let Span { first, last, oldest_ms, newest_ms } = self.span?;
+        let BundleSpan { first, last, oldest_ms, newest_ms } = self.span?;
         let group = |((message_type, status, workspace), messages): ((&str, &str, String), u32)| BundleGroup {
             message_type: message_type.to_owned(),
             status: status.to_owned(),
@@ -251,7 +252,7 @@ impl BundleBuilder {
 ///
 /// # Errors
 ///
-/// [`RecordTooLarge`] for the first record that is too large, or that does not fit any more.
+/// [`RecordTooLarge`] for the first record that is too large, or that no longer fits.
 pub fn encode_bundle(records: &[FleetRecord]) -> Result<Option<PlainBundle>, RecordTooLarge> {
     let mut builder = BundleBuilder::new();
     for record in records {
@@ -278,7 +279,7 @@ impl<'bytes> BundleReader<'bytes> {
     /// # Errors
     ///
     /// [`BadObject::TooNew`] for a format that only a newer version reads: leave such a bundle as it is.
-    /// [`BadObject::NotOurs`] and [`BadObject::Damaged`] when nothing of it can be read.
+    /// [`BadObject::NotOurs`] and [`BadObject::Damaged`] when it is unreadable as a whole.
     pub fn open(bytes: &'bytes [u8]) -> Result<Self, BadObject> {
         let container = ContainerReader::open(KIND, bytes, LIMIT)?;
         let unreadable = || BadObject::Damaged { reason: "its manifest is not understood" };
@@ -290,7 +291,7 @@ impl<'bytes> BundleReader<'bytes> {
         Ok(Self { container, manifest, position: 0 })
     }
 
-    /// Returns what the bundle says that it contains.
+    /// Returns the manifest, as the bundle has it.
     pub fn manifest(&self) -> &BundleManifest {
         &self.manifest
     }
@@ -304,8 +305,10 @@ impl Iterator for BundleReader<'_> {
         let position = self.position;
         self.position += 1;
         Some(match piece {
-            Piece::Bad(reason) => Err(BadRecord { position, message: None, reason }),
-            Piece::Whole(bytes) => decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason }),
+            ContainerRecord::Bad(reason) => Err(BadRecord { position, message: None, reason }),
+            ContainerRecord::Whole(bytes) => {
+                decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason })
+            }
         })
     }
 }

@@ -16,14 +16,14 @@
 //! # Bounds
 //!
 //! A reader allocates at most the raw length of one piece, which must not exceed the limit of its kind, and decodes at
-//! most [`Limit::total`] bytes. What claims more is damage. Searching for the next piece after damage is bounded, too: a
+//! most [`ReadLimit::total`] bytes. A larger claim counts as corrupt. Searching for the next piece after damage is bounded, too: a
 //! piece is checked only if the checksum of its head matches, and only [`CHECKED_FACTOR`] times the object's length
 //! is ever checked.
 
 use libdeflater::crc32;
 use zstd::bulk::{Compressor, Decompressor};
 
-/// What the pieces of records are compressed with when nothing else is known: the names in Opik's JSON. Never edited,
+/// The static part of the dictionary of records: the names in Opik's JSON. Never edited,
 /// because objects depend on it; another one needs another format.
 const DICTIONARY: &[u8] = include_bytes!("../store/sqlite/dictionary-1.json");
 /// zstd's fastest level: what is shipped waits for the depot, not for the processor, and the agent shares its machine.
@@ -41,9 +41,9 @@ const CHECKED_FACTOR: usize = 16;
 const PROGRAM_BYTES_MAX: usize = 32;
 const START_BYTES: usize = 8 + 2 + PROGRAM_BYTES_MAX + 4;
 
-/// What a reader accepts.
+/// The limits of a reader.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limit {
+pub(super) struct ReadLimit {
     /// The largest piece, decoded, in bytes.
     pub(super) piece: usize,
     /// All pieces together, decoded, in bytes.
@@ -70,7 +70,7 @@ pub enum BadObject {
     /// It is something else, or its first bytes are damaged.
     #[error("it is not {expected} of opik-offline, or its beginning is damaged")]
     NotOurs {
-        /// What it should be.
+        /// The expected kind of object.
         expected: &'static str,
     },
     /// A newer version wrote it, in a format that this one can't read. It must be left as it is.
@@ -86,7 +86,7 @@ pub enum BadObject {
     /// Nothing in it is readable, or it claims to be larger than any object is.
     #[error("it is damaged: {reason}")]
     Damaged {
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
 }
@@ -208,7 +208,7 @@ struct StoredPiece {
 }
 
 /// One record of an object, or the damage in its place.
-pub(super) enum Piece {
+pub(super) enum ContainerRecord {
     /// The decoded bytes.
     Whole(Vec<u8>),
     /// One or more records are unreadable here.
@@ -220,7 +220,7 @@ pub(super) struct ContainerReader<'bytes> {
     bytes: &'bytes [u8],
     manifest: Vec<u8>,
     decoder: Option<Decompressor<'static>>,
-    limit: Limit,
+    limit: ReadLimit,
     at: usize,
     /// Bytes that may still be decoded.
     decodable: usize,
@@ -239,7 +239,7 @@ impl<'bytes> ContainerReader<'bytes> {
     ///
     /// [`BadObject`] when it is another kind of object, a newer format, or when both copies of its manifest or of its
     /// dictionary are damaged.
-    pub(super) fn open(kind: ObjectKind, bytes: &'bytes [u8], limit: Limit) -> Result<Self, BadObject> {
+    pub(super) fn open(kind: ObjectKind, bytes: &'bytes [u8], limit: ReadLimit) -> Result<Self, BadObject> {
         let start = read_start(kind, bytes)?;
         let mut reader = Self {
             bytes,
@@ -294,17 +294,17 @@ impl<'bytes> ContainerReader<'bytes> {
     }
 
     /// Returns the next record; `None` at the end. Damage is reported once where it is, and reading continues behind it.
-    pub(super) fn next(&mut self) -> Option<Piece> {
+    pub(super) fn next(&mut self) -> Option<ContainerRecord> {
         while !self.has_ended {
             let Some((piece, skipped)) = self.next_piece() else {
                 self.has_ended = true;
-                return Some(Piece::Bad("the object ends too early"));
+                return Some(ContainerRecord::Bad("the object ends too early"));
             };
             if skipped {
                 // The piece itself is read by the next call.
                 self.at = piece.at.start - HEAD_BYTES;
                 self.was_damaged = true;
-                return Some(Piece::Bad("its bytes are damaged"));
+                return Some(ContainerRecord::Bad("its bytes are damaged"));
             }
             match piece.kind {
                 PieceKind::Manifest | PieceKind::Dictionary => {}
@@ -313,12 +313,15 @@ impl<'bytes> ContainerReader<'bytes> {
                     let mut decoder = self.decoder.take()?;
                     let raw = self.decode(&mut decoder, &piece, self.limit.piece);
                     self.decoder = Some(decoder);
-                    return Some(raw.map_or(Piece::Bad("it does not decode, or claims to be too large"), Piece::Whole));
+                    return Some(raw.map_or(
+                        ContainerRecord::Bad("it does not decode, or claims to be too large"),
+                        ContainerRecord::Whole,
+                    ));
                 }
                 PieceKind::End => {
                     self.has_ended = true;
                     if self.unseen > 0 && !self.was_damaged {
-                        return Some(Piece::Bad("records are missing"));
+                        return Some(ContainerRecord::Bad("records are missing"));
                     }
                 }
             }

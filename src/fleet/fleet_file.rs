@@ -31,7 +31,7 @@ pub enum FleetFileFault {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Fields {
+struct FleetFileFields {
     format: u16,
     #[serde(default)]
     fleet: String,
@@ -42,14 +42,17 @@ struct Fields {
 impl FleetFile {
     /// Encodes it.
     pub fn encode(&self) -> Vec<u8> {
-        let fields =
-            Fields { format: FORMAT, fleet: self.fleet.hyphenated().to_string(), recipients: self.recipients.clone() };
+        let fields = FleetFileFields {
+            format: FORMAT,
+            fleet: self.fleet.hyphenated().to_string(),
+            recipients: self.recipients.clone(),
+        };
         let mut text = serde_json::to_vec_pretty(&fields).unwrap_or_default();
         text.push(b'\n');
         text
     }
 
-    /// Decodes it. Fields that this version does not know are ignored.
+    /// Decodes it. FleetFileFields that this version does not know are ignored.
     ///
     /// # Errors
     ///
@@ -59,7 +62,8 @@ impl FleetFile {
         if bytes.len() > BYTES_MAX {
             return Err(unreadable("it is too large"));
         }
-        let fields: Fields = serde_json::from_slice(bytes).map_err(|_| unreadable("it is not the JSON of a fleet"))?;
+        let fields: FleetFileFields =
+            serde_json::from_slice(bytes).map_err(|_| unreadable("it is not the JSON of a fleet"))?;
         if fields.format > FORMAT {
             return Err(FleetFileFault::TooNew(fields.format));
         }

@@ -1,5 +1,5 @@
-//! The head of a stream: the one object of it that changes, by compare-and-swap. Whoever replaced it last owns the
-//! stream.
+//! The head of a stream: the one object of it that changes, by compare-and-swap. The process that replaced it last owns
+//! the stream.
 //!
 //! Its counter of renewals grows with every write, so that its version changes with every renewal, also where the depot
 //! derives versions from the content. Times in it are of the owner's clock: for people, and never compared.
@@ -83,7 +83,7 @@ pub struct Head {
 /// Why a head can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadFault {
-    /// It is no head.
+    /// It is not a head.
     #[error("the head of the stream is not readable: {0}")]
     Unreadable(&'static str),
     /// A newer version wrote it; the stream is left alone.
@@ -121,7 +121,7 @@ struct HeadFields {
     silence_ms: u64,
 }
 
-/// What every format has.
+/// The fields of every format.
 #[derive(Deserialize)]
 struct FormatOnly {
     format: u16,
@@ -153,7 +153,7 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// [`HeadFault`] when it is no head, or one of a newer format.
+    /// [`HeadFault`] when it is not a head, or one of a newer format.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeadFault> {
         if bytes.len() > BYTES_MAX {
             return Err(HeadFault::Unreadable("it is too large"));

@@ -1,7 +1,7 @@
 //! Import: which messages of a stream still have to be delivered, and in which order.
 //!
-//! First all marks of the stream, in the order of their names; then its bundles, ascending. What comes out is what the
-//! last owner would have sent next:
+//! First all marks of the stream, in the order of their names; then its bundles, ascending. The result is the work that
+//! the last owner would have sent next:
 //!
 //! - a message that was delivered, deleted or expired is left out;
 //! - a message that was rejected comes as rejected, with its answer: writes that depend on it wait for it;
@@ -11,8 +11,8 @@
 //!
 //! # Which mark counts
 //!
-//! A mark that is final (delivered, deleted, expired) settles its message whatever else is said about it, because the
-//! server's confirmation stays true whoever writes it down. Otherwise the last mark counts: a message is divided again if
+//! A mark that is final (delivered, deleted, expired) settles its message regardless of all other marks, because the
+//! server's confirmation stays true. Otherwise the last mark counts: a message is divided again if
 //! its owner crashed between the mark and its own commit, and then the parts of the last division are the ones that
 //! exist. Marks of parts apply to the parts of the last division before them.
 //!
@@ -36,7 +36,7 @@ use crate::store::{LastAnswer, Part};
 const RANGES_MAX: usize = 400_000;
 /// Bytes of parts and answers that are kept at most.
 const BYTES_MAX: usize = 32 * 1024 * 1024;
-/// What a part or an answer takes beside its own bytes.
+/// The memory overhead of a part or an answer, in bytes.
 const OVERHEAD_BYTES: usize = 256;
 
 /// A stream has more marks than fit into memory at once: import it in slices ([`SettledMessages::within`]).
@@ -44,18 +44,18 @@ const OVERHEAD_BYTES: usize = 256;
 #[error("the stream has too many marks to be imported at once")]
 pub struct TooManyMarks;
 
-/// What the marks say about a message.
+/// The state of a message, according to the marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageStanding {
     /// It still has to be delivered, or parts of it have.
     Waiting,
-    /// The server refused it, or what is left of it: nothing of it waits.
+    /// The server refused it, or its remaining parts: none of them waits.
     Rejected,
     /// Nothing is left of it.
     Done,
 }
 
-/// What the marks of a stream say.
+/// The settled messages of a stream, according to its marks.
 #[derive(Clone, Debug)]
 pub struct SettledMessages {
     within: RangeInclusive<u64>,
@@ -63,6 +63,8 @@ pub struct SettledMessages {
     /// Messages that are not done, with their last mark.
     open: BTreeMap<u64, OpenMessage>,
     bytes: usize,
+    ranges_max: usize,
+    bytes_max: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -113,7 +115,14 @@ impl SettledMessages {
 
     /// Returns a set that ignores marks of messages outside this range.
     pub fn within(messages: RangeInclusive<u64>) -> Self {
-        Self { within: messages, done: IdRanges::default(), open: BTreeMap::new(), bytes: 0 }
+        Self {
+            within: messages,
+            done: IdRanges::default(),
+            open: BTreeMap::new(),
+            bytes: 0,
+            ranges_max: RANGES_MAX,
+            bytes_max: BYTES_MAX,
+        }
     }
 
     /// Adds the next mark, in the order of the names of their objects and of the marks in each.
@@ -139,7 +148,7 @@ impl SettledMessages {
             (Some(digest), fate) => self.settle_part(message, digest, fate),
             (None, Fate::Delivered | Fate::Deleted | Fate::Expired) => {}
         }
-        let is_within_budget = self.done.len() <= RANGES_MAX && self.bytes <= BYTES_MAX;
+        let is_within_budget = self.done.len() <= self.ranges_max && self.bytes <= self.bytes_max;
         if is_within_budget { Ok(()) } else { Err(TooManyMarks) }
     }
 

@@ -28,7 +28,7 @@ use crate::depot::{Depot, DepotError};
 use crate::message::MessageId;
 use crate::sealing::Recipient;
 use crate::store::{
-    Filter, Lease, Outcome, ShippedMessage, Store, StoreError, StreamState, UnshippedCount, since_boot,
+    Filter, Lease, Outcome, ShippedMessage, Store, StoreError, StreamRecord, StreamState, UnshippedCount, since_boot,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -109,8 +109,6 @@ pub(super) struct OwnedStream {
     pub(super) stream: StreamId,
     pub(super) epoch: u32,
     pub(super) fence: Fence,
-    /// Whether a message of it may be in the depot and has no mark yet.
-    pub(super) is_outstanding: bool,
 }
 
 #[derive(Default)]
@@ -125,6 +123,8 @@ pub(super) struct LedgerState {
     pub(super) problem: Option<String>,
     /// Whether the shipper has to look at once.
     pub(super) is_woken: bool,
+    /// The stream whose messages are being deleted here, because its new owner has delivered them.
+    pub(super) clearing: Option<Uuid>,
     /// How often a store was opened.
     pub(super) opened: u64,
     pub(super) standing: FleetStanding,
@@ -237,7 +237,9 @@ impl AgentLedger {
     /// [`StoreError::DepotAway`] or an error of the store: what is not marked is marked later.
     pub(super) fn mark_gone(&self, store: &dyn Store, why: Removal) -> Result<(), StoreError> {
         loop {
-            let gone = store.outstanding_and_gone(GONE_STEP)?;
+            let clearing = self.lock().clearing;
+            let mut gone = store.outstanding_and_gone(GONE_STEP)?;
+            gone.retain(|message| Some(message.stream) != clearing);
             if gone.is_empty() {
                 return Ok(());
             }
@@ -275,24 +277,22 @@ fn reference(store: &dyn Store, message: &ShippedMessage) -> Result<Option<Messa
 
 impl ShippedLedger for AgentLedger {
     fn may_send(&self, store: &dyn Store) -> Result<(), StoreError> {
-        let url = || self.depot.describe().url;
-        let (is_resumed, is_closed) = {
-            let state = self.lock();
-            let now = since_boot();
-            let is_closed = |owned: &OwnedStream| owned.is_outstanding && !owned.fence.may_lease(now);
-            (state.is_resumed, state.owned.as_ref().is_some_and(is_closed))
+        let owned = self.lock().owned.clone();
+        let now = since_boot();
+        let is_ours = |record: &StreamRecord| {
+            let is_it = |owned: &&OwnedStream| (owned.stream.uuid(), owned.epoch) == (record.stream, record.epoch);
+            owned.as_ref().filter(is_it).is_some_and(|owned| owned.fence.may_lease(now))
         };
-        if is_closed {
-            let reason =
-                format!("nothing that was shipped is sent until the depot {} has confirmed whose it is", url());
-            return Err(StoreError::DepotAway { reason });
+        let waits = |record: &&StreamRecord| record.state == StreamState::Open && record.is_outstanding;
+        match store.streams()?.iter().filter(waits).all(is_ours) {
+            true => Ok(()),
+            false => {
+                let depot = self.depot.describe();
+                let reason =
+                    format!("nothing that was shipped is sent until the depot {depot} has confirmed whose it is");
+                Err(StoreError::DepotAway { reason })
+            }
         }
-        let waits = |it: &crate::store::StreamRecord| it.state == StreamState::Open && it.is_outstanding;
-        if !is_resumed && store.streams()?.iter().any(waits) {
-            let reason = format!("nothing that was shipped earlier is sent until the depot {} says whose it is", url());
-            return Err(StoreError::DepotAway { reason });
-        }
-        Ok(())
     }
 
     fn settle(&self, store: &dyn Store, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {

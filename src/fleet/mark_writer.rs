@@ -26,7 +26,7 @@ const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TRIES: usize = 16;
 
 /// Marks that wait to be written: of which stream, under which epoch.
-type Gathered = Vec<((StreamId, u32), Vec<Mark>)>;
+type GatheredMarks = Vec<((StreamId, u32), Vec<Mark>)>;
 
 /// Writes marks for all threads of a process.
 pub struct MarkWriter {
@@ -37,7 +37,7 @@ pub struct MarkWriter {
 
 #[derive(Default)]
 struct WriterState {
-    gathered: Gathered,
+    gathered: GatheredMarks,
     /// How many threads wait for the marks that are being gathered.
     members: usize,
     /// The number of the commit that is being gathered.
@@ -111,7 +111,7 @@ impl MarkWriter {
         }
     }
 
-    fn write(&self, seals: &Seals, gathered: Gathered) -> Result<(), DepotError> {
+    fn write(&self, seals: &Seals, gathered: GatheredMarks) -> Result<(), DepotError> {
         let mut of_streams: Vec<((StreamId, u32), Vec<Mark>)> = Vec::new();
         for (stream, marks) in gathered {
             match of_streams.iter_mut().find(|(other, _)| *other == stream) {

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::container::{BadObject, ContainerReader, Limit, ObjectKind, Piece, write};
+use super::container::{BadObject, ContainerReader, ContainerRecord, ObjectKind, ReadLimit, write};
 use super::json::{AnswerFields, RequestFields, digest_from_hex};
 use super::record::{BadRecord, MessageRef, header_and_rest, with_header};
 use crate::message::MessageStatus;
@@ -20,9 +20,9 @@ pub const FORMAT: u16 = 1;
 const KIND: ObjectKind = ObjectKind { magic: *b"OPIKFLTM", format: FORMAT, name: "a file of marks" };
 /// The largest mark, decoded, in bytes: all parts of the largest message.
 const MARK_BYTES_MAX: usize = 64 * 1024 * 1024;
-const LIMIT: Limit = Limit { piece: MARK_BYTES_MAX, total: 2 * MARK_BYTES_MAX };
+const LIMIT: ReadLimit = ReadLimit { piece: MARK_BYTES_MAX, total: 2 * MARK_BYTES_MAX };
 
-/// What became of a message.
+/// The final outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// The server confirmed it.
@@ -38,7 +38,7 @@ pub enum Fate {
 }
 
 impl Fate {
-    /// Returns whether nothing of the message has to be delivered any more, whatever other marks say.
+    /// Returns whether the message is settled as a whole, regardless of other marks.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Delivered | Self::Deleted | Self::Expired)
     }
@@ -49,7 +49,7 @@ impl Fate {
 pub struct Mark {
     /// Which message, or which part of one.
     pub reference: MessageRef,
-    /// What became of it.
+    /// Its outcome.
     pub fate: Fate,
 }
 
@@ -179,8 +179,10 @@ impl Iterator for MarksReader<'_> {
         let position = self.position;
         self.position += 1;
         Some(match piece {
-            Piece::Bad(reason) => Err(BadRecord { position, message: None, reason }),
-            Piece::Whole(bytes) => decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason }),
+            ContainerRecord::Bad(reason) => Err(BadRecord { position, message: None, reason }),
+            ContainerRecord::Whole(bytes) => {
+                decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason })
+            }
         })
     }
 }
@@ -216,7 +218,7 @@ mod tests {
     fn marks_of_the_first_format_stay_readable() {
         let kept = include_bytes!("../../tests/fixtures/fleet/marks-format-1.bin");
         let expected: Vec<_> = examples().into_iter().map(Ok).collect();
-        assert_eq!(read(kept), expected, "what was delivered would be sent again, over newer writes");
+        assert_eq!(read(kept), expected, "delivered messages would be retried, over newer writes");
     }
 
     #[test]
@@ -239,6 +241,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn every_division_comes_back_as_it_was(parts in prop::collection::vec(any_part(), 1..6), number: u64) {
             let mark = Mark { reference: MessageRef::whole(number), fate: Fate::Divided(parts) };

@@ -80,7 +80,8 @@ pub struct BundleName {
     pub newest_ms: u64,
 }
 
-/// A workspace as a part of a name: letters, digits and hyphens as they are, every other byte as `_` and two digits.
+/// A workspace as a part of a name: letters and digits as they are, every other byte as `_` and two digits. A
+/// hyphen would sort before the slash behind a shorter name, which breaks listings on some object stores.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkspaceName(String);
 
@@ -89,7 +90,7 @@ impl WorkspaceName {
     pub fn of(lane: &Lane) -> Self {
         let mut encoded = String::new();
         for byte in lane.workspace_name().bytes() {
-            if byte.is_ascii_alphanumeric() || byte == b'-' {
+            if byte.is_ascii_alphanumeric() {
                 encoded.push(char::from(byte));
             } else {
                 encoded.push_str(&format!("_{byte:02x}"));
@@ -114,7 +115,7 @@ impl WorkspaceName {
                 let again: String = bytes
                     .iter()
                     .map(|byte| match byte {
-                        byte if byte.is_ascii_alphanumeric() || *byte == b'-' => char::from(*byte).to_string(),
+                        byte if byte.is_ascii_alphanumeric() => char::from(*byte).to_string(),
                         byte => format!("_{byte:02x}"),
                     })
                     .collect();
@@ -159,7 +160,7 @@ impl fmt::Display for WorkspaceName {
 pub enum ObjectName {
     /// The fleet's id and recipients; created once.
     FleetFile,
-    /// Who owns a stream.
+    /// The owner of a stream.
     Head(StreamId),
     /// A part of a stream.
     Bundle(StreamId, BundleName),

@@ -99,7 +99,7 @@ fn digest_of(bytes: &[u8]) -> Sha256 {
 /// The state in which a message was shipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordState {
-    /// It waits for its delivery. What was in flight waits as well: nobody knows whether it arrived.
+    /// It waits for its delivery. Messages in flight wait as well: nobody knows whether they arrived.
     Waiting,
     /// The server refused it for the timestamps in its ids.
     Held(LastAnswer),
@@ -126,7 +126,7 @@ impl RecordState {
     }
 }
 
-/// What the file of a message is.
+/// The kind of a message's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileContent {
     /// The attachment that the message uploads.
@@ -138,7 +138,7 @@ pub enum FileContent {
 /// A file of a message, shipped as numbered parts before the bundle that names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShippedFile {
-    /// What it is.
+    /// Its kind.
     pub content: FileContent,
     /// Its size and digest.
     pub attachment: Attachment,

@@ -27,7 +27,7 @@ impl Default for ShippingSettings {
     }
 }
 
-/// What waits to be shipped.
+/// The messages that wait to be shipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unshipped {
     /// How long ago the oldest of them was accepted; `None` if there is none.
@@ -38,7 +38,7 @@ pub struct Unshipped {
     pub is_urgent: bool,
 }
 
-/// What to do now.
+/// The decision of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShipNext {
     /// Ship a bundle.
@@ -97,7 +97,7 @@ impl ShippingSchedule {
         self.not_before = Some(now.saturating_add(pause));
     }
 
-    /// Records the end of an outage: nothing that was shipped waits any more.
+    /// Records the end of an outage: nothing that was shipped is waiting.
     pub fn outage_ended(&mut self) {
         *self = Self::new(self.settings);
     }

@@ -71,9 +71,9 @@ enum ShipError {
     /// The head was taken by somebody else.
     #[error("the stream was taken over")]
     Lost,
-    /// Nobody is known for whom to seal, or the settings don't fit the store.
+    /// Trying again can't help before somebody changes something.
     #[error("{0}")]
-    NoRecipients(String),
+    Hopeless(String),
     /// The last failure, which was not tried again yet.
     #[error("{0}")]
     StillFailing(String),
@@ -195,7 +195,7 @@ impl Shipper {
             result => result,
         };
         turns.is_hopeless = match &result {
-            Err(ShipError::NoRecipients(_)) => true,
+            Err(ShipError::Hopeless(_)) => true,
             Err(ShipError::Depot(error)) => !error.is_passing(),
             Err(ShipError::StillFailing(_)) => turns.is_hopeless,
             Ok(()) | Err(ShipError::Store(_) | ShipError::Lost) => false,
@@ -225,7 +225,14 @@ impl Shipper {
             (turns.opened, turns.head, turns.may_be_there) = (opened, None, true);
             turns.silent = None;
         }
-        if !is_resumed {
+        let is_beside = || -> Result<bool, StoreError> {
+            let is_owner = self.ledger.lock().owned.is_some();
+            Ok(!is_owner && store.streams()?.iter().any(|it| it.state == StreamState::Open))
+        };
+        if is_resumed && is_beside()? {
+            self.beside_another(turns);
+        }
+        if !self.ledger.lock().is_resumed {
             self.resume(store, turns)?;
         }
         if turns.head.as_ref().is_some_and(|head| head.written().is_some()) && since_boot() >= turns.head_due {
@@ -285,13 +292,7 @@ impl Shipper {
         let stream = self.own_stream(store, turns)?;
         let chosen = {
             let _choosing = self.ledger.choosing();
-            let chosen = store.begin_bundle(stream.uuid(), CHOICE)?;
-            self.ledger.change(|state| {
-                if let Some(owned) = &mut state.owned {
-                    owned.is_outstanding |= !chosen.is_empty();
-                }
-            });
-            chosen
+            store.begin_bundle(stream.uuid(), CHOICE)?
         };
         let first = turns.head.as_ref().map_or(0, |head| head.head().bundles);
         let first = store.streams()?.iter().find(|it| it.stream == stream.uuid()).map_or(first, |it| it.next_bundle);
@@ -343,7 +344,7 @@ impl Shipper {
             true => match self.recipients_of_fleet()? {
                 Some(seals) => seals,
                 None if settings.is_plain => Seals::Plain,
-                None => return Err(ShipError::NoRecipients(self.no_recipients())),
+                None => return Err(ShipError::Hopeless(self.no_recipients())),
             },
         };
         self.ledger.change(|state| state.seals = Some(seals.clone()));
@@ -384,8 +385,8 @@ impl Shipper {
             Some(owned) => owned.stream,
             None => self.begin_stream(store, turns)?,
         };
-        let may_send = |owned: &OwnedStream| owned.fence.may_send(since_boot());
-        if !self.ledger.lock().owned.as_ref().is_some_and(may_send) {
+        let is_sure = |owned: &OwnedStream| owned.fence.may_lease(since_boot());
+        if !self.ledger.lock().owned.as_ref().is_some_and(is_sure) {
             self.renew(store, turns, HeadState::Open)?;
         }
         Ok(stream)
@@ -404,10 +405,23 @@ impl Shipper {
             is_outstanding: false,
         };
         store.note_stream(&record)?;
+        // Another agent of this store may have begun one at the same time: the older one stays.
+        let records = store.streams()?;
+        if records.iter().find(|it| it.state == StreamState::Open).map(|it| it.stream) != Some(stream.uuid()) {
+            store.end_stream(stream.uuid())?;
+            return Err(self.beside_another(turns));
+        }
         turns.head = Some(StreamHead::new(stream, self.first_head(turns), None)?);
         (turns.shipped, turns.may_be_there, turns.is_announced) = (0, false, false);
-        self.own(stream, 1, false);
+        self.own(stream, 1);
         Ok(stream)
+    }
+
+    /// Another agent ships the messages of this store: this one only watches whether it still does.
+    fn beside_another(&self, turns: &mut Turns) -> ShipError {
+        self.ledger.change(|state| state.is_resumed = false);
+        turns.silent.get_or_insert_default();
+        ShipError::Hopeless("another agent ships the messages of this store".to_owned())
     }
 
     fn first_head(&self, turns: &Turns) -> Head {
@@ -425,9 +439,9 @@ impl Shipper {
         }
     }
 
-    fn own(&self, stream: StreamId, epoch: u32, is_outstanding: bool) {
+    fn own(&self, stream: StreamId, epoch: u32) {
         let fence = Fence::new(TAKEOVER_AFTER);
-        self.ledger.change(|state| state.owned = Some(OwnedStream { stream, epoch, fence, is_outstanding }));
+        self.ledger.change(|state| state.owned = Some(OwnedStream { stream, epoch, fence }));
     }
 
     /// Writes the head: that this process is there, and what it has shipped.

@@ -22,7 +22,7 @@ pub const TAKEOVER_AFTER: Duration = Duration::from_secs(90);
 pub const MARGIN: Duration = Duration::from_secs(30);
 /// How long an owner may begin requests after the beginning of its last renewal, with the default time.
 pub const SEND_WITHIN: Duration = TAKEOVER_AFTER.saturating_sub(MARGIN);
-/// How long a store's lease outlives its renewal for those who send under it: a renewal of that lease is allowed only
+/// How long a store's lease outlives its renewal for its senders: a renewal of that lease is allowed only
 /// this much earlier than [`SEND_WITHIN`].
 pub const LEASE_SPAN: Duration = Duration::from_secs(20);
 /// How often an owner renews its head.
@@ -55,7 +55,7 @@ impl Fence {
         self.renewed = self.renewed.max(Some(began));
     }
 
-    /// Records that the head was lost: nothing may be sent any more.
+    /// Records that the head was lost: nothing may be sent from now on.
     pub fn lost(&mut self) {
         self.renewed = None;
     }

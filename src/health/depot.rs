@@ -111,7 +111,7 @@ mod tests {
         let checks = said(&depot);
         let Finding::Warning { hint, .. } = &checks[1].finding else { panic!("two replayers would own one stream") };
         assert!(hint.contains("fleet_single_replayer"));
-        assert!(checks.iter().all(Check::is_passed), "agents may ship to it all the same");
+        assert!(checks.iter().all(Check::is_passed), "agents may still ship to it");
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod tests {
         let depot = ModelDepot::new();
         depot.set(|faults| faults.refused = vec![Verb::List, Verb::Delete]);
         let checks = said(&depot);
-        let Finding::Note { text, .. } = &checks[0].finding else { panic!("it is no failure: {checks:?}") };
+        let Finding::Note { text, .. } = &checks[0].finding else { panic!("it must not fail: {checks:?}") };
         assert!(text.ends_with("we may not list or delete"), "{text}");
         assert!(checks.iter().all(Check::is_passed));
     }

@@ -10,7 +10,7 @@ use crate::sealing::SealError;
 use crate::store::StoreError;
 use crate::store::os::os_words;
 
-/// Why a store is not moved, or not sealed. Unless it says so, the source is unchanged and nothing of it was stored.
+/// Why a store is not moved, or not sealed. Unless its variant states otherwise, the source is unchanged and no message of it was stored.
 #[derive(Debug, Error)]
 pub(crate) enum MovingError {
     /// There is nothing at this path.
@@ -87,7 +87,7 @@ pub(crate) enum MovingError {
         /// Why not.
         error: SealError,
     },
-    /// What was sealed is not a store, or one of a newer version.
+    /// The sealed contents are not a store, or are in the format of a newer version.
     #[error("the sealed copy {path} is not one that this opik-offline can move: {reason}")]
     NotACopy {
         /// The sealed copy.

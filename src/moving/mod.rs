@@ -18,8 +18,8 @@
 //!   is encrypted with a key of its own, which is in the sealed part as well: neither side ever writes it down.
 //! - **A sealed copy is verified to its end** before the first message of it is stored.
 //!
-//! What is moved twice by different ways (a store into a second one, and both into a third) is delivered twice. That is
-//! harmless where the client chose the ids, because the server sees an upsert.
+//! Messages that are moved twice along different ways (a store into a second one, then both into a third) are delivered
+//! twice. That is idempotent where the client chose the ids: the server sees an upsert.
 
 mod error;
 mod import;

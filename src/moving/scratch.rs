@@ -66,7 +66,7 @@ impl ScratchFolder {
 
 impl Drop for ScratchFolder {
     fn drop(&mut self) {
-        // What cannot be removed now is removed by the next process.
+        // If this fails, the next process removes it.
         let _removed = fs::remove_dir_all(&self.path);
     }
 }

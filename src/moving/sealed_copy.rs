@@ -1,4 +1,4 @@
-//! A sealed copy: all messages of a store, for whoever has the private key.
+//! A sealed copy: all messages of a store, encrypted for the holders of the private keys.
 //!
 //! ```text
 //! age: "opik-offline store 1\n" | key (32) | the file of a store that is encrypted with this key

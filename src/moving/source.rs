@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_lock};
 use rustix::io::Errno;
@@ -22,7 +22,7 @@ use crate::sealing::{Identity, OpenReader, SealError, is_sealed};
 use crate::shutdown::Shutdown;
 use crate::store::os::{FileId, folder_of, os_words};
 use crate::store::sqlite::APPLICATION_ID;
-use crate::store::{self, EncryptionKey, Keys, OpenMode, Store, StoreError, StoreSnapshot};
+use crate::store::{self, EncryptionKey, Keys, OpenMode, Owner, Store, StoreError, StoreSnapshot};
 
 /// How a database of SQLite begins.
 const MAGIC: &[u8] = b"SQLite format 3\0";
@@ -32,10 +32,12 @@ const APPLICATION_ID_AT: usize = 68;
 const BESIDE: [&str; 4] = ["-wal", "-journal", "-shm", "-ballast"];
 /// Those of them that have contents.
 const LOGS: [&str; 2] = ["-wal", "-journal"];
+/// How long the lease of a private copy is asked for.
+const LEASE: Duration = Duration::from_secs(1);
 /// The end of the name of a store that was moved, before the time.
 const ASIDE: &str = ".moved-";
 
-/// What a named file is.
+/// The kind of a named file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SourceKind {
     /// A message store.
@@ -46,7 +48,7 @@ pub(crate) enum SourceKind {
     Other,
 }
 
-/// Returns what the file at this path is. A store is recognised however damaged, and where it was before it was moved.
+/// Returns the kind of the file at this path. A store is recognised however damaged, and where it was before it was moved.
 pub(crate) fn kind_of(path: &Path, owner: FileOwner) -> SourceKind {
     let original = match TrustedFile::open(path, owner) {
         Ok(original) => original,
@@ -227,6 +229,7 @@ impl MovingIn<'_> {
     /// Imports from a private copy. A copy that turns out to be damaged is recovered, and imported again.
     fn import(&self, path: &Path, copy: &Path, keys: &Keys, target: SalvageTarget<'_>) -> Result<Moved, MovingError> {
         let source = |error| MovingError::Source { path: path.to_owned(), copy: copy.to_owned(), error };
+        vet(copy, keys).map_err(source)?;
         let open = || StoreSnapshot::open(copy, OpenMode::ExistingOrRecovered, COPY_LIMITS, keys);
         let mut snapshot = open().map_err(source)?;
         let mut import = Import::into(target, self.shutdown);
@@ -260,6 +263,17 @@ impl MovingIn<'_> {
             let (path, reason) = (file.path.clone(), error.to_string());
             file.problem = Some(MovingError::NotSetAside { path, reason });
         }
+    }
+}
+
+/// Refuses a store whose messages may not be replayed by this process, for another reason than a lease: that of a killed
+/// process may be in force for some seconds, and nobody has the store open.
+fn vet(copy: &Path, keys: &Keys) -> Result<(), StoreError> {
+    let store = store::open_with(copy, OpenMode::ExistingOrRecovered, COPY_LIMITS, keys)?;
+    match store.acquire(&Owner::this_process("move"), LEASE) {
+        Ok(lease) => store.release(&lease),
+        Err(StoreError::LeaseHeld { .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -66,7 +66,6 @@ pub struct OverviewCollector {
     replays: Mutex<VecDeque<ReplayRecord>>,
     full: FullWatch,
     edges: EdgeRegistry,
-    hub: Mutex<Option<(Instant, Hub)>>,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
@@ -89,7 +88,6 @@ impl OverviewCollector {
             history: History::default(),
             replays: Mutex::default(),
             edges: EdgeRegistry::default(),
-            hub: Mutex::default(),
             cached: Mutex::default(),
         }
     }
@@ -130,16 +128,16 @@ impl OverviewCollector {
         self.edges.note(edge, Instant::now());
     }
 
-    /// Returns how this agent describes itself to its edges; at most a second old, so that a thousand edges that ping
-    /// cost one query.
+    /// Returns how many messages waited at the last sample, which is at most a few seconds old. Reads no store: a ping
+    /// must not wait for a disk.
+    pub fn waiting(&self) -> Option<u64> {
+        self.history.last()?.waiting
+    }
+
+    /// Returns how this agent describes itself to its edges.
     pub fn hub(&self) -> Hub {
-        let mut cached = lock(&self.hub);
-        if let Some((_, hub)) = cached.as_ref().filter(|(gathered, _)| gathered.elapsed() < CACHED_FOR) {
-            return hub.clone();
-        }
         let state = self.sources.connection.state();
-        let own = Filter::of_server(&self.server);
-        let hub = Hub {
+        Hub {
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             server_url: Some(self.sources.server_url.clone()),
             server: match state.availability {
@@ -148,10 +146,8 @@ impl OverviewCollector {
                 Availability::Unavailable => Reached::Unavailable,
             },
             since_ms: state.since.duration_since(UNIX_EPOCH).ok().map(millis),
-            waiting: self.sources.slot.try_with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
-        };
-        *cached = Some((Instant::now(), hub.clone()));
-        hub
+            waiting: self.waiting(),
+        }
     }
 
     /// Returns how long the agent has been running.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::state::ReplayState;
+use crate::delivery::fleet_pacing::FleetDial;
 use crate::delivery::id_window;
 use crate::delivery::lane_health::BreakerSettings;
 use crate::delivery::pacing::PaceSettings;
@@ -24,6 +25,8 @@ pub struct ReplaySettings {
     pub limit: Option<u64>,
     /// The pace that the user asked for.
     pub pace: PaceSettings,
+    /// What people decided about the pace of the whole fleet.
+    pub dial: Option<Arc<FleetDial>>,
     /// How long a held lane waits when the server named no time.
     pub retry_interval: Duration,
     /// Attempts after which a message that fails alone is rejected.

@@ -89,12 +89,12 @@ impl<'a> LaneWorker<'a> {
         result
     }
 
-    /// Starts as many workers beside this one as the lane may have. A pace that the user set is for one.
+    /// Starts as many workers beside this one as the lane may have. A pace that all lanes share is for one.
     fn be_joined<'s>(&self, scope: &'s Scope<'s, '_>, crew: &'s Crew)
     where
         'a: 's,
     {
-        if self.is_pace_set() {
+        if self.is_pace_shared() {
             return;
         }
         let (replay, keeper, work) = (self.sender.replay, self.sender.keeper, &self.sender.work);
@@ -118,12 +118,13 @@ impl<'a> LaneWorker<'a> {
     fn replay_batch(&mut self) -> Result<ControlFlow<()>, StoreError> {
         let replay = self.sender.replay;
         replay.shutdown.beat();
-        if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() {
+        if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() || self.is_held() {
             return Ok(Break(()));
         }
         let started = Instant::now();
         let (most, turns) =
             replay.state.with(self.sender.work.id, |health| (health.batch_max(&self.turn), health.turns()));
+        let most = replay.settings.dial.as_ref().map_or(most, |dial| most.min(dial.batch_max()));
         // The memory is held until the batch is settled.
         let (claimed, _memory) = self.claim_next(most, turns)?;
         if claimed.is_empty() {
@@ -226,19 +227,29 @@ impl<'a> LaneWorker<'a> {
         Ok((Vec::new(), None))
     }
 
-    /// Pauses as the pace asks: every lane if the user set it, this lane alone otherwise.
+    /// Pauses as the pace asks, and the fleet's dial: every lane if they share the pace, this lane alone otherwise.
     fn pause(&self, count: usize) {
-        let pause = self.turn.pace().pause_after(count);
-        if self.is_pace_set() {
+        let dialled = self.sender.replay.settings.dial.as_ref().map_or(Duration::ZERO, |dial| dial.pause_after(count));
+        let pause = self.turn.pace().pause_after(count).max(dialled);
+        if self.is_pace_shared() || !dialled.is_zero() {
             self.gate.close_for(pause);
         } else if !pause.is_zero() {
             self.sender.replay.shutdown.sleep(pause);
         }
     }
 
-    fn is_pace_set(&self) -> bool {
-        let settings = self.sender.replay.settings.pace;
-        settings.batch.is_some() || settings.delay.is_some()
+    /// Waits for a second, unless the fleet's dial lets messages be sent; returns whether it does not.
+    fn is_held(&self) -> bool {
+        let replay = self.sender.replay;
+        let is_held = replay.settings.dial.as_ref().is_some_and(|dial| dial.is_held());
+        is_held && {
+            replay.shutdown.sleep(Duration::from_secs(1));
+            true
+        }
+    }
+
+    fn is_pace_shared(&self) -> bool {
+        self.sender.replay.settings.pace.is_shared()
     }
 }
 

@@ -15,7 +15,8 @@ use super::small_lanes::{SmallLanes, WORKERS};
 use super::sweep::{LANES_LISTED, Sweep};
 use super::throttle::{MessageQuota, PauseGate};
 use super::workers::{LaneWorkers, RoundEvent};
-use crate::delivery::pacing::Pace;
+use crate::delivery::fleet_pacing::FleetPace;
+use crate::delivery::pacing::{Pace, PaceSettings};
 use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
 use crate::store::{Filter, LaneWork, Owner, ReplayRecord, Store, StoreError, now_ms};
@@ -104,6 +105,7 @@ impl Replayer<'_> {
         let mut round = Round {
             replay: self,
             keeper,
+            pace: self.pace_of_round(),
             gate: &gate,
             quota: &quota,
             small: &small,
@@ -162,6 +164,18 @@ impl Replayer<'_> {
         })
     }
 
+    /// Returns the pace that lanes of this round start with: in a fleet, the rate at which the backlog was accepted.
+    fn pace_of_round(&self) -> PaceSettings {
+        let pace = self.settings.pace;
+        if pace.fleet.is_none() {
+            return pace;
+        }
+        let Ok(backlog) = self.store.backlog(&self.own()) else { return pace };
+        let age_ms = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest));
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        PaceSettings { fleet: Some(FleetPace::of_backlog(backlog.waiting(), age)), ..pace }
+    }
+
     /// Returns why nothing more is sent, if so.
     fn stop_reason(&self, quota: &MessageQuota) -> Option<DrainEnd> {
         if self.shutdown.is_requested() {
@@ -180,6 +194,8 @@ impl Replayer<'_> {
 struct Round<'r> {
     replay: &'r Replayer<'r>,
     keeper: &'r LeaseKeeper<'r>,
+    /// What a lane starts with.
+    pace: PaceSettings,
     gate: &'r PauseGate,
     quota: &'r MessageQuota,
     /// Lanes with a few messages each.
@@ -323,7 +339,7 @@ impl<'r> Round<'r> {
 
     fn worker(&self, work: LaneWork, is_extra: bool) -> LaneWorker<'r> {
         let settings = self.replay.settings;
-        let turn = self.replay.state.begin_turn(&work, Pace::start(settings.pace), settings.breaker(), is_extra);
+        let turn = self.replay.state.begin_turn(&work, Pace::start(self.pace), settings.breaker(), is_extra);
         LaneWorker {
             sender: Sender { replay: self.replay, keeper: self.keeper, work },
             gate: self.gate,

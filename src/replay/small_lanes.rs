@@ -213,11 +213,11 @@ impl<'r> SmallLanes<'r> {
     /// Takes a due lane, if it has a few messages and no trouble; returns it otherwise. One that is here already is not
     /// taken again, and not returned. `may_take`: whether it gets a worker here soon.
     ///
-    /// A limit on the number of messages, and a pace that the user set, apply to each lane as it is claimed.
+    /// A limit on the number of messages, and a pace that all lanes share, apply to each lane as it is claimed.
     pub(super) fn take(&self, work: LaneWork, may_take: bool) -> Option<LaneWork> {
         let settings = self.replay.settings;
         let is_small = work.failed < BATCH_DEFAULT as u64 && work.body_bytes <= BYTES_MAX / 8;
-        let is_free = settings.limit.is_none() && settings.pace.batch.is_none() && settings.pace.delay.is_none();
+        let is_free = settings.limit.is_none() && !settings.pace.is_shared() && settings.dial.is_none();
         let is_well = work.holds().next().is_none() && !self.replay.connection.lanes().is_failing(&work.lane);
         let mut shared = lock(&self.shared);
         if shared.unsent.contains(&work.id) {

@@ -210,7 +210,7 @@ impl Folder {
         Ok((file, metadata))
     }
 
-    /// Renames the file with this name if it is still the file that was opened. A file that is gone is no error.
+    /// Renames the file with this name if it is still the file that was opened. A missing file is not an error.
     fn rename(&self, name: &OsStr, id: FileId, to: &OsStr) -> io::Result<()> {
         let found = match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),

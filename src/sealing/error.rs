@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::RECIPIENTS_MAX;
-use super::keys::Recipient;
+use super::keys::{RECIPIENTS_MAX, Recipient};
 
 /// Why something cannot be sealed or opened. No message quotes a key: a secret one may be where a public one belongs.
 #[derive(Debug, Error)]

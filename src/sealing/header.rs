@@ -11,15 +11,16 @@ use ring::hmac;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use super::RECIPIENTS_MAX;
 use super::error::SealError;
-use super::keys::{Identity, KEY_BYTES, Recipient, random};
+use super::keys::{Identity, KEY_BYTES, RECIPIENTS_MAX, Recipient, random};
 
 const VERSION_LINE: &[u8] = b"age-encryption.org/v1\n";
 pub(super) const VERSION_START: &[u8] = b"age-encryption.org/";
 pub(super) const ARMOUR_START: &[u8] = b"-----BEGIN AGE";
 
 const FILE_KEY_BYTES: usize = 16;
+/// Bytes of the code that authenticates the header.
+const MAC_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 /// Maximum bytes of a header. Strangers write headers too: reading one must cost little.
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
@@ -95,7 +96,9 @@ pub(super) fn opened<R: BufRead>(reader: &mut R, identities: &[Identity]) -> Res
         if let Some(stanza) = line.strip_prefix("-> ") {
             stanzas.push(lines.stanza(stanza)?);
         } else if let Some(mac) = line.strip_prefix("--- ") {
-            break decoded(mac, "the code at its end is not valid")?;
+            let mac = decoded(mac, "the code at its end is not valid")?;
+            break <[u8; MAC_BYTES]>::try_from(mac)
+                .map_err(|_| SealError::Header { reason: "the code at its end has a wrong length" })?;
         } else {
             return Err(SealError::Header { reason: "a line of it is neither a recipient nor its end" });
         }

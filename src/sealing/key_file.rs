@@ -8,9 +8,8 @@ use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
-use super::RECIPIENTS_MAX;
 use super::error::SealError;
-use super::keys::{Identity, Recipient};
+use super::keys::{Identity, RECIPIENTS_MAX, Recipient};
 
 /// Maximum bytes of a file of keys.
 const FILE_BYTES_MAX: u64 = 64 * 1024;

@@ -14,6 +14,9 @@ use super::error::SealError;
 /// Bytes of a public key, of a secret key, and of what they agree on.
 pub(super) const KEY_BYTES: usize = 32;
 
+/// How many recipients something may be sealed for. Everything that is sealed pays for each of them.
+pub const RECIPIENTS_MAX: usize = 64;
+
 const RECIPIENT_PREFIX: &str = "age";
 const IDENTITY_PREFIX: &str = "AGE-SECRET-KEY-";
 

@@ -21,8 +21,8 @@
 //! [`SealWriter`] and [`OpenReader`] hold one chunk in memory; [`seal`] and [`open`] are for small values.
 //!
 //! The header names the recipients, which age alone does not, because "no identity matches" helps nobody: with the
-//! public key, the right one can be found. Sealed contents say nothing about who sealed them: whoever has the public
-//! key can seal.
+//! public key, the right one can be found. Sealed contents do not authenticate their sender: everybody who has the
+//! public key can seal.
 //!
 //! Limits: [`RECIPIENTS_MAX`] recipients, a header of 64 KiB. Not supported: passphrases, SSH keys, plugins, ASCII
 //! armour. Keys are zeroized when they are dropped.
@@ -37,11 +37,8 @@ use std::io::{Read, Write};
 
 pub use self::error::SealError;
 pub use self::key_file::{make_identity, read_identities, read_recipients};
-pub use self::keys::{Identity, Recipient};
+pub use self::keys::{Identity, RECIPIENTS_MAX, Recipient};
 pub use self::stream::{OpenReader, SealWriter};
-
-/// How many recipients something may be sealed for. Everything that is sealed pays for each of them.
-pub const RECIPIENTS_MAX: usize = 64;
 
 /// Returns whether this is the beginning of something sealed, in any version of the format. The first 19 bytes are
 /// enough.

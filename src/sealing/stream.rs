@@ -98,15 +98,15 @@ impl<W: Write> Write for SealWriter<W> {
 
 /// Opens what it reads. Holds one chunk in memory, and returns nothing of a chunk before it is proved unchanged.
 ///
-/// Only the end of the contents (a read of 0 bytes) proves that they are complete: whoever acts on parts before must
-/// be able to undo it. Errors of the contents are [`SealError`]s inside an [`io::Error`]; [`SealError::from_io`]
+/// Only the end of the contents (a read of 0 bytes) proves that they are complete: a caller that acts on parts before
+/// must be able to roll back. Errors of the contents are [`SealError`]s inside an [`io::Error`]; [`SealError::from_io`]
 /// takes them out again. After an error every read fails.
 pub struct OpenReader<R: Read> {
     reader: BufReader<R>,
     cipher: ChaCha20Poly1305,
     /// An opened chunk, and behind it what was read beyond it.
     chunk: Zeroizing<Vec<u8>>,
-    /// What of `chunk` is opened, and not returned yet.
+    /// The range of `chunk` that is decrypted and not returned yet.
     opened: std::ops::Range<usize>,
     number: u64,
     state: OpenState,
@@ -141,7 +141,7 @@ impl<R: Read> OpenReader<R> {
     /// Opens the next chunk.
     fn next_chunk(&mut self) -> Result<(), SealError> {
         const SEALED: usize = CHUNK_BYTES + TAG_BYTES;
-        // One byte beyond a full chunk was read: whether there is one tells if the chunk is the last.
+        // One byte beyond a full chunk was read: only the last chunk has none behind it.
         let beyond = self.chunk.get(SEALED).copied();
         self.chunk.clear();
         self.chunk.extend(beyond);

@@ -414,6 +414,7 @@ pub trait Shipped: Send + Sync {
     /// Records that somebody else delivers a stream by now: none of its messages is claimed here any more, and later
     /// messages about the same entities wait behind them.
     ///
-    /// Returns the ids of its messages, so that they can be deleted once they were delivered.
+    /// Messages of a bundle that was not confirmed have no copy from now on: nobody else may have them. Returns the ids
+    /// of the others, so that they can be deleted once they were delivered. Idempotent.
     fn hand_over(&self, stream: Uuid) -> Result<Vec<MessageId>, StoreError>;
 }

@@ -110,7 +110,7 @@ fn empty(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Lane, Message, MessageType, Request};
+    use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
     use crate::store::{Filter, WhenFull};
 
     fn create(below: &Path) -> ScratchStore {
@@ -122,7 +122,12 @@ mod tests {
         Message {
             lane: Lane::default(),
             message_type: MessageType::CreateTrace,
-            request: Request::default(),
+            request: Request {
+                method: "POST".into(),
+                path: "v1/private/traces".into(),
+                headers: HeaderSet::default(),
+                body: Body::new(b"{}".to_vec(), Encoding::Identity),
+            },
             touches: Vec::new(),
             items: 1,
             project: None,

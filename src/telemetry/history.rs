@@ -107,6 +107,11 @@ impl History {
         self.lock().fine.iter().copied().collect()
     }
 
+    /// Returns the newest sample.
+    pub(crate) fn last(&self) -> Option<Sample> {
+        self.lock().fine.back().copied()
+    }
+
     /// Returns a sample for each minute of the last day, oldest first: with the largest backlog of that minute, and
     /// unavailable if the server was unavailable at any time in it.
     pub(crate) fn day(&self) -> Vec<Sample> {

@@ -125,6 +125,7 @@ corpora! {
     bodies: bodies_are_decoded_within_their_bound,
     delivery: what_is_sent_together_is_what_was_stored,
     division: the_pieces_of_a_batch_are_the_batch,
+    fleet_objects: objects_of_a_depot_are_read_or_refused,
     inspection: what_a_server_reads_is_read_as_it_stands,
     otlp: otlp_requests_are_read_and_cut_without_loss,
     own_files: a_damaged_store_is_an_error_or_rows,

@@ -6,6 +6,7 @@
 mod azure;
 mod contract;
 mod credentials;
+mod failover;
 mod faults;
 mod folder;
 mod health;

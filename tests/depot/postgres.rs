@@ -1,8 +1,7 @@
 //! The depot in PostgreSQL, on real servers: what a lost server, a lost standby, a cancelled commit or a pooler must not
 //! cost.
 
-mod failover;
-mod servers;
+pub(crate) mod servers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +16,7 @@ use crate::support::networks::Authority;
 use crate::support::{PATIENCE, wait_until};
 
 /// Longer than any of these servers takes, on a busy machine as well.
-const LONG: Duration = Duration::from_secs(120);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// For calls that have to run into their time-out.
 const SHORT: Duration = Duration::from_secs(8);
 
@@ -161,7 +160,7 @@ fn interrupted<T: Send>(servers: &Servers, end: &str, call: impl FnOnce() -> T +
 
 /// A cancelled commit answers like any other, and the row is there to see.
 #[test]
-fn a_commit_whose_wait_was_ended_is_no_success_and_neither_is_its_repeat() {
+fn a_cancelled_commit_and_its_repeat_count_as_unknown() {
     let Some(servers) = Servers::start_pair() else { return };
     let depot = servers.depot(LONG);
     let head = depot.swap(&name("v1/head"), None, b"one").unwrap();
@@ -302,6 +301,6 @@ fn only_the_server_that_the_certificate_names_gets_a_bundle() {
     });
     for (host, query) in [("localhost", "?sslmode=verify-full"), ("127.0.0.1", query.as_str())] {
         let answer = open(&url(&format!("{host}:{port}"), query), LONG).unwrap().create(&name("v1/a"), b"x");
-        assert!(is_unreachable(&answer), "a stranger's certificate is taken for {host}: {answer:?}");
+        assert!(is_unreachable(&answer), "a stranger's certificate is accepted for {host}: {answer:?}");
     }
 }

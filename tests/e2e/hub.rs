@@ -51,10 +51,23 @@ fn wait_until_available(agent: &Agent) {
     wait_until("the agent has a server", PATIENCE, || ready(agent)["server"]["connection"] == "available");
 }
 
-/// Waits until nothing waits, as the agent itself sees it.
+/// Waits until nothing waits, as the agent itself sees it, for as long as it becomes less.
 #[track_caller]
 fn wait_until_empty(agent: &Agent) {
-    wait_until("nothing waits in the agent's store", PATIENCE, || ready(agent)["store"]["waiting"] == 0);
+    let (mut least, mut since) = (u64::MAX, Instant::now());
+    let mut is_empty = false;
+    while !is_empty {
+        let waiting = ready(agent)["store"]["waiting"].as_u64().unwrap_or(u64::MAX);
+        if waiting < least {
+            (least, since) = (waiting, Instant::now());
+        }
+        is_empty = waiting == 0;
+        assert!(
+            since.elapsed() < PATIENCE,
+            "{least} messages wait at the agent, and none was delivered for {PATIENCE:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn metric(agent: &Agent, name: &str) -> f64 {

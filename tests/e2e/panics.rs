@@ -291,6 +291,7 @@ fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
             filter: Filter::default(),
             limit: None,
             pace: PaceSettings::default(),
+            dial: None,
             retry_interval: Duration::from_millis(200),
             attempts_max: 10,
         },

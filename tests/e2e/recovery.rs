@@ -191,6 +191,7 @@ fn the_end_of_an_outage_ends_the_waits_that_it_caused_and_no_others() {
             filter: Filter::default(),
             limit: None,
             pace: PaceSettings::default(),
+            dial: None,
             retry_interval: hour,
             attempts_max: 10,
         },

@@ -90,12 +90,8 @@ impl Sample {
             // Messages from here on are only in the log.
             store.compact().expect("it can be compacted");
         }
-        let row = SalvagedRow {
-            row: Sha256::new([7; 32]),
-            message: about_trace(&lane("team"), "salvaged", Effect::Create, 1_600),
-            rejected: None,
-            file: None,
-        };
+        let salvaged = about_trace(&lane("team"), "salvaged", Effect::Create, 1_600);
+        let row = SalvagedRow::new(Sha256::new([7; 32]), salvaged, None);
         store.salvage(&[row]).expect("it fits");
         let before = listed(&store);
         let owner = Owner::this_process("replay");

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use opik_offline::depot::Depot;
 use opik_offline::depot::model::{ModelDepot, ModelFault, Verb};
+use opik_offline::depot::{Depot, Name};
 use opik_offline::fleet::bundle::BundleReader;
+use opik_offline::fleet::fleet_file::FleetFile;
 use opik_offline::fleet::head::{Head, HeadState};
 use opik_offline::fleet::ledger::{Acknowledge, AgentLedger, FleetSettings, WhenDepotAway};
 use opik_offline::fleet::marks::{Fate, Mark, MarksReader};
@@ -20,8 +21,8 @@ use opik_offline::message::{Effect, MessageId};
 use opik_offline::shutdown::Shutdown;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
-    ClaimLimits, Claimed, Filter, Intake, LastAnswer, Lease, Maintain, Outcome, Owner, Part, Replay, Shipped, Store,
-    StoreError, StreamRecord, StreamState, now_ms,
+    ClaimLimits, Claimed, Filter, LastAnswer, Lease, Outcome, Owner, Part, Store, StoreError, StreamRecord,
+    StreamState, now_ms,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use uuid::Uuid;
@@ -301,6 +302,7 @@ impl InDepot {
                     found.marks.extend(marks.map(|mark| (stream.to_string(), mark.expect("it is whole"))));
                 }
                 ObjectName::Head(_) => found.heads.push(Head::decode(&bytes).expect("a head")),
+                ObjectName::FleetFile => {}
                 other => panic!("{other} is not expected"),
             }
         }
@@ -491,6 +493,46 @@ fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_se
     ship.wait_until("what was delivered stays for good", |ship| {
         ship.store.backlog(&Filter::default()).expect("it can be read").messages() == 0
     });
+}
+
+#[test]
+fn a_choice_that_was_not_confirmed_is_not_handed_over() {
+    on_every_engine(|store| {
+        let first = register(store, "a");
+        let stream = record(1);
+        store.note_stream(&stream).expect("it is recorded");
+        store.begin_bundle(stream.stream, MANY).expect("a choice");
+        store.confirm_bundle(stream.stream, 1).expect("it is there");
+        let second = register(store, "b");
+        assert_eq!(store.begin_bundle(stream.stream, MANY).expect("a choice"), [second]);
+        assert_eq!(store.hand_over(stream.stream).expect("it is recorded"), [first], "nobody would deliver the other");
+        assert_eq!(store.unshipped().expect("it is counted").messages, 1);
+    });
+}
+
+#[test]
+fn what_somebody_else_delivered_while_the_agent_was_down_is_not_sent_again_unless_the_depot_was_emptied() {
+    let fleet_file = Name::new("v1/fleet.json").expect("a name");
+    for was_emptied in [false, true] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let depot = Arc::new(ModelDepot::new());
+        let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
+        depot.create(&fleet_file, &fleet.encode()).expect("an empty depot");
+        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        register(ship.store.as_ref(), "a");
+        ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 1);
+        drop(ship);
+        let gone: Vec<Name> = depot.names().into_iter().filter(|name| was_emptied || *name != fleet_file).collect();
+        depot.delete(&gone).expect("it is there");
+        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        match was_emptied {
+            true => ship.wait_until("it is lost", |ship| InDepot::of(&ship.depot).shipped.len() == 1),
+            false => ship.wait_until("it is sent again", |ship| {
+                ship.store.backlog(&Filter::default()).expect("it can be read").messages() == 0
+            }),
+        }
+    }
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl ShippedBook {
     }
 
     pub(crate) fn note_marked(&mut self, ids: &[MessageId]) {
-        ids.iter().for_each(|id| drop(self.copies.remove(&id.0)));
+        self.copies.retain(|id, _| !ids.contains(&MessageId(*id)));
     }
 
     /// Records the parts of a divided message.
@@ -175,7 +175,9 @@ impl ShippedBook {
     /// Records a settle.
     pub(crate) fn settled(&mut self, outcomes: &[(MessageId, Outcome)]) {
         let stays = |outcome: &Outcome| matches!(outcome, Outcome::Failed { .. } | Outcome::Held { .. });
-        outcomes.iter().filter(|(_, it)| !stays(it)).for_each(|(id, _)| drop(self.copies.remove(&id.0)));
+        for (id, _) in outcomes.iter().filter(|(_, outcome)| !stays(outcome)) {
+            self.copies.remove(&id.0);
+        }
     }
 
     pub(crate) fn unshipped(&self, stored: &[Stored]) -> UnshippedCount {
@@ -194,6 +196,7 @@ impl ShippedBook {
     }
 
     pub(crate) fn hand_over(&mut self, stream: Uuid) -> Vec<MessageId> {
+        self.withdraw_bundle(stream);
         if let Some(record) = self.stream(stream) {
             record.state = StreamState::HandedOver;
         }

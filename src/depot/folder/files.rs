@@ -78,7 +78,7 @@ impl Aside {
         {
             return Ok(());
         }
-        // What file systems without them answer.
+        // The answers of file systems without hard links.
         linked.map_err(|error| match Errno::from_io_error(&error) {
             Some(Errno::PERM | Errno::MLINK | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 io::Error::new(ErrorKind::Unsupported, "hard links are refused")

@@ -8,8 +8,8 @@ use super::super::Entry;
 use super::super::name::Name;
 use super::files::version;
 
-/// What of a folder is read at a time, and where the answer is collected.
-struct Walk<'a> {
+/// A walk over a depot's folders, and the objects found so far.
+struct FolderWalk<'a> {
     root: &'a Path,
     after: Option<&'a str>,
     limit: usize,
@@ -18,12 +18,12 @@ struct Walk<'a> {
 
 /// Returns up to `limit` objects below `under`, ascending by the bytes of their names, behind `after`.
 pub(super) fn list(root: &Path, under: &Name, after: Option<&Name>, limit: usize) -> io::Result<Vec<Entry>> {
-    let mut walk = Walk { root, after: after.map(Name::as_str), limit, found: Vec::new() };
+    let mut walk = FolderWalk { root, after: after.map(Name::as_str), limit, found: Vec::new() };
     walk.folder(under.as_str())?;
     Ok(walk.found)
 }
 
-impl Walk<'_> {
+impl FolderWalk<'_> {
     fn folder(&mut self, folder: &str) -> io::Result<()> {
         for (is_folder, key) in self.sorted(folder)? {
             if self.found.len() >= self.limit {

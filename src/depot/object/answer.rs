@@ -1,11 +1,11 @@
-//! What a failed request means: for the caller, and for a repeat.
+//! The meaning of a failed request: for the caller, and for a retry.
 
 use super::super::error::DepotError;
 use super::super::name::Name;
-use super::web::Exchange;
+use super::web::LastExchange;
 use crate::upstream::web::{WebFailure, WebStage};
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doing {
     Create,
@@ -87,7 +87,7 @@ impl Verdict {
 const BUSY: &str = "it is busy";
 
 /// Judges a failed request by how its last exchange ended.
-pub(super) fn judge(doing: Doing, error: &object_store::Error, last: Option<Exchange>) -> Verdict {
+pub(super) fn judge(doing: Doing, error: &object_store::Error, last: Option<LastExchange>) -> Verdict {
     let Some(last) = last else {
         // It failed before its first request: a token or key file that can't be read.
         return Verdict::Refused(format!("no usable credentials: {}", innermost(error)));
@@ -102,7 +102,7 @@ pub(super) fn judge(doing: Doing, error: &object_store::Error, last: Option<Exch
 }
 
 /// Credentials could not be fetched.
-fn of_credentials(last: &Exchange) -> Verdict {
+fn of_credentials(last: &LastExchange) -> Verdict {
     let host = last.origin.split("://").nth(1).unwrap_or_default();
     let bare = host.rsplit_once(':').map_or(host, |(bare, _)| bare);
     match &last.ending {
@@ -207,7 +207,7 @@ mod tests {
 
     fn judged(doing: Doing, status: u16, said: &str) -> Verdict {
         let error = object_store::Error::NotImplemented { operation: String::new(), implementer: String::new() };
-        let last = Exchange {
+        let last = LastExchange {
             origin: "https://s3.test".to_owned(),
             is_for_credentials: false,
             ending: Ok((status, said.to_owned())),
@@ -249,11 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn missing_credentials_are_no_network_problem() {
+    fn missing_credentials_are_reported_as_a_refusal() {
         let ending = Err(WebFailure { stage: WebStage::Connecting, reason: "connection refused".to_owned() });
-        let last = Exchange { origin: "http://169.254.169.254".to_owned(), is_for_credentials: true, ending };
+        let last = LastExchange { origin: "http://169.254.169.254".to_owned(), is_for_credentials: true, ending };
         assert!(matches!(of_credentials(&last), Verdict::Refused(_)), "retrying for hours would not find any");
-        let last = Exchange { origin: "https://sts.eu.amazonaws.com".to_owned(), ..last };
+        let last = LastExchange { origin: "https://sts.eu.amazonaws.com".to_owned(), ..last };
         assert!(matches!(of_credentials(&last), Verdict::NotDone(_)));
     }
 }

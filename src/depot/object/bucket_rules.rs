@@ -9,7 +9,7 @@ use super::answer::in_words;
 use super::wait::wait;
 use crate::upstream::web::WebClient;
 
-/// Objects that expire within this many days may be gone before a long outage ends.
+/// Objects that expire within this many days may be deleted before a long outage ends.
 const EXPIRY_DAYS_MIN: u32 = 14;
 
 /// Asks S3 for the rules of a bucket.
@@ -42,9 +42,9 @@ impl BucketRules {
     }
 }
 
-type Asked = Result<(u16, String), String>;
+type RuleAnswer = Result<(u16, String), String>;
 
-fn not_checked(subject: &str, asked: &Asked) -> Option<String> {
+fn not_checked(subject: &str, asked: &RuleAnswer) -> Option<String> {
     let reason = match asked {
         Ok((status, said)) => in_words(*status, said),
         Err(reason) => reason.clone(),
@@ -52,7 +52,7 @@ fn not_checked(subject: &str, asked: &Asked) -> Option<String> {
     Some(format!("not checked: whether the bucket {subject} ({reason})"))
 }
 
-fn versions_kept(asked: &Asked) -> Option<String> {
+fn versions_kept(asked: &RuleAnswer) -> Option<String> {
     match asked {
         Ok((200, said)) if said.contains("<Status>Enabled</Status>") => Some(
             "the bucket keeps old versions, so deleted copies stay in it and are paid for; expire noncurrent versions by a \
@@ -64,7 +64,7 @@ fn versions_kept(asked: &Asked) -> Option<String> {
     }
 }
 
-fn expiry(asked: &Asked) -> Option<String> {
+fn expiry(asked: &RuleAnswer) -> Option<String> {
     match asked {
         Ok((200, said)) => {
             let days = expiry_days(said)?;
@@ -90,7 +90,7 @@ fn expiry_days(said: &str) -> Option<u32> {
     rules.filter_map(days).min()
 }
 
-fn locks(asked: &Asked) -> Option<String> {
+fn locks(asked: &RuleAnswer) -> Option<String> {
     match asked {
         Ok((200, said)) if said.contains("<DefaultRetention>") => Some(
             "the bucket locks its objects by default: delivered copies and those that a person purges can't be deleted \
@@ -106,7 +106,7 @@ fn locks(asked: &Asked) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, said: &str) -> Asked {
+    fn answer(status: u16, said: &str) -> RuleAnswer {
         Ok((status, said.to_owned()))
     }
 
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_asked_is_said() {
+    fn an_unanswered_question_is_reported() {
         let refused = answer(403, "<Code>AccessDenied</Code><Message>No.</Message>");
         for said in [versions_kept(&refused), expiry(&refused), locks(&refused), expiry(&Err("away".to_owned()))] {
             assert!(said.is_some_and(|said| said.starts_with("not checked: ")));

@@ -13,7 +13,7 @@ use super::super::error::DepotError;
 use super::super::settings::{CONNECT_TIMEOUT, DepotSettings, ObjectService};
 use super::bucket_rules::BucketRules;
 use super::web::{Connector, beside_the_platform, may_be_plain};
-use super::{Bucket, answer, keys_file};
+use super::{BucketStore, answer, keys_file};
 use crate::upstream::web::{WebClient, WebSettings};
 
 /// The longest answer, in bytes: an object, or a listing of a thousand names.
@@ -21,7 +21,7 @@ const ANSWER_BYTES_MAX: usize = OBJECT_BYTES_MAX + 4 * 1024 * 1024;
 
 /// A bucket that no request was made to yet.
 pub(super) struct Built {
-    pub(super) store: Box<dyn Bucket>,
+    pub(super) store: Box<dyn BucketStore>,
     /// The host that serves it.
     pub(super) host: Option<String>,
     pub(super) rules: Option<BucketRules>,
@@ -195,7 +195,7 @@ fn host_of(url: &str) -> Option<String> {
     uri.host().map(|host| host.trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
-/// Refuses an endpoint that is no URL, or that would show keys and data to the network.
+/// Refuses an invalid endpoint, and one that would show keys and data to the network.
 fn check_endpoint(settings: &DepotSettings, variable: &str, endpoint: &str) -> Result<(), DepotError> {
     let unusable = |reason: String| Err(DepotError::Unusable { at: settings.address.to_string(), reason });
     let uri: Option<http::Uri> = endpoint.parse().ok();
@@ -206,7 +206,7 @@ fn check_endpoint(settings: &DepotSettings, variable: &str, endpoint: &str) -> R
         (Some("http"), Some(host)) => unusable(format!(
             "{variable} names {host} without TLS, where the network can read everything; use https, or --fleet-insecure"
         )),
-        _ => unusable(format!("{variable} is no URL; write https://HOST or https://HOST:PORT")),
+        _ => unusable(format!("{variable} is not a URL; write https://HOST or https://HOST:PORT")),
     }
 }
 
@@ -243,7 +243,7 @@ mod tests {
         assert!(ObjectDepot::open(&insecure).is_ok());
         let here = settings(ObjectService::S3, &[("AWS_ENDPOINT", "http://127.0.0.1:9000")]);
         assert!(ObjectDepot::open(&here).is_ok());
-        assert!(error(ObjectService::S3, &[("AWS_ENDPOINT_URL", "minio:9000")]).contains("is no URL"));
+        assert!(error(ObjectService::S3, &[("AWS_ENDPOINT_URL", "minio:9000")]).contains("is not a URL"));
     }
 
     #[test]

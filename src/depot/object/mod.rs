@@ -34,14 +34,14 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 /// The most objects that a service lists or deletes at once.
 const PAGE_MAX: usize = 1000;
 
-/// What the crate's stores have in common.
-trait Bucket: ObjectStore + PaginatedListStore {}
+/// The traits that the crate's stores share.
+trait BucketStore: ObjectStore + PaginatedListStore {}
 
-impl<T: ObjectStore + PaginatedListStore> Bucket for T {}
+impl<T: ObjectStore + PaginatedListStore> BucketStore for T {}
 
 /// A depot in a bucket.
 pub(super) struct ObjectDepot {
-    store: Box<dyn Bucket>,
+    store: Box<dyn BucketStore>,
     service: ObjectService,
     /// The prefix with a slash at its end, or nothing.
     prefix: String,
@@ -63,7 +63,7 @@ impl ObjectDepot {
     pub(super) fn open(settings: &DepotSettings) -> Result<Self, DepotError> {
         let at = settings.address.to_string();
         let DepotAddress::Bucket { service, bucket, prefix } = &settings.address else {
-            return Err(DepotError::Unusable { at, reason: "it is no bucket".to_owned() });
+            return Err(DepotError::Unusable { at, reason: "it is not a bucket".to_owned() });
         };
         let built = build::bucket(settings, *service, bucket)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
@@ -193,7 +193,7 @@ impl Depot for ObjectDepot {
         while entries.len() < limit {
             let listed = self.attempts(Doing::List, None, || {
                 let options = PaginatedListOptions {
-                    // A token goes on where its page ended.
+                    // A token continues where its page ended.
                     offset: offset.clone().filter(|_| token.is_none()),
                     max_keys: Some(limit.min(PAGE_MAX)),
                     page_token: token.clone(),

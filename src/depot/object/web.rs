@@ -21,7 +21,7 @@ const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// How the last request of this thread ended. The crate's errors have it only as text.
 #[derive(Clone, Debug)]
-pub(super) struct Exchange {
+pub(super) struct LastExchange {
     /// Scheme, host and port.
     pub(super) origin: String,
     /// Whether the request was for credentials and not for an object.
@@ -31,7 +31,7 @@ pub(super) struct Exchange {
 }
 
 thread_local! {
-    static LAST: RefCell<Option<Exchange>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<LastExchange>> = const { RefCell::new(None) };
 }
 
 /// Forgets the last request of this thread.
@@ -40,7 +40,7 @@ pub(super) fn forget() {
 }
 
 /// Returns how the last request of this thread ended, if it made one since [`forget`].
-pub(super) fn last() -> Option<Exchange> {
+pub(super) fn last() -> Option<LastExchange> {
     LAST.with(|last| last.borrow().clone())
 }
 
@@ -97,7 +97,7 @@ impl fmt::Debug for Service {
 }
 
 impl HttpService for Service {
-    // What the crate's macro makes of an asynchronous function. It is done before the future is polled.
+    // The signature that the crate's macro generates. It is done before the future is polled.
     fn call<'me, 'call>(
         &'me self,
         request: HttpRequest,
@@ -136,7 +136,7 @@ impl Service {
             Err(failure) => Err(failure.clone()),
         };
         let is_for_credentials = self.number != self.connector.made.load(Ordering::Relaxed);
-        LAST.with(|last| last.replace(Some(Exchange { origin, is_for_credentials, ending })));
+        LAST.with(|last| last.replace(Some(LastExchange { origin, is_for_credentials, ending })));
         match answer {
             Ok(response) => Ok(response.map(HttpResponseBody::from)),
             Err(failure) => Err(HttpError::new(HttpErrorKind::Unknown, failure)),

@@ -1,4 +1,4 @@
-//! What a server's settings mean for what it keeps, in sentences for people.
+//! Weaknesses of a server's durability, derived from its settings, in sentences for people.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::session::PostgresReply;
 /// A transaction that is open for longer keeps vacuum from what was deleted since.
 const SNAPSHOT_MAX: Duration = Duration::from_secs(3600);
 
-/// What a server says of itself.
+/// The settings and standbys of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PostgresDurability {
     pub(super) standby_names: String,
     pub(super) fsync: bool,
     pub(super) full_page_writes: bool,
-    /// Standbys that are connected, in whatever way.
+    /// Connected standbys, synchronous or not.
     pub(super) standbys: u64,
     /// Those that a commit waits for.
     pub(super) synchronous: u64,
@@ -97,7 +97,7 @@ mod tests {
     #[track_caller]
     fn assert_warns(server: &PostgresDurability, of: &str) {
         let found = server.weaknesses();
-        assert!(found.len() == 1 && found[0].contains(of), "nobody is told that {of}: {found:?}");
+        assert!(found.len() == 1 && found[0].contains(of), "no warning about {of}: {found:?}");
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //!   of its own, closes the socket, and answers `UnknownOutcome`. The server does not notice: its process waits on. So
 //!   before the next write the engine checks that its last one has ended, and sends none behind it: an agent
 //!   leaves one waiting process, not one a retry.
-//! - **Settings of roles and databases are no promise**: each write raises `synchronous_commit` to `on` for itself.
+//! - **Settings of roles and databases are not trusted**: each write raises `synchronous_commit` to `on` for itself.
 //! - **Any pooler will do**: statements have no name and each is its own transaction (but for the migration); one
 //!   connection for each process, and only while it is used.
 //!
@@ -74,7 +74,7 @@ pub struct PostgresDepot {
 }
 
 /// A call of a verb.
-struct Asked<'a> {
+struct PostgresCall<'a> {
     /// The right that it needs.
     action: &'static str,
     /// The object, or the first of several.
@@ -120,7 +120,7 @@ impl PostgresDepot {
     /// Runs one statement.
     fn run(
         &self,
-        asked: &Asked<'_>,
+        asked: &PostgresCall<'_>,
         statement: &PostgresStatement,
         values: &[PostgresValue<'_>],
     ) -> Result<PostgresReply, DepotError> {
@@ -201,7 +201,9 @@ impl PostgresDepot {
                 );
                 DepotError::NotAuthorised { at, action: "use its tables", reason }
             }
-            SchemaFault::Session(fault) => self.failed(&Asked { action: "connect", name: None, commits: false }, fault),
+            SchemaFault::Session(fault) => {
+                self.failed(&PostgresCall { action: "connect", name: None, commits: false }, fault)
+            }
             SchemaFault::TooNew(reader) => DepotError::Unusable {
                 at,
                 reason: format!("its tables need an opik-offline that knows version {reader} of them; update this one"),
@@ -211,7 +213,7 @@ impl PostgresDepot {
 
     /// Refuses to write behind a write that still waits on the server.
     fn check_not_stuck(&self, session: &mut PostgresSession, deadline: Instant) -> Result<(), DepotError> {
-        let asked = Asked { action: "read pg_stat_activity", name: None, commits: false };
+        let asked = PostgresCall { action: "read pg_stat_activity", name: None, commits: false };
         let values = [PostgresValue::Text(&self.application)];
         let reply = session.run(&statements::STUCK, &values, deadline).map_err(|fault| self.failed(&asked, fault))?;
         match cell(&reply, 0).unwrap_or("0") {
@@ -230,7 +232,7 @@ impl PostgresDepot {
     }
 
     /// Returns the error for a fault after a statement was sent.
-    fn failed(&self, asked: &Asked<'_>, fault: PostgresFault) -> DepotError {
+    fn failed(&self, asked: &PostgresCall<'_>, fault: PostgresFault) -> DepotError {
         let at = self.at.clone();
         match fault {
             PostgresFault::Connection { reason } | PostgresFault::Refused { reason, fatal: true, .. } => {
@@ -258,7 +260,7 @@ impl PostgresDepot {
         DepotError::Unreachable { at: self.at.clone(), reason }
     }
 
-    fn unknown(&self, asked: &Asked<'_>, reason: String) -> DepotError {
+    fn unknown(&self, asked: &PostgresCall<'_>, reason: String) -> DepotError {
         let Some(name) = asked.name else { return self.unreachable(reason) };
         let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
         if doubts.len() < DOUBTS_MAX {
@@ -287,7 +289,7 @@ impl PostgresDepot {
     /// Creates an object with this version.
     fn insert(&self, name: &Name, version: &str, bytes: &[u8]) -> Result<Created, DepotError> {
         self.check_size(name, bytes)?;
-        let asked = Asked { action: "write", name: Some(name), commits: true };
+        let asked = PostgresCall { action: "write", name: Some(name), commits: true };
         let values = [
             PostgresValue::Text(&self.fleet),
             PostgresValue::Text(name.as_str()),
@@ -300,7 +302,7 @@ impl PostgresDepot {
     }
 }
 
-/// Builds TLS that verifies certificate and name, whatever is set for the Opik server.
+/// Builds TLS that verifies certificate and name, also if the Opik server's is not verified.
 fn tls_of(url: &PostgresUrl, settings: &DepotSettings) -> Result<Arc<ClientConfig>, String> {
     let mut tls = TlsSettings { check_certificate: true, client_certificate: None, ..settings.tls.clone() };
     if url.root_certificates.is_some() {
@@ -346,7 +348,7 @@ impl Depot for PostgresDepot {
 
     fn get(&self, name: &Name) -> Result<Option<(Vec<u8>, Version)>, DepotError> {
         let is_doubtful = self.is_doubtful(name);
-        let asked = Asked { action: "read", name: Some(name), commits: is_doubtful };
+        let asked = PostgresCall { action: "read", name: Some(name), commits: is_doubtful };
         let statement = if is_doubtful { &statements::GET_REPLICATED } else { &statements::GET };
         let values = [PostgresValue::Text(&self.fleet), PostgresValue::Text(name.as_str())];
         let reply = match self.run(&asked, statement, &values) {
@@ -380,7 +382,7 @@ impl Depot for PostgresDepot {
         if expected.as_str().parse::<i64>().is_err() {
             return Err(lost());
         }
-        let asked = Asked { action: "write", name: Some(name), commits: true };
+        let asked = PostgresCall { action: "write", name: Some(name), commits: true };
         let values = [
             PostgresValue::Text(&self.fleet),
             PostgresValue::Text(name.as_str()),
@@ -402,7 +404,7 @@ impl Depot for PostgresDepot {
         // The character behind the slash.
         let until = format!("{under}0");
         let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
-        let asked = Asked { action: "list", name: Some(under), commits: false };
+        let asked = PostgresCall { action: "list", name: Some(under), commits: false };
         let values = [&self.fleet, from, &until, &limit].map(PostgresValue::Text);
         let reply = self.run(&asked, &statements::LIST, &values)?;
         let entry = |row: &Vec<Option<bytes::Bytes>>| {
@@ -419,7 +421,7 @@ impl Depot for PostgresDepot {
             // Names need no escaping: see `Name`.
             let array: Vec<String> = part.iter().map(|name| format!("\"{name}\"")).collect();
             let array = format!("{{{}}}", array.join(","));
-            let asked = Asked { action: "delete", name: part.first(), commits: true };
+            let asked = PostgresCall { action: "delete", name: part.first(), commits: true };
             let values = [PostgresValue::Text(&self.fleet), PostgresValue::Text(&array)];
             self.run(&asked, &statements::DELETE, &values)?;
             part.iter().for_each(|name| self.settle_doubt(name));
@@ -428,7 +430,7 @@ impl Depot for PostgresDepot {
     }
 
     fn weaknesses(&self) -> Result<Vec<String>, DepotError> {
-        let asked = Asked { action: "read its settings", name: None, commits: false };
+        let asked = PostgresCall { action: "read its settings", name: None, commits: false };
         let reply = self.run(&asked, &statements::DURABILITY, &[])?;
         let mut found = durability::read(&reply).weaknesses();
         if self.url.hosts.iter().any(|host| !host.is_local() && !self.url.uses_tls(host)) {

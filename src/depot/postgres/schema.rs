@@ -1,6 +1,6 @@
 //! The tables of a depot, and how they are made and migrated.
 //!
-//! Migrations only add, so a program of an earlier release goes on in a database of a later one: the format of what is
+//! Migrations only add, so a program of an earlier release works in a database of a later one: the format of what is
 //! kept is that of the bundles, and this table has one shape for years. A released migration is never edited.
 
 use std::time::Instant;
@@ -10,7 +10,7 @@ use super::session::{PostgresFault, PostgresReply, PostgresSession};
 /// The version of the schema that this program makes.
 const VERSION: usize = MIGRATIONS.len();
 
-/// What the role of an agent needs, for hints.
+/// Privileges of an agent's role, for hints.
 pub(super) const GRANTS: &str = "GRANT SELECT, INSERT, UPDATE, DELETE ON depot_object TO the role, and SELECT ON \
                                  depot_schema";
 

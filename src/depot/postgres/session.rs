@@ -25,15 +25,12 @@ const MESSAGE_BYTES_MAX: usize = crate::depot::OBJECT_BYTES_MAX + 64 * 1024;
 /// The longest text of an error that is shown, in characters.
 const REASON_CHARS_MAX: usize = 300;
 
-/// Types of parameters, by their fixed numbers (`pg_type`).
-pub(super) mod oid {
-    use super::Oid;
-    pub(in super::super) const BYTEA: Oid = 17;
-    pub(in super::super) const INT8: Oid = 20;
-    pub(in super::super) const TEXT: Oid = 25;
-    pub(in super::super) const TEXT_ARRAY: Oid = 1009;
-    pub(in super::super) const UUID: Oid = 2950;
-}
+// Types of parameters, by their fixed numbers (`pg_type`).
+pub(super) const BYTEA: Oid = 17;
+pub(super) const INT8: Oid = 20;
+pub(super) const TEXT: Oid = 25;
+pub(super) const TEXT_ARRAY: Oid = 1009;
+pub(super) const UUID: Oid = 2950;
 
 /// A statement, and how its parameters and columns are typed.
 pub(super) struct PostgresStatement {
@@ -50,7 +47,7 @@ pub(super) enum PostgresValue<'a> {
     Bytes(&'a [u8]),
 }
 
-/// What a statement answered.
+/// The answer to a statement.
 #[derive(Default)]
 pub(super) struct PostgresReply {
     pub(super) rows: Vec<Vec<Option<Bytes>>>,
@@ -63,9 +60,9 @@ pub(super) struct PostgresReply {
 /// Why a session or a statement failed.
 #[derive(Debug)]
 pub(super) enum PostgresFault {
-    /// The connection failed, or no answer came in time. The session is of no use any more.
+    /// The connection failed, or no answer came in time. The session is unusable.
     Connection { reason: String },
-    /// The server refused. After a `fatal` error the session is of no use any more.
+    /// The server refused. After a `fatal` error the session is unusable.
     Refused { code: String, reason: String, fatal: bool },
     /// The server is a standby, or read-only.
     ReadOnly,
@@ -314,8 +311,8 @@ impl Notice {
         Ok(notice)
     }
 
-    /// Returns whether a commit stopped waiting for the standby and was reported as a success all the same. The text
-    /// may be translated, the routine is not.
+    /// Returns whether a commit stopped waiting for the standby, which is reported as a success. The text may be
+    /// translated, the routine is not.
     fn is_unreplicated(&self) -> bool {
         self.routine == "SyncRepWaitForLSN" || self.message.contains("synchronous replication")
     }

@@ -179,7 +179,7 @@ fn encrypt(
     frontend::ssl_request(&mut request);
     socket.write_all(&request)?;
     let mut answer = [0];
-    // One byte and no more: what comes behind it in plain text must not be taken for what was said in TLS.
+    // One byte and no more: plain text behind it must not be read as if it came through TLS.
     socket.read_exact(&mut answer)?;
     if answer != *b"S" {
         return Err(io::Error::other(

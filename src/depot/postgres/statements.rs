@@ -4,8 +4,7 @@
 //! and standby even where `synchronous_commit` was lowered, and the warning that it gave that up is sent even where
 //! `client_min_messages` hides warnings. Both hold for the one transaction only, so a pooler does not see them.
 
-use super::session::PostgresStatement;
-use super::session::oid::{BYTEA, INT8, TEXT, TEXT_ARRAY, UUID};
+use super::session::{BYTEA, INT8, PostgresStatement, TEXT, TEXT_ARRAY, UUID};
 
 /// Rows of functions are read even if nobody asks for their columns: that is how they run.
 macro_rules! settings {
@@ -79,7 +78,7 @@ pub(super) const STUCK: PostgresStatement = PostgresStatement {
     first_is_bytes: false,
 };
 
-/// What an operator has to know of the server's durability, in the order of [`super::durability::read`].
+/// The server's settings and standbys that durability depends on, in the order of [`super::durability::read`].
 pub(super) const DURABILITY: PostgresStatement = PostgresStatement {
     sql: "SELECT current_setting('synchronous_standby_names'), current_setting('fsync'), \
                  current_setting('full_page_writes'), \

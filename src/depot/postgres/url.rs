@@ -217,7 +217,7 @@ fn host_of(text: &str) -> Result<PostgresHost, String> {
         },
     };
     let port = port.filter(|port| !port.is_empty()).map_or(Ok(DEFAULT_PORT), str::parse);
-    let port = port.map_err(|_| "a port is no number between 0 and 65535".to_owned())?;
+    let port = port.map_err(|_| "a port is not a number between 0 and 65535".to_owned())?;
     let host = decoded(host, "host")?;
     match host.chars().next() {
         None => Err("it names no host".to_owned()),

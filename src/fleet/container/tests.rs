@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 const KIND: ObjectKind = ObjectKind { magic: *b"OPIKTEST", format: 3, name: "a test" };
-const LIMIT: Limit = Limit { piece: 1 << 20, total: 8 << 20 };
+const LIMIT: ReadLimit = ReadLimit { piece: 1 << 20, total: 8 << 20 };
 
 fn records(count: usize) -> Vec<Vec<u8>> {
     let record =
@@ -17,8 +17,8 @@ fn read(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, usize), BadObject> {
     let (mut whole, mut bad) = (Vec::new(), 0);
     while let Some(piece) = reader.next() {
         match piece {
-            Piece::Whole(record) => whole.push(record),
-            Piece::Bad(_) => bad += 1,
+            ContainerRecord::Whole(record) => whole.push(record),
+            ContainerRecord::Bad(_) => bad += 1,
         }
     }
     Ok((whole, bad))
@@ -125,7 +125,7 @@ fn a_search_behind_damage_ends_soon_whatever_the_bytes_are() {
     bytes.extend(head.repeat(100_000));
     let mut reader = ContainerReader::open(KIND, &bytes, LIMIT).expect("its manifest is readable");
     reader.at = start;
-    assert!(matches!(reader.next(), Some(Piece::Bad(_))));
+    assert!(matches!(reader.next(), Some(ContainerRecord::Bad(_))));
     assert!(reader.checkable < bytes.len() * CHECKED_FACTOR, "nothing was counted");
 }
 

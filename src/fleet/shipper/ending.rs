@@ -15,14 +15,9 @@ impl Shipper {
         let Some(owned) = self.ledger.lock().owned.clone() else { return Ok(()) };
         let records = store.streams()?;
         let Some(record) = records.iter().find(|it| it.stream == owned.stream.uuid()) else { return Ok(()) };
-        if record.state != StreamState::Open {
+        if record.state != StreamState::Open || record.is_outstanding {
             return Ok(());
         }
-        if record.is_outstanding {
-            self.set_outstanding(true);
-            return Ok(());
-        }
-        self.set_outstanding(false);
         self.renew(store, turns, HeadState::Closed)?;
         store.end_stream(record.stream)?;
         self.ledger.change(|state| state.owned = None);
@@ -38,14 +33,6 @@ impl Shipper {
             if is_swept { "are deleted from the depot" } else { "are left in the depot for a replayer to delete" }
         );
         Ok(())
-    }
-
-    fn set_outstanding(&self, is_outstanding: bool) {
-        self.ledger.change(|state| {
-            if let Some(owned) = &mut state.owned {
-                owned.is_outstanding = is_outstanding;
-            }
-        });
     }
 
     /// Deletes the objects of a finished stream, bundles before their marks, and returns whether all are deleted. Those

@@ -1,12 +1,11 @@
 //! Streams of an earlier process, and those that somebody else has taken over.
 
-use std::time::Duration;
-
 use tracing::{info, warn};
 
 use super::{
-    DELETE_STEP, Filter, Head, HeadRead, HeadState, MessageId, Page, ShipError, Shipper, Store, StreamHead, StreamId,
-    StreamRecord, StreamState, TAKEOVER_AFTER, Turns, read_head, since_boot, this_process,
+    DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store,
+    StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot,
+    this_process,
 };
 
 impl Shipper {
@@ -14,8 +13,7 @@ impl Shipper {
     pub(super) fn resume(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
         for record in store.streams()? {
             if record.state == StreamState::Open && !self.resume_stream(store, turns, record)? {
-                // Another process of this store has it: look again later.
-                return Ok(());
+                return Err(self.beside_another(turns));
             }
         }
         self.ledger.change(|state| state.is_resumed = true);
@@ -31,15 +29,12 @@ impl Shipper {
                 "messages of this store are in the depot {}: an agent with that depot has to deliver them first",
                 record.depot
             );
-            return Err(ShipError::NoRecipients(reason));
+            return Err(ShipError::Hopeless(reason));
         }
         // Marks need to know for whom to seal.
         self.seals()?;
         let Some(read) = read_head(self.ledger.depot.as_ref(), stream)? else {
-            if record.is_outstanding {
-                warn!(target: "fleet", "stream {stream} is no longer in the depot {depot}: its messages are delivered from here");
-            }
-            store.end_stream(record.stream)?;
+            self.stream_is_gone(store, &record)?;
             return Ok(true);
         };
         let HeadRead { head, version } = read;
@@ -56,10 +51,33 @@ impl Shipper {
         let next = Head { state: HeadState::Open, epoch, owner: this_process(&turns.nonce), ..head };
         turns.head = Some(StreamHead::new(stream, next, Some(version))?);
         (turns.may_be_there, turns.silent) = (true, None);
-        self.own(stream, epoch, record.is_outstanding);
+        self.own(stream, epoch);
         self.renew(store, turns, HeadState::Open)?;
         info!(target: "fleet", "continues with stream {stream} in the depot {depot}");
         Ok(true)
+    }
+
+    /// The head of a stream is deleted last, by whoever has delivered it; or the whole depot was emptied, and `fleet.json`
+    /// with it.
+    fn stream_is_gone(&self, store: &dyn Store, record: &StreamRecord) -> Result<(), ShipError> {
+        let (stream, depot) = (record.stream, self.ledger.depot.describe());
+        if record.is_outstanding && record.next_bundle > 0 && self.has_fleet_file()? {
+            store.hand_over(stream)?;
+            return Ok(());
+        }
+        if record.is_outstanding {
+            warn!(target: "fleet", "stream {stream} is no longer in the depot {depot}: its messages are delivered from here");
+        }
+        store.end_stream(stream)?;
+        Ok(())
+    }
+
+    fn has_fleet_file(&self) -> Result<bool, ShipError> {
+        match self.ledger.depot.get(&depot_name(&ObjectName::FleetFile)?) {
+            Ok(file) => Ok(file.is_some()),
+            Err(DepotError::NotAuthorised { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Returns whether the other process of this store that owns the head is silent for long enough.
@@ -87,8 +105,7 @@ impl Shipper {
         let record = store.streams()?.into_iter().find(|it| it.stream == owned.stream.uuid());
         if record.is_some_and(|it| it.epoch > owned.epoch) {
             warn!(target: "fleet", "another agent ships the messages of this store; this one leaves it to that");
-            turns.silent = Some((String::new(), Duration::ZERO));
-            return Ok(());
+            return Err(self.beside_another(turns));
         }
         // A head that is gone or closed by somebody else was taken as well.
         if let Some(read) = read_head(self.ledger.depot.as_ref(), owned.stream)? {
@@ -118,6 +135,7 @@ impl Shipper {
                 continue;
             }
             let ids = store.hand_over(record.stream)?;
+            self.ledger.change(|state| state.clearing = Some(record.stream));
             let mut deleted = 0;
             for step in ids.chunks(DELETE_STEP) {
                 deleted += store.purge(&Filter { ids: step.to_vec(), ..Filter::default() }, step.len())?.messages;

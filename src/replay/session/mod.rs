@@ -378,6 +378,7 @@ impl Session {
             filter: Filter { servers: vec![available.server.clone()], ..plan.filter.clone() },
             limit,
             pace: self.settings.pace,
+            dial: None,
             retry_interval: self.settings.retry_interval,
             attempts_max: self.settings.attempts_max,
         };

@@ -239,6 +239,8 @@ pub(super) fn unshipped(connection: &Connection) -> Result<UnshippedCount, Fault
 /// Records that somebody else delivers the stream; returns its outstanding messages.
 pub(super) fn hand_over(tx: &Transaction<'_>, stream: Uuid) -> Result<Vec<MessageId>, Fault> {
     let Some(row) = StreamRow::find(tx, stream)? else { return Ok(Vec::new()) };
+    // Whether these are there is unknown: nobody else may have them.
+    tx.prepare_cached(queries::WITHDRAW_BUNDLE)?.execute([row.id, row.next_bundle])?;
     tx.prepare_cached(queries::HAND_OVER)?.execute([row.id])?;
     let mut statement = tx.prepare_cached(queries::MESSAGES_OF_STREAM)?;
     let ids = statement.query_map([row.id], |row| row.get(0).map(MessageId))?;

@@ -37,7 +37,7 @@ pub struct SnapshotMessage {
     pub was_in_flight: bool,
 }
 
-/// What comes next in a snapshot.
+/// The next element of a snapshot.
 #[derive(Clone, Debug)]
 pub enum SnapshotStep {
     /// A message.

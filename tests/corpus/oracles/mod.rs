@@ -6,6 +6,7 @@
 
 mod content;
 mod files;
+mod fleet;
 mod requests;
 mod settings;
 mod shipping;
@@ -16,6 +17,7 @@ use opik_offline::protocol::routes::{Protected, Route, classify};
 
 pub(crate) use content::{answers, bodies, inspection, otlp, sdk_rows};
 pub(crate) use files::{own_files, sdk_files};
+pub(crate) use fleet::fleet_objects;
 pub(crate) use requests::requests;
 pub(crate) use settings::settings;
 pub(crate) use shipping::{delivery, division};
@@ -24,11 +26,12 @@ pub(crate) use shipping::{delivery, division};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 11] = [
+pub(crate) const TARGETS: [Target; 12] = [
     ("answers", answers),
     ("bodies", bodies),
     ("delivery", delivery),
     ("division", division),
+    ("fleet_objects", fleet_objects),
     ("inspection", inspection),
     ("otlp", otlp),
     ("own_files", own_files),

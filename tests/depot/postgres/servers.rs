@@ -204,7 +204,7 @@ impl Servers {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Makes the standby stop receiving, while it goes on otherwise.
+    /// Makes the standby stop receiving; it keeps running.
     pub(crate) fn stop_receiving(&self) {
         self.sql_on(&self.standby, "ALTER SYSTEM SET primary_conninfo = ''");
         self.sql_on(&self.standby, "SELECT pg_reload_conf()");

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use opik_offline::depot::{Created, Depot, DepotError, Name};
 
-use super::LONG;
-use super::servers::Servers;
 use crate::contract::name;
+use crate::postgres::LONG;
+use crate::postgres::servers::Servers;
 use crate::support::{PATIENCE, wait_until};
 
 /// Threads that ship, each with a connection of its own.
 const SHIPPERS: usize = 3;
-/// What each round ships at least before the kill, and again after it.
+/// Bundles that each round ships before the kill, and again after it.
 const BUNDLES: usize = 100;
 /// Time-out of a call: what hangs is tried again.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -32,7 +32,7 @@ struct FailoverRound {
     stops_receiving: bool,
 }
 
-/// What callers were told.
+/// Answers that callers received.
 #[derive(Default)]
 struct Told {
     /// Bundles that count as shipped.

@@ -1,0 +1,187 @@
+//! A simulation: many agents with a backlog each, and a server that has just come back.
+//!
+//! Time passes in tenths of a second. The server takes as many messages as it has capacity for, within a second; of what
+//! is offered beyond, it refuses a random share, of live writes and of replayed ones alike. A live write that is refused joins the
+//! backlog. An agent whose batch met a refusal waits for up to ten seconds, as after a rate limit.
+
+use super::*;
+use crate::delivery::pacing::{Pace, PaceSettings};
+
+/// xorshift: the same numbers in every run.
+struct Random(u64);
+
+impl Random {
+    fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Fleet {
+    agents: usize,
+    /// Live messages per second of each agent.
+    live: f64,
+    /// The server's capacity as a multiple of all live traffic.
+    capacity: f64,
+    /// How long the outage lasted, in seconds.
+    outage: f64,
+    /// Whether an overloaded server does less than it could.
+    collapses: bool,
+    /// Whether agents use the pace of a fleet, or today's automatic one.
+    is_paced: bool,
+    /// A ceiling for all of them, in messages per second.
+    ceiling: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Drain {
+    /// Time until every backlog was empty, as a multiple of the ideal.
+    time: f64,
+    /// The share of all messages sent that the server refused.
+    refused: f64,
+    /// The highest rate of replayed messages in any second.
+    replayed_max: f64,
+}
+
+struct Agent {
+    backlog: u64,
+    pace: Pace,
+    sends_at: f64,
+    /// Live messages that are not whole yet.
+    live: f64,
+}
+
+const STEP: f64 = 0.1;
+const FLEET: Fleet =
+    Fleet { agents: 200, live: 5.0, capacity: 1.5, outage: 600.0, collapses: false, is_paced: true, ceiling: None };
+
+fn simulate(fleet: Fleet) -> Drain {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let dial = FleetDial::new();
+    dial.set_ceiling(fleet.ceiling.map(MessageRate::per_second), fleet.agents as u64);
+    let backlog = (fleet.live * fleet.outage) as u64;
+    let pace = FleetPace::of_backlog(backlog, Duration::from_secs_f64(fleet.outage));
+    let settings = PaceSettings { fleet: fleet.is_paced.then_some(pace), ..PaceSettings::default() };
+    let mut agents: Vec<Agent> = (0..fleet.agents)
+        .map(|_| Agent {
+            backlog,
+            pace: Pace::start(settings),
+            sends_at: if fleet.is_paced { start_delay(fleet.agents as u64, random.unit()).as_secs_f64() } else { 0.0 },
+            live: random.unit(),
+        })
+        .collect();
+    let live = fleet.live * fleet.agents as f64;
+    let capacity = live * fleet.capacity;
+    let ideal = backlog as f64 * fleet.agents as f64 / (capacity - live);
+    let mut room = capacity;
+    let (mut now, mut sent, mut refused, mut replayed) = (0.0, 0_u64, 0_u64, vec![0.0]);
+    while agents.iter().any(|agent| agent.backlog > fleet.live as u64) && now < ideal * 5.0 {
+        let batch = |agent: &Agent| agent.backlog.min(agent.pace.batch().min(dial.batch_max()) as u64);
+        let due: u64 = agents.iter().filter(|agent| agent.sends_at <= now).map(batch).sum();
+        let offered = due as f64 + live * STEP;
+        room = (room + capacity * STEP).min(capacity);
+        let taken = if fleet.collapses && offered > room { room * (room / offered).sqrt() } else { room };
+        let refuses = (1.0 - taken / offered).max(0.0);
+        room = (room - offered).max(0.0);
+        if replayed.len() <= now as usize {
+            replayed.push(0.0);
+        }
+        *replayed.last_mut().expect("one at least") += due as f64;
+        for agent in &mut agents {
+            agent.live += fleet.live * STEP;
+            while agent.live >= 1.0 {
+                agent.live -= 1.0;
+                sent += 1;
+                if random.unit() < refuses {
+                    refused += 1;
+                    agent.backlog += 1;
+                }
+            }
+            if agent.sends_at > now || agent.backlog == 0 {
+                continue;
+            }
+            let messages = batch(agent);
+            let missed = (0..messages).filter(|_| random.unit() < refuses).count() as u64;
+            (sent, refused) = (sent + messages, refused + missed);
+            agent.backlog -= messages - missed;
+            let pause = agent.pace.pause_after(messages as usize).max(dial.pause_after(messages as usize));
+            agent.pace = agent.pace.after(if missed > 0 { BatchEnd::Strained } else { BatchEnd::KeptUp });
+            let waits = if missed > 0 { random.unit() * 10.0 } else { 0.0 };
+            agent.sends_at = now + pause.as_secs_f64().max(waits);
+        }
+        now += STEP;
+    }
+    let replayed_max = replayed.into_iter().fold(0.0, f64::max);
+    Drain { time: now / ideal, refused: refused as f64 / sent as f64, replayed_max }
+}
+
+#[test]
+fn two_hundred_agents_drain_into_a_server_without_overloading_it() {
+    for fleet in [FLEET, Fleet { collapses: true, ..FLEET }, Fleet { outage: 3600.0, ..FLEET }] {
+        let drain = simulate(fleet);
+        assert!(drain.refused <= 0.02, "the server refuses {:.1} % of all messages", drain.refused * 100.0);
+        assert!(drain.time <= 1.3, "the backlog is delivered in {:.2} x the ideal time", drain.time);
+    }
+}
+
+#[test]
+fn the_automatic_pace_overloads_such_a_server() {
+    // Without this, the simulation would prove nothing.
+    let drain = simulate(Fleet { is_paced: false, collapses: true, ..FLEET });
+    assert!(drain.refused > 0.2, "{drain:?}");
+}
+
+#[test]
+fn little_and_much_headroom_are_both_used() {
+    let tight = simulate(Fleet { capacity: 1.2, ..FLEET });
+    assert!(tight.refused <= 0.03 && tight.time <= 1.3, "{tight:?}");
+    let ample = simulate(Fleet { capacity: 3.0, ..FLEET });
+    assert!(ample.refused <= 0.03 && ample.time <= 1.6, "{ample:?}");
+}
+
+#[test]
+fn a_lone_agent_is_soon_as_fast_as_its_server() {
+    let drain = simulate(Fleet { agents: 1, capacity: 20.0, outage: 7200.0, ..FLEET });
+    assert!(drain.refused <= 0.01 && drain.time <= 3.0, "{drain:?}");
+}
+
+#[test]
+fn the_dial_bounds_what_the_whole_fleet_sends() {
+    let drain = simulate(Fleet { ceiling: Some(300), ..FLEET });
+    assert!(drain.replayed_max <= 300.0 * 1.25 && drain.refused <= 0.001, "{drain:?}");
+    // 300 of the 500 messages a second that the server could take.
+    assert!(drain.time <= 500.0 / 300.0 * 1.1, "{drain:?}");
+    let dial = FleetDial::new();
+    assert_eq!((dial.pause_after(1000), dial.batch_max(), dial.is_held()), (Duration::ZERO, usize::MAX, false));
+    dial.hold();
+    assert!(dial.is_held(), "a held fleet sends");
+    dial.set_ceiling(Some(MessageRate::per_second(1000)), 10);
+    assert_eq!(dial.pause_after(50), Duration::from_millis(500));
+    dial.set_ceiling(None, 10);
+    assert_eq!(dial.pause_after(50), Duration::ZERO);
+}
+
+#[test]
+fn rates_survive_any_numbers() {
+    assert_eq!(MessageRate::of(18_000, Duration::from_secs(3600)).as_per_second(), 5.0);
+    assert_eq!(MessageRate::of(u64::MAX, Duration::ZERO), HIGHEST);
+    assert_eq!(MessageRate::default().time_for(u64::MAX), Duration::from_micros(u64::MAX));
+    assert_eq!(start_delay(200, 2.0), Duration::from_secs(10));
+    assert_eq!(start_delay(5000, 0.5), Duration::from_secs(30));
+    let mut rate = FleetRate::start(FleetPace::default());
+    for _ in 0..100 {
+        rate = rate.after(BatchEnd::Strained);
+    }
+    assert_eq!(
+        (rate.rate, rate.batch()),
+        (LOWEST, 1),
+        "an agent without any rate never finds out that the server is back"
+    );
+    for _ in 0..100_000 {
+        rate = rate.after(BatchEnd::KeptUp);
+    }
+    assert!(rate.rate <= HIGHEST && rate.batch() == BATCH_MAX);
+}
