@@ -179,7 +179,8 @@ impl TestFleet {
 
     /// Replays until nothing is free.
     pub(crate) fn replay(&self, server: &FakeOpik, args: &[&str]) -> Output {
-        run(self.replayer(&Home::new(), &server.url()).args(args))
+        let home = Home::new();
+        run(self.replayer(&home, &server.url()).args(args))
     }
 
     /// Replays until nothing is free, and returns the result for programs.
