@@ -5,12 +5,12 @@
 //! one entity then wait in two processes that don't see each other's requests in flight. So the second one is refused
 //! at its start, before anything has changed.
 //!
-//! # What the lock is, and is not
+//! # Scope of the lock
 //!
 //! It is the kernel's (`flock`): it ends with its process, however that ends, and needs no clean-up and no timeout. It
 //! holds between processes of one kernel, in any containers. It does **not** hold between machines that mount one
 //! network file system without working locks; there a `ReadWriteOncePod` block volume keeps the second pod out, which is
-//! what `contrib/kubernetes/hub.yaml` uses. Where the file system says that it has no locks, the hub does not start.
+//! what `contrib/kubernetes/hub.yaml` uses. Where the file system reports that it has no locks, the hub does not start.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -57,7 +57,7 @@ impl HubLock {
     ///
     /// # Errors
     ///
-    /// [`HubLockError`] if another hub holds it, or if there can be no lock; nothing was changed but the lock's file.
+    /// [`HubLockError`] if another hub holds it, or if the file can't be locked; nothing was changed but the lock's file.
     pub(crate) fn take(store: &Path) -> Result<Self, HubLockError> {
         let path = path_of(store);
         let no_lock = |error: io::Error| HubLockError::NoLock { path: path.clone(), reason: error.to_string() };

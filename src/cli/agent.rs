@@ -208,7 +208,7 @@ pub(super) struct AgentArgs {
     shutdown_timeout: Option<OsString>,
 
     /// Deliver for at most this long after the command has ended [default: 30s]
-    #[arg(long, value_name = "DURATION", requires = "command")]
+    #[arg(long, value_name = "DURATION", requires = "command", hide_short_help = true)]
     flush_timeout: Option<OsString>,
 
     /// Route all OTLP traces of the command to Opik, not only those that already went there

@@ -334,9 +334,9 @@ impl From<SealError> for Failure {
                 "name the file with the secret key of a recipient with --identity KEYFILE; `age-keygen -y KEYFILE` shows whose it is",
             ),
             SealError::Truncated | SealError::Changed { .. } | SealError::HeaderChanged | SealError::Header { .. } => {
-                (Exit::Failure, "copy the file again from where it was written; nothing of it was stored")
+                (Exit::Failure, "copy the file again from where it was written; no message was stored")
             }
-            SealError::TooNew { .. } => (Exit::Failure, "use a newer opik-offline; nothing of it was stored"),
+            SealError::TooNew { .. } => (Exit::Failure, "use a newer opik-offline; no message was stored"),
             SealError::NotSealed | SealError::Armoured => {
                 (Exit::Failure, "name a file that `opik-offline replay --to` wrote, as it was written")
             }

@@ -109,8 +109,9 @@ struct Common {
     #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]
     upstream: Option<OsString>,
 
-    /// Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine
+    /// Keep copies in this depot, such as s3://BUCKET/PREFIX
     ///
+    /// Copies of stored messages outlive their machine there, and `replay --fleet` delivers what their agents can't.
     /// Credentials come from the environment or the platform, as for the provider's own tools: AWS_ACCESS_KEY_ID,
     /// AWS_ENDPOINT_URL, AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_APPLICATION_CREDENTIALS and the like. Also gs://, az:// and
     /// file:///FOLDER.

@@ -38,7 +38,7 @@ pub(super) struct SourceReport {
     /// Of a store: messages that are held, and stay so.
     held: u64,
     removed: bool,
-    /// Of a store: its new name, which says that its messages were moved.
+    /// Of a store: its new name, which shows that its messages were moved.
     set_aside: Option<String>,
     /// Why it was not read, not removed or not set aside.
     problem: Option<String>,

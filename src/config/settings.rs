@@ -220,7 +220,7 @@ settings! {
     fleet_single_replayer: bool = "false", "OPIK_OFFLINE_FLEET_SINGLE_REPLAYER", ConfigYaml, plain(any);
 
     /// How long the owner of a stream has to be silent before a replayer of the fleet takes it over
-    fleet_takeover_after: Duration = "90s", "OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", ConfigYaml, plain(within(Duration::from_secs(1), DAY));
+    fleet_takeover_after: Duration = "1m30s", "OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", ConfigYaml, plain(within(Duration::from_secs(1), DAY));
 
     /// How long a wrapped agent keeps delivering the backlog after its command has ended
     flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
@@ -441,11 +441,11 @@ fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
     }
 }
 
-/// Parses the token in a file, whatever surrounds it.
+/// Parses the token in a file; white space around it is ignored.
 ///
 /// # Errors
 ///
-/// What is wrong with it, without quoting it.
+/// The fault of a token, without quoting it.
 pub fn token_in(text: &str) -> Result<Secret, String> {
     let token = Some(Secret::new(text.trim())).filter(|token| !token.expose().is_empty());
     sendable_token(&token)?;

@@ -345,7 +345,7 @@ fn unknown_keys_are_errors_only_in_our_own_file() {
     let (_, hint) = FakeEnvironment::new().with_config_yaml("zzz: 1\n").error(&Flags::default());
     assert!(
         hint.starts_with(
-            "the known keys are adopt_orphans, all_otlp_traces, allowed_hosts, client_cert_file, client_key_file, "
+            "the known keys are acknowledge, adopt_orphans, all_otlp_traces, allowed_hosts, client_cert_file, client_key_file, "
         ),
         "{hint}"
     );

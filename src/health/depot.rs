@@ -1,6 +1,6 @@
 //! Checks of the fleet's depot: whether it can be reached, what we may do there, and what it keeps.
 
-use super::{Check, FailureCause};
+use super::check::{Check, FailureCause};
 use crate::depot::{self, Depot, DepotError, DepotSettings, Proofs, prove};
 use crate::upstream::web::addresses;
 
@@ -95,7 +95,7 @@ fn is_in_cluster(host: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Finding;
+    use super::super::check::Finding;
     use super::*;
     use crate::depot::model::{ModelDepot, Verb};
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Check, FailureCause, Health};
+use super::Health;
+use super::check::{Check, FailureCause};
 use crate::protocol::answers::Answer;
 use crate::protocol::hub::{Hub, Reached};
 use crate::protocol::recognise::{Presence, Recognised};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Check, FailureCause, Health};
+use super::Health;
+use super::check::{Check, FailureCause};
 use crate::delivery::id_window;
 use crate::figures::{count, size, time};
 use crate::replay::near_id_window;

@@ -2,9 +2,9 @@
 //!
 //! # Invariants
 //!
-//! - What an edge says was validated when it was parsed ([`crate::protocol::hub`]), and is shown, never acted on: an
+//! - The fields of an edge were validated when it was parsed ([`crate::protocol::hub`]), and are shown, never acted on: an
 //!   edge that lies changes no delivery.
-//! - At most [`EDGES_MAX`] are kept, whoever sends how many: the one that was silent longest makes room.
+//! - At most [`EDGES_MAX`] are kept, however many are sent: the one that was silent longest makes room.
 //! - They are only in memory. After a restart of the hub each edge is known again with its next ping.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! What an agent (an *edge*) and the agent behind it (a *hub*) tell each other, in headers of pings and answers.
+//! The headers of pings and answers between an agent (an *edge*) and the agent behind it (a *hub*).
 //!
 //! A hub answers like an Opik server, so that every client works with it. Three things an edge must know nevertheless:
 //!

@@ -13,7 +13,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::hub::EDGE_HEADER;
 use crate::protocol::recognise::Endpoint;
 
-/// What a failed ping met: how much it cost others.
+/// How far a failed ping came: how much it cost others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Met {
     /// Nobody: the connection was refused, there is no route, or no answer to a plain connect.
@@ -30,7 +30,7 @@ pub enum Met {
 pub struct PingFailure {
     /// The failure, for people.
     pub failure: SendFailure,
-    /// What it met.
+    /// How far it came.
     pub met: Met,
 }
 

@@ -101,7 +101,7 @@ fn keys(value: &Value) -> Vec<String> {
 
 #[test]
 fn no_color_holds_for_help_and_usage_errors_too() {
-    // Colours, although this is no terminal.
+    // Colours, although this is not a terminal.
     let sandbox = Sandbox::new().with_env("CLICOLOR_FORCE", "1");
     for args in [&["status", "-h"][..], &["stauts"], &["inspect", "--type", "nonsense"]] {
         let shown = |args: &[&str]| {

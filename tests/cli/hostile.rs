@@ -236,7 +236,7 @@ impl Scene {
         store.settle(&lease, &[(claimed[0].id, Outcome::Rejected { answer })]).unwrap();
         store.release(&lease).unwrap();
         let elsewhere = Lane { server: Some(Server::new(&format!("http://127.0.0.1:9/{HOSTILE}"))), ..lane };
-        // A body that is no JSON is shown in the lines that it has: it comes last, and is what was asked for.
+        // A body that is not JSON is shown in the lines that it has: it comes last, and is what was asked for.
         let text = Body::new(HOSTILE.replace('\n', "\u{b}"), Encoding::Identity);
         let mut not_json = self.hostile_message(2);
         not_json.request.body = text;

@@ -197,7 +197,7 @@ fn of_an_agent(found: &mut Documents) {
     let delivered = flush("");
     assert_eq!(delivered["delivered"], true, "{delivered}");
     found.0.push(("flush", delivered));
-    wait_until("a replay is told", PATIENCE, || told()["replays"].as_array().is_some_and(|seen| !seen.is_empty()));
+    wait_until("a replay is reported", PATIENCE, || told()["replays"].as_array().is_some_and(|seen| !seen.is_empty()));
     found.0.push(("agent-status", told()));
 
     // A store without room, with an agent and without.

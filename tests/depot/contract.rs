@@ -1,4 +1,4 @@
-//! What every depot keeps.
+//! The contract of every depot.
 
 use std::sync::Barrier;
 
@@ -117,7 +117,7 @@ fn listings_are_ascending_and_complete(below: &[&str], depot: &dyn Depot, other:
             below[at + 1..].iter().take(2).map(|below| name(&format!("v1/list/{below}"))).collect();
         assert_eq!(rest, expected, "after {after}");
     }
-    // What is behind a name that was deleted meanwhile, and before all.
+    // The names after one that was deleted meanwhile, and after one that precedes all.
     let first_behind = |after| depot.list(&name("v1/list"), Some(&name(after)), 1).unwrap()[0].name.clone();
     assert_eq!(first_behind("v1/list/a/1"), first_behind("v1/list/a/0"), "the name itself need not be there");
     assert_eq!(first_behind("v1/a"), name(&format!("v1/list/{}", below[0])));

@@ -28,7 +28,7 @@ impl Arrived {
     }
 }
 
-/// What happens to a request.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Then {
     /// A whole answer: status, headers (each with its line end), body.
@@ -105,7 +105,7 @@ impl Scripted {
     }
 }
 
-/// What may be in no error.
+/// A secret that no error may contain.
 pub(crate) const SECRET: &str = "canary-of-a-secret";
 
 pub(crate) fn variables(pairs: &[(&str, &str)]) -> Variables {

@@ -65,7 +65,7 @@ fn a_backlog_is_carried_sealed_and_delivered_from_another_machine() {
     assert_eq!(fs::metadata(&carried).expect("a file").permissions().mode() & 0o777, 0o600);
     let bytes = fs::read(&carried).expect("a file");
     for marker in [API_KEY, "BodyMarker0x8f3a", "v1/private", "SQLite"] {
-        assert!(!holds(&bytes, marker), "{marker} can be read by whoever finds the file");
+        assert!(!holds(&bytes, marker), "{marker} can be read by anybody who finds the file");
     }
     assert_eq!(agent.backlog(), 10, "the copy changed the store");
     assert_eq!(server.requests().len(), 0);
@@ -73,7 +73,7 @@ fn a_backlog_is_carried_sealed_and_delivered_from_another_machine() {
     assert!(again.code() == Some(1) && again.stderr.contains("not overwritten"), "{again:?}");
     assert_eq!(fs::read(&carried).ok(), Some(bytes.clone()), "a copy was overwritten");
 
-    // It goes on accepting; a later copy has everything again.
+    // It continues to accept writes; a later copy has everything again.
     app.acknowledged(create(&uuid7()).header("authorization", API_KEY), 201);
     let later = agent.home().path().join("later.age");
     assert_eq!(agent.cli(&["replay", "--to", &text(&later), "--recipient", &recipient]).code(), Some(0));
@@ -284,11 +284,11 @@ for line in sys.stdin:
         assert!(opened == plain(size), "{size} bytes are others than were sealed");
         let theirs = fs::read(folder.path().join(format!("theirs-{size}"))).expect("a file");
         for key in [&identity, &mine] {
-            let opened = open(std::slice::from_ref(key), &theirs).expect("what another program sealed for us");
+            let opened = open(std::slice::from_ref(key), &theirs).expect("another program sealed it for us");
             assert!(opened == plain(size), "{size} bytes are others than were sealed");
         }
     }
-    // What is inside is a store that this program opens, if it has the key in front of it.
+    // Inside is a store that this program opens, if it has the key in front of it.
     let inside = fs::read(folder.path().join("ours-store.opened")).expect("another program opens it");
     assert!(inside.starts_with(b"opik-offline store 1\n") && inside[53..].starts_with(b"SQLite format 3"));
     let path = folder.path().join("store.db");

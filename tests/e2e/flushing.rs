@@ -17,7 +17,7 @@ fn flush(agent: &Agent, query: &str, headers: &[(&str, &str)]) -> Response {
     Client::new(&agent.origin()).send(&request).expect("an answer")
 }
 
-/// An agent that asks a server that is away once in a quarter of an hour: whoever waits for the next ping is seen.
+/// An agent that asks a server that is away once in a quarter of an hour: a wait for the next ping is seen.
 fn patient(server: &FakeOpik) -> Agent {
     Agent::builder(&server.url()).env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "900").start()
 }

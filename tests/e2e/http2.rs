@@ -141,7 +141,7 @@ fn the_same_checks_hold_for_http2() {
     assert_eq!(client.send(other).0, 403, "another authority");
     let mut large = client.request("POST", &format!("/api{PATH}"), vec![b' '; 2 << 20]);
     large.headers_mut().insert("x-opik-offline-token", TOKEN.parse().unwrap());
-    assert_eq!(client.send(large.clone()).0, 400, "what is too large to be kept is the server's to judge");
+    assert_eq!(client.send(large.clone()).0, 400, "the server judges a request that is too large to be kept");
     server.stop();
     assert_eq!(client.send(large).0, 413, "and the agent's while that is away");
     let mut long = client.create(&uuid7());

@@ -383,7 +383,7 @@ fn a_head_of_many_headers_interrupts_no_body_that_was_answered_early() {
     let agent = server.agent();
     wait_until_it_is("available", &agent);
     let chunks = "2\r\n{}\r\n".repeat(8_000) + "0\r\n\r\n";
-    // Whatever part of it is left: it could be a request.
+    // Any part of it that is left could be a request.
     let requests = "POST /api/inside HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".repeat(1_000);
     let sized = format!("Content-Length: {}", requests.len());
     for (framing, body) in [("Transfer-Encoding: chunked", chunks), (&sized, requests)] {

@@ -1,4 +1,4 @@
-//! A hub: an agent behind agents. What an application was told stays true through two hops, whichever of them is away.
+//! A hub: an agent behind agents. An answer to an application stays true through two hops, whichever of them is away.
 //!
 //! `OPIK_OFFLINE_HUB_KILLS=SEED:KILLS:EDGES` makes the sweep larger or repeats a run; it is small by default.
 
@@ -261,7 +261,7 @@ fn a_refusal_of_the_hub_itself_stays_at_the_edge_and_is_delivered_later() {
         metric(&edge, "opik_offline_replay_requests_total") >= 10.0
     });
     let status = edge.cli(&["status", "--format", "json"]).json();
-    assert_eq!(status["rejected"]["messages"], 0, "the hub's own refusal was taken for Opik's: {status}");
+    assert_eq!(status["rejected"]["messages"], 0, "the hub's own refusal was treated as Opik's: {status}");
     server.start();
     wait_until_empty(&edge);
     wait_until_empty(&hub);
@@ -304,7 +304,7 @@ fn a_token_that_is_missing_or_wrong_costs_no_write_and_is_named() {
             ready(&edge)["server"]["reason"].as_str().is_some_and(|reason| reason.contains("OPIK_OFFLINE_HUB_TOKEN"))
         });
         work(&mut Told::new(&edge.url(), &ledger), 1);
-        assert_eq!(ready(&edge)["store"]["waiting"], 5, "what the hub refuses is kept");
+        assert_eq!(ready(&edge)["store"]["waiting"], 5, "writes that the hub refuses are kept");
         let health = edge.cli(&["healthcheck"]);
         assert_eq!(health.code(), Some(5), "{}{}", health.stdout, health.stderr);
         assert!(health.stdout.contains("--hub-token-file"), "{}", health.stdout);
@@ -373,7 +373,7 @@ fn status_and_healthcheck_of_an_edge_see_both_hops_and_a_hub_sees_its_edges() {
     let text = edge.cli(&["status"]).stdout;
     assert!(text.contains("behind it") && text.contains("3 messages wait there"), "{text}");
     let health = with_token(&edge, &["healthcheck", "--format", "json"], &hub.url());
-    assert_eq!(health.code(), Some(0), "an outage that the hub bridges is no failure: {}", health.stdout);
+    assert_eq!(health.code(), Some(0), "an outage that the hub bridges is not a failure: {}", health.stdout);
     assert_eq!(check(&health.json(), "hub's server")["result"], "warning", "{}", health.stdout);
 
     let status = hub.cli(&["status", "--format", "json"]).json();
@@ -401,7 +401,10 @@ fn an_edge_that_lies_in_its_headers_changes_nothing_but_its_own_line() {
         let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
         String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
     };
-    assert!(ping(b"id=stranger; host=stranger", "no-token").contains(" 401 "), "who has no token is not an edge");
+    assert!(
+        ping(b"id=stranger; host=stranger", "no-token").contains(" 401 "),
+        "a client without a token is not an edge"
+    );
     let long = format!("id=long; host={}", "h".repeat(5000));
     for lie in [
         &b"id=a1; host=<script>alert(1)</script>; waiting=7"[..],
@@ -540,7 +543,7 @@ fn a_second_hub_on_a_store_is_refused_and_the_next_one_is_not() {
     assert_eq!(refused.code(), Some(1), "{}", refused.stderr);
     assert!(refused.stderr.contains(&format!("process {}", first.pid())), "{}", refused.stderr);
     assert!(refused.stderr.contains("another hub") && refused.stderr.contains("hint: "), "{}", refused.stderr);
-    assert_eq!(ready(&first)["ready"], true, "the first goes on");
+    assert_eq!(ready(&first)["ready"], true, "the first continues");
     let other = hub(&server).start();
     assert_eq!(ready(&other)["ready"], true, "another store is another hub's");
     let next = second(Home::new());
@@ -565,7 +568,7 @@ fn an_edge_goes_on_when_its_hub_becomes_an_opik_server_and_the_other_way_round()
         let known = server.requests().len();
         work(&mut app, 3);
         let named = |request: &Received| request.header("x-opik-offline-edge").is_some();
-        assert!(!server.requests()[known..].iter().any(named), "an Opik server is told the name of this machine");
+        assert!(!server.requests()[known..].iter().any(named), "an Opik server learns the name of this machine");
     }
     wait_until_empty(&edge);
     wait_until_empty(&hub);

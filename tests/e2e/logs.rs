@@ -41,7 +41,7 @@ fn a_log_file_that_was_moved_away_is_opened_again_on_sighup() {
     fs::rename(&log, &aside).unwrap();
     fs::create_dir(&log).unwrap();
     agent.signal(Signal::HUP);
-    wait_until("it says that it can't", PATIENCE, || text(&aside).contains("logging continues in the open one"));
+    wait_until("it reports that it can't", PATIENCE, || text(&aside).contains("logging continues in the open one"));
     server.start();
     wait_until("lines are written on", PATIENCE, || text(&aside).matches("is available").count() == 1);
     assert!(agent.terminate().success());

@@ -160,7 +160,7 @@ fn the_backlog_of_a_dead_agent_is_moved_once_and_delivered_in_order() {
     let dry = move_in(&home, &server.url(), &source, &["--dry-run"]);
     assert_eq!((dry.code(), dry.json()["sources"][0]["messages"].as_u64()), (Some(0), Some(messages)), "{dry:?}");
     assert!(!home.db().exists() && state(&source) == before, "a dry run changed something");
-    // The server is away still: the messages are in the other store all the same.
+    // The server is away still: the messages are in the other store nevertheless.
     let moved = move_in(&home, &server.url(), &source, &[]);
     assert_eq!((moved.code(), moved.json()["sources"][0]["messages"].as_u64()), (Some(3), Some(messages)), "{moved:?}");
     let aside = aside(&source).expect("a store that was moved has another name");
@@ -275,7 +275,7 @@ fn messages_are_moved_with_their_state_their_answers_and_their_files() {
     assert!(stored.bytes == file.len() as u64 && pieces == file, "the file is another");
     let in_team = store.lanes(&Filter::default(), 10).expect("lanes");
     let in_team = in_team.iter().find(|work| work.lane == team).expect("it has messages").id;
-    assert_eq!(store.interrupted(in_team).expect("a count"), 1, "what was in flight together may be sent one by one");
+    assert_eq!(store.interrupted(in_team).expect("a count"), 1, "messages in flight together may be sent one by one");
     assert_eq!(store.check().expect("it can be read"), Vec::<String>::new());
 }
 

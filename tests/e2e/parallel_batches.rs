@@ -11,7 +11,7 @@ use crate::writes::{Told, create, update};
 
 /// Traces in a backlog: more than the first two batches take.
 const TRACES: usize = 400;
-/// Every so many creates there is an update of the one trace that all batches write.
+/// The number of creates between two updates of the one trace that all batches write.
 const BETWEEN_UPDATES: usize = 20;
 /// An answer that is waited for longer than a batch is worked on.
 const SLOW: Duration = Duration::from_millis(700);
@@ -44,8 +44,8 @@ fn two_in_flight(server: &FakeOpik, then: Then) -> Scripted<'_> {
     second
 }
 
-#[test]
-fn batches_in_flight_at_once_never_write_one_entity() {
+/// Delivers a backlog, and returns whether several batches of it were in flight at once.
+fn deliver_a_backlog() -> bool {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().start();
     let ledger = ClientLedger::new();
@@ -53,12 +53,18 @@ fn batches_in_flight_at_once_never_write_one_entity() {
     let _slow = server.always(batch(), Then::Delay(SLOW));
     server.start();
     agent.wait_until_delivered();
-    assert!(server.open_at_once(&batch()) > 1, "one batch after the other");
     server.assert_no_overlaps();
     server.assert_no_violations();
     server.assert_equals(&ledger);
     server.assert_order(&ledger);
     assert_eq!(server.sequence_for(&hot).len(), 1 + (TRACES - 1) / BETWEEN_UPDATES, "a write was repeated");
+    server.open_at_once(&batch()) > 1
+}
+
+#[test]
+fn batches_in_flight_at_once_never_write_one_entity() {
+    // On a busy machine slow answers look like backpressure, and then there is one batch after the other.
+    assert!((0..5).any(|_| deliver_a_backlog()), "one batch after the other");
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn the_end_of_an_outage_ends_the_waits_that_it_caused_and_no_others() {
     };
     std::thread::scope(|scope| {
         let running = scope.spawn(|| manager.run());
-        wait_until("what waited for an absent server is delivered", PATIENCE, || {
+        wait_until("messages that waited for an absent server are delivered", PATIENCE, || {
             store.backlog(&Filter::default()).unwrap().waiting() == 3
         });
         shutdown.request();

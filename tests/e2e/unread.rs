@@ -1,5 +1,5 @@
-//! Creates that are forwarded unread: order holds, and nothing is lost, whatever fails while nobody knows what they are
-//! about.
+//! Creates that are forwarded unread: order holds, and nothing is lost, even if something fails before their contents
+//! are known.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +49,7 @@ fn a_body_that_no_server_can_read_gets_the_servers_own_answer_while_it_is_there(
     let answer = client.expect(&broken);
     assert_eq!(answer.status, 400, "{}", answer.text());
     assert_ne!(answer.json()["message"], "the server's own words");
-    assert_eq!(agent.backlog(), 0, "what no server can read is stored");
+    assert_eq!(agent.backlog(), 0, "a body that no server can read is stored");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn storm(seed: u64, agents_count: usize, kills: bool) {
             };
             let _stays = server.script_times(1 + dice.below(4) as usize, When::path("/v1/private/*"), mishap);
             let is_far = || server.requests().len() >= reached || agents.iter().any(|agent| agent.backlog() > 20);
-            wait_until("the clients go on", PATIENCE, is_far);
+            wait_until("the clients continue", PATIENCE, is_far);
             if kills && dice.below(3) == 0 {
                 let chosen = dice.below(agents_count as u64) as usize;
                 agents[chosen].kill9();

@@ -11,7 +11,7 @@ const STEP: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 ///
-/// What it complained about, or that it took too long and was killed.
+/// The complaint of the program, or that it took too long and was killed.
 pub(crate) fn step(program: &str, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

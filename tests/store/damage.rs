@@ -43,7 +43,7 @@ fn messages() -> Vec<Message> {
 
 fn listed(store: &dyn Store) -> Stored {
     let page = Page { after: None, limit: 10_000, newest_first: false };
-    let listed = store.list(&Filter::default(), &page).expect("what was recovered can be listed");
+    let listed = store.list(&Filter::default(), &page).expect("recovered messages can be listed");
     listed
         .into_iter()
         .map(|listed| {
@@ -209,7 +209,7 @@ fn a_store_without_its_first_page_loses_nothing() {
             [recoveries[0].set_aside.clone()]
         );
         assert_eq!(fs::read(&damaged[0]).expect("it is kept"), bytes, "the evidence was changed");
-        // What was in flight waits again, and what the server refused is still refused.
+        // Messages that were in flight wait again, and rejected messages are still rejected.
         let page = Page { after: None, limit: 1000, newest_first: false };
         for listed in store.list(&Filter::default(), &page).expect("it can be read") {
             assert_ne!(listed.status, MessageStatus::Registered);
@@ -315,8 +315,8 @@ fn a_log_without_its_database_is_not_thrown_away() {
         }
         let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("an agent can continue");
         let found = listed(&store);
-        assert_eq!(found.len(), ids.len(), "what the log holds is lost ({left:?})");
-        assert!(found == before, "what the log holds was changed ({left:?})");
+        assert_eq!(found.len(), ids.len(), "messages in the log are lost ({left:?})");
+        assert!(found == before, "messages in the log were changed ({left:?})");
     }
 }
 
@@ -395,12 +395,12 @@ fn one_damaged_body_is_rejected_and_the_rest_is_delivered() {
     for work in store.lanes(&Filter::default(), now_ms()).expect("lanes can be read") {
         let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
         sent.extend(
-            store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).expect("it goes on").into_messages(),
+            store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).expect("it continues").into_messages(),
         );
     }
     let mut sent: Vec<MessageId> = sent.into_iter().map(|message| message.id).collect();
     sent.sort_unstable();
-    assert_eq!(sent, ids[2..], "what was damaged was sent, or what was whole was not");
+    assert_eq!(sent, ids[2..], "a damaged message was sent, or a whole one was not");
     for id in &ids[..2] {
         let kept = store.get(*id).expect("it can be read").expect("it is kept").listed;
         assert_eq!(kept.status, MessageStatus::Rejected);
@@ -426,7 +426,7 @@ fn messages_that_are_too_old_are_dropped_and_counted_but_not_those_in_flight() {
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 3);
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 1);
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 0);
-        store.settle(&lease, &[(claimed[0].id, Outcome::Delivered)]).expect("what is in flight is not dropped");
+        store.settle(&lease, &[(claimed[0].id, Outcome::Delivered)]).expect("a message in flight is not dropped");
         let backlog = store.backlog(&Filter::default()).expect("it can be read");
         assert_eq!((backlog.waiting(), store.condition().expect("it can be read").expired), (1, 4));
         assert_eq!(store.check().expect("it can be read"), Vec::<String>::new());

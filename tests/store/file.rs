@@ -61,14 +61,14 @@ fn a_store_is_the_same_when_it_is_opened_again_and_no_other_under_its_path_is() 
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("store.db");
     let first = open(&path).identity();
-    assert_eq!(open(&path).identity(), first, "what was decided of its messages is forgotten without need");
+    assert_eq!(open(&path).identity(), first, "decisions about its messages are forgotten without need");
     // The system may give the next file the number of this one, as soon as nobody has it open.
     for _ in 0..20 {
         for suffix in ["", "-wal", "-shm"] {
             // The last two are removed by the process that closes the store last.
             let _ = fs::remove_file(beside(&path, suffix));
         }
-        assert_ne!(open(&path).identity(), first, "what was decided of other messages would be believed of these");
+        assert_ne!(open(&path).identity(), first, "decisions about other messages would be applied to these");
     }
 }
 
@@ -322,7 +322,7 @@ fn errors_of_the_system_are_reported_in_its_words() {
 
 #[test]
 fn a_file_or_folder_that_may_not_be_written_is_named() {
-    // Root may write everything: there the thread of this test becomes somebody else for good.
+    // Root may write everything: there the thread of this test becomes another user for good.
     if rustix::process::geteuid().is_root() {
         let stranger = rustix::process::Uid::from_raw(STRANGER);
         rustix::thread::set_thread_res_uid(stranger, stranger, stranger).expect("root may become anybody");
@@ -464,8 +464,8 @@ fn a_store_whose_making_was_cut_off_is_made_anew() {
         fs::write(&path, &torn).expect("a file");
         fs::write(beside(&path, "-journal"), head(0)).expect("a file");
         let looked = SqliteStore::open(&path, OpenMode::Existing, LIMITS).map(|_| ());
-        assert!(matches!(looked, Err(StoreError::Missing { .. })), "who only looks finds no store: {looked:?}");
-        assert_eq!(fs::read(&path).expect("it is there"), torn, "who only looks changes nothing");
+        assert!(matches!(looked, Err(StoreError::Missing { .. })), "a reader finds no store: {looked:?}");
+        assert_eq!(fs::read(&path).expect("it is there"), torn, "a reader changes nothing");
         let store = open(&path);
         store.register(&[about_trace(&lane("team"), "t", Effect::Create, 1)]).expect("it fits");
         assert_eq!(store.check().expect("it can be checked"), Vec::<String>::new());

@@ -271,7 +271,7 @@ impl Side {
                     Claim::Taken(claimed) => claimed,
                     too_large @ Claim::TooLarge { .. } => return format!("{too_large:?}"),
                 };
-                // What a process saw created it forgets when it ends, which the model does not.
+                // A process forgets which creates it saw when it ends, and the model does not.
                 for message in &mut claimed {
                     (message.ahead, message.way) = Default::default();
                 }
@@ -400,7 +400,7 @@ fn page_by_page(store: &dyn Store, filter: &Filter, now_ms: i64) -> Vec<LaneWork
     }
 }
 
-/// What a new write would find ahead of it, in words. It decides whether it may be forwarded: one that overtakes is
+/// The messages ahead of a new write, in words. They decide whether it may be forwarded: one that overtakes is
 /// lost work.
 fn aheads(store: &dyn Store) -> Vec<String> {
     let mut view = Vec::new();

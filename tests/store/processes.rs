@@ -278,7 +278,7 @@ fn two_handles_see_each_others_messages_at_once() {
     assert_eq!(ids.len(), 20);
 }
 
-/// What another process acknowledged is seen by the very next look, however many looks before found nothing.
+/// The very next look sees a message that another process acknowledged, however many looks found nothing until then.
 #[test]
 fn no_look_misses_what_another_process_has_acknowledged() {
     const LINES: usize = 120;

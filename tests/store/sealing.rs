@@ -357,5 +357,5 @@ fn a_conversion_stops_at_once_when_a_newer_version_has_changed_the_schema() {
         true
     });
     assert!(matches!(result, Err(StoreError::NewerSchema { found: 9_999, .. })), "{result:?}");
-    assert_eq!((steps, sealed_bodies()), (1, 0), "it went on under the newer schema");
+    assert_eq!((steps, sealed_bodies()), (1, 0), "it continued under the newer schema");
 }

@@ -1,5 +1,5 @@
-//! A store's file is looked at before it is opened and once more when it is open: between the two, somebody else may have
-//! put another in its place.
+//! A store's file is looked at before it is opened and once more when it is open: between the two, another process may
+//! have put another file in its place.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -211,7 +211,7 @@ fn story(store: &dyn Store) {
         assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
     }
     store.release(&lease).unwrap();
-    assert!(store.condition().unwrap().lease.is_some(), "only its owner gives a lease back");
+    assert!(store.condition().unwrap().lease.is_some(), "only its owner releases a lease");
 
     // Flushing and intake see the same.
     let of_team = Whose::Lane(team.clone());
@@ -278,7 +278,7 @@ fn story(store: &dyn Store) {
     assert_eq!(store.condition().unwrap().agents, []);
 }
 
-/// A closed store does nothing more, even for those who still hold it.
+/// A closed store does nothing more, even for an owner that still holds it.
 fn is_closed_for_good(store: &dyn Store) {
     assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
     assert!(!store.has_to_be_reopened());

@@ -47,7 +47,7 @@ impl Drop for Storage {
     }
 }
 
-/// Who may do what at a [`SeaweedFs`].
+/// A user of a [`SeaweedFs`], with their permissions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Person {
     /// Everything.

@@ -312,7 +312,7 @@ impl Incoming<'_> {
         Ok(Some(piece))
     }
 
-    /// Reads the rest and gives the connection back for the next request.
+    /// Reads the rest and returns the connection for the next request.
     pub(crate) fn finish(mut self) -> io::Result<Response> {
         while let Some(piece) = self.next_piece()? {
             self.head.body.extend_from_slice(&piece);

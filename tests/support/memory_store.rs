@@ -491,7 +491,7 @@ impl Default for MemoryStore {
 
 impl MemoryStore {
     fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.contents.lock().expect("no test goes on after a panic in here")
+        self.contents.lock().expect("no test continues after a panic in here")
     }
 
     fn open(&self) -> Result<MutexGuard<'_, Contents>, StoreError> {

@@ -384,7 +384,7 @@ impl ModelStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test goes on after a panic in here")
+        self.state.lock().expect("no test continues after a panic in here")
     }
 
     /// Returns what is stored, or why it can't be used: it was closed.

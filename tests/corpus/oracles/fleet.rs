@@ -1,4 +1,4 @@
-//! What a depot shows: bundles, marks, heads, names and `fleet.json`, which a stranger may have written.
+//! The contents of a depot: bundles, marks, heads, names and `fleet.json`, which a stranger may have written.
 //!
 //! The first byte chooses what the rest is. For bundles and marks, an input is a series of changes to a sound object,
 //! of five bytes each, or the object itself.
@@ -62,7 +62,7 @@ fn changed(whole: &[u8], steps: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What is read of a damaged bundle is what was in it, without doubles, in order, and within bounds.
+/// Records that are read from a damaged bundle were in it, without duplicates, in order, and within bounds.
 fn damaged_bundle(steps: &[u8]) {
     static WHOLE: OnceLock<(Vec<FleetRecord>, Vec<u8>)> = OnceLock::new();
     let (records, whole) = WHOLE.get_or_init(|| {
