@@ -113,7 +113,7 @@ fn documents() -> Documents {
 
 /// A depot with a stream whose agent is gone, and objects that can't be read.
 fn of_a_depot(found: &mut Documents, server: &FakeOpik) {
-    let sandbox = Sandbox::new().with_server(server);
+    let sandbox = Sandbox::new().with_server(server).with_env("OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", "1s");
     let root = sandbox.home.path().join("depot");
     fs::create_dir(&root).unwrap();
     let depot = FolderDepot::open(&root, Duration::from_secs(30)).unwrap();
