@@ -161,7 +161,7 @@ enum Command {
     Agent(Box<agent::AgentArgs>),
     Healthcheck(healthcheck::HealthcheckArgs),
     Status(status::StatusArgs),
-    Replay(replay::ReplayArgs),
+    Replay(Box<replay::ReplayArgs>),
     Inspect(inspect::InspectArgs),
     Purge(purge::PurgeArgs),
 }

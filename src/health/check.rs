@@ -41,7 +41,7 @@ pub(crate) enum FailureCause {
 
 /// Why a check could not be made.
 #[derive(Debug, Error)]
-pub enum CheckError {
+pub(crate) enum CheckError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -14,8 +14,7 @@ mod storage;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use self::check::CheckError;
-pub(crate) use self::check::{Check, FailureCause, Finding};
+pub(crate) use self::check::{Check, CheckError, FailureCause, Finding};
 pub(crate) use self::depot::depot_checks;
 use crate::message::Lane;
 use crate::shutdown::Shutdown;

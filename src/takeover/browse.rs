@@ -19,6 +19,9 @@ use crate::fleet::record::{FleetRecord, MessageRef, RecordState};
 use crate::message::{MessageId, MessageStatus, Sha256};
 use crate::store::{BacklogGroup, Filter, Keys, Limits, Listed, Page, SalvagedRow, StoredMessage};
 
+/// Where a message of the scratch store comes from: its stream, its place there, and its copy if it is rejected.
+type BrowsedOrigin = (StreamId, MessageRef, Option<Name>);
+
 /// Rows of one commit.
 const ROWS: usize = 500;
 
@@ -196,7 +199,7 @@ impl FleetBrowser {
     fn store(
         &self,
         records: Vec<(StreamId, FleetRecord, Option<Name>)>,
-    ) -> Result<HashMap<i64, (StreamId, MessageRef, Option<Name>)>, TakeoverError> {
+    ) -> Result<HashMap<i64, BrowsedOrigin>, TakeoverError> {
         let mut stored = HashMap::with_capacity(records.len());
         for records in records.chunks(ROWS) {
             let rows: Vec<SalvagedRow> = records.iter().map(|(_, record, _)| row(record)).collect();

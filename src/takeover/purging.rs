@@ -25,6 +25,9 @@ use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::shutdown::Shutdown;
 use crate::store::{BacklogGroup, Filter, now_ms};
 
+/// A stream that is left alone, and who owns it.
+pub(crate) type OwnedElsewhere = (StreamId, String);
+
 /// Marks of one object.
 const MARKS_AT_ONCE: usize = 5000;
 /// How often the heads are looked at while it is not known which owners are alive.
@@ -111,7 +114,7 @@ impl FleetPurge {
         &self,
         selection: &PurgeSelection,
         shutdown: &Shutdown,
-    ) -> Result<(Vec<StreamId>, Vec<(StreamId, String)>), TakeoverError> {
+    ) -> Result<(Vec<StreamId>, Vec<OwnedElsewhere>), TakeoverError> {
         let free = self.look(selection, shutdown)?;
         let streams: Vec<StreamId> = free.iter().map(|free| free.stream).collect();
         let mut others: Vec<StreamId> = super::watch::list_heads(&*self.depot)?.into_iter().map(|(id, _)| id).collect();

@@ -157,7 +157,7 @@ fn deleted_objects_are_gone(depot: &dyn Depot, other: &dyn Depot) {
     depot.create(&two, b"2").unwrap();
     other.delete(&[one.clone(), absent.clone(), two.clone()]).unwrap();
     assert_eq!((bytes(depot, &one), bytes(depot, &two)), (None, None));
-    depot.delete(&[one.clone()]).unwrap();
+    depot.delete(std::slice::from_ref(&one)).unwrap();
     depot.delete(&[]).unwrap();
     assert_eq!(depot.create(&one, b"again").unwrap(), Created::New);
 }

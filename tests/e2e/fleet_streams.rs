@@ -239,7 +239,8 @@ pub(crate) struct Outage {
     pub db: PathBuf,
     /// The traces, in groups that belong together.
     pub groups: Vec<Vec<String>>,
-    home: Home,
+    /// Holds the store for as long as it is needed.
+    _home: Home,
 }
 
 impl Outage {
@@ -273,7 +274,7 @@ impl Outage {
                 std::fs::copy(&from, format!("{}{end}", db.display())).unwrap();
             }
         }
-        Self { ledger, db, groups, home }
+        Self { ledger, db, groups, _home: home }
     }
 
     /// Returns the group whose trace a message is about.

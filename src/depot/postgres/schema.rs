@@ -75,9 +75,10 @@ pub(super) fn prepare(session: &mut PostgresSession, deadline: Instant) -> Resul
     }
     session.run_plain(BEGIN, deadline)?;
     // Another process may have migrated while this one waited for the lock.
-    for done in version(session, deadline)?..VERSION {
-        session.run_plain(MIGRATIONS[done], deadline)?;
-        let note = format!("INSERT INTO depot_schema (version, reader) VALUES ({0}, 1)", done + 1);
+    let done = version(session, deadline)?;
+    for (number, migration) in MIGRATIONS.iter().enumerate().skip(done) {
+        session.run_plain(migration, deadline)?;
+        let note = format!("INSERT INTO depot_schema (version, reader) VALUES ({0}, 1)", number + 1);
         session.run_plain(&note, deadline)?;
     }
     session.run_plain("COMMIT", deadline)?;
