@@ -26,7 +26,7 @@ end
 
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -76,7 +76,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flus
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -95,7 +95,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'Project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -112,7 +112,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fai
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -128,7 +128,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l del
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Keep retrying for up to this long, then stop' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Retry reading what the server does not show yet, for up to this long after the delivery' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left behind, or another store, then deliver' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in files of Python processes or other stores' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l owner -d 'As root, salvage the files of this user (name or number)' -r -f -a "(__fish_complete_users)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l attachments-from -d 'Also send attachments whose files are in this directory' -r -f -a "(__fish_complete_directories)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l to -d 'Write a sealed copy of the store to FILE, and send nothing' -r -F
@@ -207,7 +207,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lan
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stage -d 'With --fleet: keep at most this many bytes of messages on this machine' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -297,7 +297,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ol
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -381,7 +381,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l olde
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet -d 'Use this depot of the fleet, such as s3://BUCKET/PREFIX, where copies of stored messages outlive their machine' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'

@@ -35,7 +35,7 @@ use crate::upstream::Upstream;
 #[command(next_help_heading = "Fleet")]
 pub(super) struct FleetReplayArgs {
     /// With --fleet: keep running, and take over each stream whose agent goes away
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub follow: bool,
 
     /// With --fleet: keep at most this many bytes of messages on this machine
@@ -43,7 +43,7 @@ pub(super) struct FleetReplayArgs {
     pub stage: ByteSize,
 
     /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub fail_if_backlog: bool,
 }
 

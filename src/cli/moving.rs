@@ -28,13 +28,13 @@ pub(super) struct MovingArgs {
     /// identity can open the copy: `replay --from FILE --identity KEYFILE` on another machine moves its messages in
     /// there. An existing file is never overwritten. The messages also stay here: once the copy was moved in, delete
     /// them with `purge`. A later copy may contain them again: each is moved in once.
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = NOT_SENDING)]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = NOT_SENDING, hide_short_help = true)]
     pub to: Option<PathBuf>,
 
     /// Seal the copy for this public key, `age1...`
     ///
     /// May be given more than once: each recipient can open it. `replay --make-identity` or `age-keygen` makes a key.
-    #[arg(long, value_name = "KEY", requires = "to")]
+    #[arg(long, value_name = "KEY", requires = "to", hide_short_help = true)]
     pub recipient: Vec<String>,
 
     /// Seal the copy for the public keys in this file, one a line
@@ -44,7 +44,7 @@ pub(super) struct MovingArgs {
     /// Open what is sealed, in copies of --from or in the depot of --fleet, with the secret key in this file
     ///
     /// A file of --make-identity or of `age-keygen`; may be given more than once.
-    #[arg(long, value_name = "KEYFILE", value_hint = clap::ValueHint::FilePath)]
+    #[arg(long, value_name = "KEYFILE", value_hint = clap::ValueHint::FilePath, hide_short_help = true)]
     pub identity: Vec<PathBuf>,
 
     /// Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient

@@ -107,7 +107,7 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify", hide_short_help = true)]
     verify_timeout: Duration,
 
-    /// Take in what a Python process left behind, or another store, then deliver
+    /// Take in files of Python processes or other stores
     ///
     /// A file, a directory or a glob pattern; may be given more than once.
     ///

@@ -8,7 +8,7 @@
 //! | for another server, or without its key | stays: another replayer may deliver it |
 //! | its file can't be read | stays, and is named |
 //!
-//! Each is stored once, by the digest of its stream and message ([`MessageRef::import_digest`]). Rows are stored some
+//! Each is stored once, by the digest of its stream and message ([`crate::fleet::record::MessageRef::import_digest`]). Rows are stored some
 //! hundred in a commit, in the order of delivery.
 
 use std::time::Duration;

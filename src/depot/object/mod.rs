@@ -1,8 +1,8 @@
 //! A depot in object storage: S3 and what is compatible, Google Cloud Storage, Azure Blob Storage.
 //!
 //! The crate `object_store` signs requests, finds credentials and reads the services' XML. It speaks HTTP through the
-//! house's own client ([`web`]), which blocks: so its futures wait for nothing, and [`wait`] needs no runtime. Retries
-//! are decided here, by what a repeat would mean ([`attempts`]), so the crate makes none.
+//! house's own client ([`web`]), which blocks: so its futures wait for nothing, and [`mod@wait`] needs no runtime. Retries
+//! are decided here, by what a repeat would mean (`attempts`), so the crate makes none.
 //!
 //! Opening makes no request and loads no certificate.
 
