@@ -270,7 +270,7 @@ fn a_store_is_not_upgraded_under_an_older_agent_and_is_once_that_has_ended() {
     // The old agent stores one more, and ends.
     drop(older);
     wait_until_usable(&agent, true);
-    assert_eq!(set_version(&agent.db(), 11), 11, "it was not brought up to date");
+    assert_eq!(set_version(&agent.db(), 12), 12, "it was not brought up to date");
     agent.wait_until_delivered();
     assert!(!server.sequence_for(waits).is_empty(), "messages of the older version are lost");
 }
@@ -308,7 +308,7 @@ fn three_new_agents_wait_for_the_old_one_and_none_for_each_other() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(set_version(&db, 11), 11);
+    assert_eq!(set_version(&db, 12), 12);
 }
 
 /// An intact message that an older version rejected is delivered by `replay --rejected`.
