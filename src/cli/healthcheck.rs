@@ -41,8 +41,8 @@ Exit codes:
   0    Healthy
   1    The store can't be used, or the smoke test failed
   2    Invalid usage or configuration
-  3    The server can't be reached, or is not Opik; or the depot can't be reached
-  5    The server rejects the API key or the workspace; or the depot refuses writes
+  3    The server is down or not Opik, or the depot can't be reached
+  5    The server refuses the key or workspace, or the depot refuses writes
   130  Interrupted";
 
 /// Check the configuration, the Opik server, access to it, the store and its disk

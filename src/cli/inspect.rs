@@ -51,6 +51,8 @@ Exit codes:
   0    Shown
   1    The message does not exist, or the store can't be read
   2    Invalid usage or configuration
+  3    With --fleet: the depot can't be reached
+  5    With --fleet: the depot refuses the credentials
   130  Interrupted (--follow)
 
 Environment:

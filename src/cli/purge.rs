@@ -31,6 +31,8 @@ Exit codes:
   0    Deleted, or nothing was selected
   1    Failure, or the deletion was not confirmed
   2    Invalid usage or configuration, or no terminal to ask on and no --yes
+  3    With --fleet: the depot can't be reached
+  5    With --fleet: the depot refuses the credentials
   130  Interrupted; messages not deleted yet are still stored";
 
 /// Delete stored messages permanently

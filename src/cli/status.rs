@@ -28,7 +28,9 @@ Exit codes:
   0    Shown; no threshold is exceeded
   1    The store can't be read
   2    Invalid usage or configuration
+  3    With --fleet: the depot can't be reached
   4    A threshold is exceeded
+  5    With --fleet: the depot refuses the credentials
   130  Interrupted (--watch)";
 
 /// Show the connection, the agent and what is stored
