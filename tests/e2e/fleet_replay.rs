@@ -382,11 +382,11 @@ fn attachments_are_delivered_with_their_message() {
     assert_eq!(fleet.left(), Vec::<String>::new());
 }
 
-/// The figures of the fleet's design: `OPIK_OFFLINE_STREAMS=2000 cargo test ... -- --ignored --nocapture a_large_fleet`.
+/// A few streams here; the figures of the fleet's design with a release build that `OPIK_OFFLINE_BINARY` names:
+/// `OPIK_OFFLINE_STREAMS=2000 OPIK_OFFLINE_REPLAYERS=2 cargo test --test e2e -- --nocapture a_large_fleet`.
 #[test]
-#[ignore = "takes minutes: for figures, with a release build named by OPIK_OFFLINE_BINARY"]
 fn a_large_fleet_is_delivered() {
-    let streams = std::env::var("OPIK_OFFLINE_STREAMS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    let streams = std::env::var("OPIK_OFFLINE_STREAMS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
     let server = Sink::new_stopped();
     let fleet = TestFleet::new();
     let mut traces = 0;
