@@ -3,6 +3,7 @@
 //! ```text
 //! v1/fleet.json
 //! v1/heads/<stream>
+//! v1/finished/<stream>
 //! v1/bundles/<xx>/<stream>/<number>.<messages>.<bytes>.<oldest_ms>.<newest_ms>
 //! v1/files/<xx>/<stream>/<message>/<number>
 //! v1/marks/<xx>/<stream>/<epoch>.<number>
@@ -162,6 +163,8 @@ pub enum ObjectName {
     FleetFile,
     /// The owner of a stream.
     Head(StreamId),
+    /// A stream that a replayer has finished and deleted: its agent, should it come back, delivers none of it.
+    Finished(StreamId),
     /// A part of a stream.
     Bundle(StreamId, BundleName),
     /// A part of a file that belongs to a message: an attachment, or a body that is too large for a bundle.
@@ -206,6 +209,7 @@ impl ObjectName {
         let parsed = match parts[..] {
             ["fleet.json"] => Self::FleetFile,
             ["heads", stream] => Self::Head(StreamId::parse(stream)?),
+            ["finished", stream] => Self::Finished(StreamId::parse(stream)?),
             ["bundles", _, stream, last] => Self::Bundle(StreamId::parse(stream)?, parse_bundle(last)?),
             ["files", _, stream, message, last] => {
                 Self::File { stream: StreamId::parse(stream)?, message: plain(message)?, number: padded(last)? }
@@ -225,7 +229,7 @@ impl ObjectName {
     /// Returns the stream that it belongs to.
     pub fn stream(&self) -> Option<StreamId> {
         match self {
-            Self::Head(stream) | Self::Bundle(stream, _) => Some(*stream),
+            Self::Head(stream) | Self::Finished(stream) | Self::Bundle(stream, _) => Some(*stream),
             Self::File { stream, .. } | Self::Marks { stream, .. } | Self::Rejected { stream, .. } => Some(*stream),
             Self::FleetFile | Self::Order(_) => None,
         }
@@ -237,6 +241,7 @@ impl fmt::Display for ObjectName {
         match self {
             Self::FleetFile => write!(f, "{ROOT}/fleet.json"),
             Self::Head(stream) => write!(f, "{ROOT}/heads/{stream}"),
+            Self::Finished(stream) => write!(f, "{}/{stream}", finished()),
             Self::Bundle(stream, bundle) => {
                 let BundleName { number, messages, bytes, oldest_ms, newest_ms } = bundle;
                 write!(f, "{}/{number:010}.{messages}.{bytes}.{oldest_ms}.{newest_ms}", bundles_of(stream))
@@ -254,6 +259,11 @@ impl fmt::Display for ObjectName {
 /// Returns the folder of all heads, without a slash at its end, as are all folders here.
 pub fn heads() -> String {
     format!("{ROOT}/heads")
+}
+
+/// Returns the folder of the records of finished streams.
+pub fn finished() -> String {
+    format!("{ROOT}/finished")
 }
 
 /// Returns the folder of a stream's bundles.
@@ -350,6 +360,7 @@ mod tests {
         for (name, text) in [
             (ObjectName::FleetFile, "v1/fleet.json".to_owned()),
             (ObjectName::Head(stream), format!("v1/heads/{id}")),
+            (ObjectName::Finished(stream), format!("v1/finished/{id}")),
             (ObjectName::Bundle(stream, bundle), format!("v1/bundles/ab/{id}/0000000007.1000.250000.17.18")),
             (ObjectName::File { stream, message: 12, number: 3 }, format!("v1/files/ab/{id}/12/0000000003")),
             (ObjectName::Marks { stream, epoch: 2, number: 3 }, format!("v1/marks/ab/{id}/0000000002.0000000003")),

@@ -29,6 +29,7 @@ use super::keys::FleetKeys;
 use super::ledger::ReplayerLedger;
 use super::reading::StreamReader;
 use super::scratch::ScratchStore;
+use super::sweep::delete_outdated_records;
 use crate::depot::{Depot, prove};
 use crate::fleet::head::HeadOwner;
 use crate::fleet::spooled::Spooled;
@@ -39,7 +40,7 @@ use crate::monitor::{self, Availability, MonitorSettings};
 use crate::replay::session::ProgressListener;
 use crate::replay::{DrainEnd, ReplaySettings, ReplayState, Replayer};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Keys, Limits, Owner, Store, StoreError};
+use crate::store::{Filter, Keys, Limits, Owner, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 
@@ -224,6 +225,10 @@ impl FleetReplay {
             settings: FeedSettings { stage_bytes, takeover_after },
             progress: FeedProgress::new(takeover_after),
         };
+        let now = Duration::from_millis(u64::try_from(now_ms()).unwrap_or(0));
+        if let Err(error) = delete_outdated_records(&*self.depot, now) {
+            debug!(target: "fleet", %error, "records of finished streams are deleted by the next replayer");
+        }
         let mut errors = 0;
         let mut pause = Duration::ZERO;
         while !ended.sleep(pause) {

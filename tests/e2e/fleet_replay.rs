@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use opik_offline::depot::{Depot, Name};
 use opik_offline::fleet::head::{Head, HeadState};
 use opik_offline::fleet::marks::{Fate, Mark, encode_marks};
 use opik_offline::fleet::names::ObjectName;
 use opik_offline::fleet::record::{FleetRecord, MessageRef};
+use opik_offline::sealing::read_identities;
 
 use crate::durability::Dice;
 use crate::fleet_streams::{Outage, TestFleet, bundle_folder, synthetic};
@@ -18,9 +20,10 @@ use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::attachments::sha256;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::{Client, Request};
+use crate::support::ledger::ClientLedger;
 use crate::support::sink::Sink;
 use crate::support::{PATIENCE, uuid7, wait_until};
-use crate::writes::create;
+use crate::writes::{Told, create};
 
 /// Checks that the server has everything, each entity in its order.
 #[track_caller]
@@ -380,6 +383,30 @@ fn attachments_are_delivered_with_their_message() {
     let file = files.values().next().expect("the file is lost");
     assert_eq!(file.sha256, sha256(&bytes), "the file was altered on its way");
     assert_eq!(fleet.left(), Vec::<String>::new());
+}
+
+/// An agent with its disk comes back after its stream was finished, to a depot that nobody has set up for a fleet.
+#[test]
+fn an_agent_that_returns_after_its_stream_was_finished_repeats_nothing() {
+    let server = FakeOpik::new_stopped();
+    let fleet = TestFleet::new();
+    fleet.depot.delete(&[Name::new("v1/fleet.json").unwrap()]).unwrap();
+    let recipient = read_identities(&fleet.identity).unwrap()[0].recipient().to_string();
+    let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
+    let mut agent = agent.arg("--fleet-recipients").arg(&recipient).env("OPIK_OFFLINE_FLEET_DELAY", "0s").start();
+    let ledger = ClientLedger::new();
+    let id = uuid7();
+    Told::new(&agent.url(), &ledger).acknowledged(create(&id), 201);
+    wait_until("the write has a copy", PATIENCE, || !fleet.names("v1/bundles").is_empty());
+    agent.kill9();
+    server.start();
+    let report = fleet.replayed(&server, &[]);
+    assert_eq!(report["delivered"], 1, "{report}");
+    assert_eq!(fleet.left(), Vec::<String>::new());
+    agent.restart_on_same_port();
+    agent.wait_until_delivered();
+    assert_eq!(server.sequence_for(&id).len(), 1, "an old write was sent over what came after the takeover");
+    server.assert_equals(&ledger);
 }
 
 /// A few streams here; the figures of the fleet's design with a release build that `OPIK_OFFLINE_BINARY` names:

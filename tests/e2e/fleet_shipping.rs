@@ -323,6 +323,7 @@ fn a_suspended_agent_sends_nothing_of_a_stream_that_was_taken_over() {
     let stream = name.as_str().rsplit('/').next().unwrap().to_owned();
     let all = depot.list(&Name::new("v1").unwrap(), None, 100_000).unwrap();
     let all: Vec<Name> = all.into_iter().map(|it| it.name).filter(|name| name.as_str().contains(&stream)).collect();
+    depot.create(&Name::new(&format!("v1/finished/{stream}")).unwrap(), b"{}").unwrap();
     depot.delete(&all).unwrap();
     wait_until("delivered messages stay for good", PATIENCE, || agent.backlog() == 0);
 }

@@ -306,7 +306,7 @@ impl InDepot {
                     found.marks.extend(marks.map(|mark| (stream.to_string(), mark.expect("it is whole"))));
                 }
                 ObjectName::Head(_) => found.heads.push(Head::decode(&bytes).expect("a head")),
-                ObjectName::FleetFile => {}
+                ObjectName::FleetFile | ObjectName::Finished(_) => {}
                 other => panic!("{other} is not expected"),
             }
         }
@@ -492,6 +492,7 @@ fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_de
     // The replayer has delivered it.
     let stream = name.as_str().rsplit('/').next().expect("a name").to_owned();
     let all: Vec<_> = depot.names().into_iter().filter(|name| name.as_str().contains(&stream)).collect();
+    depot.create(&Name::new(&format!("v1/finished/{stream}")).expect("a name"), b"{}").expect("the depot is there");
     depot.delete(&all).expect("it is there");
     let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
     ship.wait_until("delivered messages stay for good", |ship| {
@@ -515,26 +516,44 @@ fn a_choice_that_was_not_confirmed_is_not_handed_over() {
 }
 
 #[test]
-fn messages_that_a_replayer_delivered_meanwhile_are_not_sent_again_unless_the_depot_was_emptied() {
-    let fleet_file = Name::new("v1/fleet.json").expect("a name");
-    for was_emptied in [false, true] {
+fn messages_that_a_replayer_delivered_meanwhile_are_not_sent_again_unless_the_depot_lost_them() {
+    for (is_finished, was_taken) in [(true, false), (false, false), (false, true)] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("opik_messages.db");
         let depot = Arc::new(ModelDepot::new());
         let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
-        depot.create(&fleet_file, &fleet.encode()).expect("an empty depot");
+        depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
         let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
         register(ship.store.as_ref(), "a");
         ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 1);
         drop(ship);
-        let gone: Vec<Name> = depot.names().into_iter().filter(|name| was_emptied || *name != fleet_file).collect();
+        let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
+        let stream = head.as_str().rsplit('/').next().expect("a name").to_owned();
+        if was_taken {
+            let (bytes, version) = depot.get(&head).expect("it is there").expect("a head");
+            let taken = Head::decode(&bytes).expect("a head").taken_by(Default::default());
+            depot.swap(&head, Some(&version), &taken.encode()).expect("nobody else wants it");
+            let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+            ship.wait_until("it is not handed over", |ship| {
+                ship.store.streams().expect("they can be read").iter().all(|it| it.state == StreamState::HandedOver)
+            });
+            drop(ship);
+        }
+        if is_finished {
+            let record = Name::new(&format!("v1/finished/{stream}")).expect("a name");
+            depot.create(&record, b"{}").expect("the depot is there");
+        }
+        let gone: Vec<Name> = depot.names().into_iter().filter(|name| name.as_str().contains(&stream)).collect();
+        let gone: Vec<Name> = gone.into_iter().filter(|name| !name.as_str().starts_with("v1/finished/")).collect();
         depot.delete(&gone).expect("it is there");
         let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
-        match was_emptied {
-            true => ship.wait_until("it is lost", |ship| InDepot::of(&ship.depot).shipped.len() == 1),
-            false => ship.wait_until("it is sent again", |ship| {
-                ship.store.backlog(&Filter::default()).expect("it can be read").messages() == 0
-            }),
+        let stored = |ship: &Ship| ship.store.backlog(&Filter::default()).expect("it can be read").messages();
+        match is_finished {
+            true => ship.wait_until("an old write is sent over newer ones", |ship| stored(ship) == 0),
+            false => {
+                ship.wait_until("it has no copy again", |ship| InDepot::of(&ship.depot).shipped.len() == 1);
+                assert_eq!(stored(&ship), 1, "an acknowledged write is lost: nobody has delivered it");
+            }
         }
     }
 }

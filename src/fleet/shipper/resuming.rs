@@ -3,9 +3,8 @@
 use tracing::{info, warn};
 
 use super::{
-    DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store,
-    StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot,
-    this_process,
+    DELETE_STEP, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store, StreamHead,
+    StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot, this_process,
 };
 
 impl Shipper {
@@ -57,11 +56,11 @@ impl Shipper {
         Ok(true)
     }
 
-    /// The head of a stream is deleted last, by the replayer that has delivered it; or the whole depot was emptied, and `fleet.json`
-    /// with it.
+    /// Decides about a stream without a head: a replayer has finished it, and left a record of that; or the depot lost it,
+    /// for example because it was emptied.
     fn stream_is_gone(&self, store: &dyn Store, record: &StreamRecord) -> Result<(), ShipError> {
         let (stream, depot) = (record.stream, self.ledger.depot.describe());
-        if record.is_outstanding && record.next_bundle > 0 && self.has_fleet_file()? {
+        if record.is_outstanding && self.is_finished(stream)? {
             store.hand_over(stream)?;
             return Ok(());
         }
@@ -72,12 +71,10 @@ impl Shipper {
         Ok(())
     }
 
-    fn has_fleet_file(&self) -> Result<bool, ShipError> {
-        match self.ledger.depot.get(&depot_name(&ObjectName::FleetFile)?) {
-            Ok(file) => Ok(file.is_some()),
-            Err(DepotError::NotAuthorised { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+    /// Returns whether a replayer has finished the stream. Read after its head: that is deleted later.
+    fn is_finished(&self, stream: uuid::Uuid) -> Result<bool, ShipError> {
+        let name = depot_name(&ObjectName::Finished(StreamId::new(stream)))?;
+        Ok(self.ledger.depot.get(&name)?.is_some())
     }
 
     /// Returns whether the other process of this store that owns the head is silent for long enough.
@@ -132,6 +129,10 @@ impl Shipper {
         self.ledger.change(|state| state.standing.handed_over = handed_over.len());
         for record in handed_over {
             if read_head(self.ledger.depot.as_ref(), StreamId::new(record.stream))?.is_some() {
+                continue;
+            }
+            if !self.is_finished(record.stream)? {
+                self.stream_is_gone(store, record)?;
                 continue;
             }
             let ids = store.hand_over(record.stream)?;
