@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub use super::bloom::EntityFilter;
 pub use super::container::BadObject;
-use super::container::{ContainerReader, ContainerRecord, ObjectKind, ReadLimit, write};
+pub use super::container::BadRecord;
+use super::container::{ContainerReader, ObjectKind, ReadLimit, write};
 use super::names::BundleName;
-pub use super::record::BadRecord;
 use super::record::{FleetRecord, INLINE_BODY_BYTES_MAX, RECORD_BYTES_MAX, decode, encode};
 use crate::message::EntityKey;
 
@@ -270,7 +270,6 @@ pub fn encode_bundle(records: &[FleetRecord]) -> Result<Option<PlainBundle>, Rec
 pub struct BundleReader<'bytes> {
     container: ContainerReader<'bytes>,
     manifest: BundleManifest,
-    position: u64,
 }
 
 impl<'bytes> BundleReader<'bytes> {
@@ -288,7 +287,7 @@ impl<'bytes> BundleReader<'bytes> {
         groups.truncate(GROUPS_MAX);
         let entities = entities.as_deref().and_then(EntityFilter::from_text);
         let manifest = BundleManifest { messages, bytes, first, last, oldest_ms, newest_ms, groups, entities };
-        Ok(Self { container, manifest, position: 0 })
+        Ok(Self { container, manifest })
     }
 
     /// Returns the manifest, as the bundle has it.
@@ -301,15 +300,7 @@ impl Iterator for BundleReader<'_> {
     type Item = Result<FleetRecord, BadRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let piece = self.container.next()?;
-        let position = self.position;
-        self.position += 1;
-        Some(match piece {
-            ContainerRecord::Bad(reason) => Err(BadRecord { position, message: None, reason }),
-            ContainerRecord::Whole(bytes) => {
-                decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason })
-            }
-        })
+        self.container.next_decoded(decode)
     }
 }
 

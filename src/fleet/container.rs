@@ -207,6 +207,18 @@ struct StoredPiece {
     at: std::ops::Range<usize>,
 }
 
+/// A record that can't be used: it was damaged, or a newer version wrote it. The others of its object are unaffected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("record {position} can't be read: {reason}")]
+pub struct BadRecord {
+    /// Its position among the records of its object, from 0; where damage hides several, that of the first.
+    pub position: u64,
+    /// Its message's id, where that is readable.
+    pub message: Option<u64>,
+    /// Why, for people; contains nothing of the message.
+    pub reason: &'static str,
+}
+
 /// One record of an object, or the damage in its place.
 pub(super) enum ContainerRecord {
     /// The decoded bytes.
@@ -230,6 +242,8 @@ pub(super) struct ContainerReader<'bytes> {
     unseen: u64,
     was_damaged: bool,
     has_ended: bool,
+    /// Records and damaged places that were returned.
+    position: u64,
 }
 
 impl<'bytes> ContainerReader<'bytes> {
@@ -252,6 +266,7 @@ impl<'bytes> ContainerReader<'bytes> {
             unseen: 0,
             was_damaged: false,
             has_ended: false,
+            position: 0,
         };
         let (manifest, samples) = reader.read_ends()?;
         let damaged = |reason| BadObject::Damaged { reason };
@@ -291,6 +306,22 @@ impl<'bytes> ContainerReader<'bytes> {
     /// Returns the manifest.
     pub(super) fn manifest(&self) -> &[u8] {
         &self.manifest
+    }
+
+    /// Returns the next record, decoded, or why that is not possible; `None` at the end.
+    pub(super) fn next_decoded<T>(
+        &mut self,
+        decode: impl FnOnce(&[u8]) -> Result<T, (Option<u64>, &'static str)>,
+    ) -> Option<Result<T, BadRecord>> {
+        let piece = self.next()?;
+        let position = self.position;
+        self.position += 1;
+        Some(match piece {
+            ContainerRecord::Bad(reason) => Err(BadRecord { position, message: None, reason }),
+            ContainerRecord::Whole(bytes) => {
+                decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason })
+            }
+        })
     }
 
     /// Returns the next record; `None` at the end. Damage is reported once where it is, and reading continues behind it.

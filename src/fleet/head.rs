@@ -130,6 +130,22 @@ struct FormatOnly {
 }
 
 impl Head {
+    /// Returns the first head of a stream, of which nothing is known yet.
+    pub fn first(state: HeadState, owner: HeadOwner) -> Self {
+        Self {
+            state,
+            epoch: 1,
+            owner,
+            bundles: 0,
+            shipped: 0,
+            waiting: 0,
+            oldest_ms: None,
+            renewed: 0,
+            renewed_at_ms: 0,
+            silence_ms: 0,
+        }
+    }
+
     /// Encodes it.
     pub fn encode(&self) -> Vec<u8> {
         let head = self.clone();

@@ -10,7 +10,7 @@ use super::record::{
 };
 use super::seals::Seals;
 use crate::depot::{Depot, DepotError};
-use crate::message::{Attachment, Message, MessageId, MessageStatus, Sha256};
+use crate::message::{Attachment, MessageId, MessageStatus, Sha256};
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::{Store, StoreError, StoredMessage};
 
@@ -107,31 +107,24 @@ impl Loader<'_> {
     }
 
     /// Returns the record of a message whose file, if it has one, is in the depot by now.
-    fn record(&self, stored: StoredMessage, was_put: bool) -> Result<FleetRecord, LoadError> {
-        let StoredMessage { listed, mut request, touches, position } = stored;
+    fn record(&self, mut stored: StoredMessage, was_put: bool) -> Result<FleetRecord, LoadError> {
+        let StoredMessage { listed, request, position, .. } = &mut stored;
+        let (position, attempts) = (*position, listed.attempts);
         let reference = MessageRef::of(listed.id);
-        let file = match listed.attachment {
+        let file = match listed.attachment.take() {
             Some(attachment) => Some(self.put_attachment(listed.id, reference.message, attachment, was_put)?),
             None if request.body.bytes.len() > INLINE_BODY_BYTES_MAX => {
                 Some(self.put_body(reference.message, &std::mem::take(&mut request.body.bytes), was_put)?)
             }
             None => None,
         };
-        let state = match (listed.status, listed.answer) {
+        let state = match (listed.status, listed.answer.take()) {
             (MessageStatus::Held, Some(answer)) => RecordState::Held(answer),
             (MessageStatus::Rejected, Some(answer)) => RecordState::Rejected(answer),
             _ => RecordState::Waiting,
         };
-        let message = Message {
-            lane: listed.lane,
-            message_type: listed.message_type,
-            request,
-            touches,
-            items: listed.items,
-            project: listed.project,
-            accepted_at_ms: listed.accepted_at_ms,
-        };
-        Ok(FleetRecord { reference, position, message, fingerprint: None, attempts: listed.attempts, state, file })
+        let message = stored.into_message();
+        Ok(FleetRecord { reference, position, message, fingerprint: None, attempts, state, file })
     }
 
     fn put_attachment(

@@ -8,9 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::container::{BadObject, ContainerReader, ContainerRecord, ObjectKind, ReadLimit, write};
+use super::container::{BadObject, BadRecord, ContainerReader, ObjectKind, ReadLimit, write};
 use super::json::{AnswerFields, RequestFields, digest_from_hex};
-use super::record::{BadRecord, MessageRef, header_and_rest, with_header};
+use super::record::{MessageRef, header_and_rest, with_header};
 use crate::message::MessageStatus;
 use crate::store::{LastAnswer, Part};
 
@@ -156,7 +156,6 @@ fn decode(piece: &[u8]) -> Result<Mark, (Option<u64>, &'static str)> {
 /// Reads marks one by one, in their order.
 pub struct MarksReader<'bytes> {
     container: ContainerReader<'bytes>,
-    position: u64,
 }
 
 impl<'bytes> MarksReader<'bytes> {
@@ -167,7 +166,7 @@ impl<'bytes> MarksReader<'bytes> {
     /// As [`super::bundle::BundleReader::open`]. A stream whose marks can't be read must not be imported: what they
     /// settled would be sent again, over newer writes.
     pub fn open(bytes: &'bytes [u8]) -> Result<Self, BadObject> {
-        Ok(Self { container: ContainerReader::open(KIND, bytes, LIMIT)?, position: 0 })
+        Ok(Self { container: ContainerReader::open(KIND, bytes, LIMIT)? })
     }
 }
 
@@ -175,15 +174,7 @@ impl Iterator for MarksReader<'_> {
     type Item = Result<Mark, BadRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let piece = self.container.next()?;
-        let position = self.position;
-        self.position += 1;
-        Some(match piece {
-            ContainerRecord::Bad(reason) => Err(BadRecord { position, message: None, reason }),
-            ContainerRecord::Whole(bytes) => {
-                decode(&bytes).map_err(|(message, reason)| BadRecord { position, message, reason })
-            }
-        })
+        self.container.next_decoded(decode)
     }
 }
 

@@ -320,18 +320,6 @@ impl RecordFields {
     }
 }
 
-/// A record that can't be used: it was damaged, or a newer version wrote it. The others of its object are unaffected.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("record {position} can't be read: {reason}")]
-pub struct BadRecord {
-    /// Its position among the records of its object, from 0; where damage hides several, that of the first.
-    pub position: u64,
-    /// Its message's id, where that is readable.
-    pub message: Option<u64>,
-    /// Why, for people; contains nothing of the message.
-    pub reason: &'static str,
-}
-
 /// Encodes a record.
 pub(super) fn encode(record: &FleetRecord) -> Vec<u8> {
     with_header(&RecordFields::of(record), &[&record.message.request.body.bytes])

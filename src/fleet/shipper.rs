@@ -425,18 +425,8 @@ impl Shipper {
     }
 
     fn first_head(&self, turns: &Turns) -> Head {
-        Head {
-            state: HeadState::Open,
-            epoch: 1,
-            owner: this_process(&turns.nonce),
-            bundles: 0,
-            shipped: 0,
-            waiting: 0,
-            oldest_ms: None,
-            renewed: 0,
-            renewed_at_ms: 0,
-            silence_ms: u64::try_from(TAKEOVER_AFTER.as_millis()).unwrap_or(u64::MAX),
-        }
+        let silence_ms = u64::try_from(TAKEOVER_AFTER.as_millis()).unwrap_or(u64::MAX);
+        Head { silence_ms, ..Head::first(HeadState::Open, this_process(&turns.nonce)) }
     }
 
     fn own(&self, stream: StreamId, epoch: u32) {

@@ -2,13 +2,11 @@
 
 use ring::digest::{Context, SHA256};
 
-use crate::message::{Attachment, Message, MessageStatus, Sha256};
+use crate::message::{Attachment, MessageStatus, Sha256};
 use crate::sdk::salvage::SalvageTarget;
 use crate::shutdown::Shutdown;
 use crate::store::attachment::AttachmentWriter;
-use crate::store::{
-    LastAnswer, SalvagedRow, SnapshotMessage, SnapshotStep, Store, StoreError, StoreSnapshot, StoredMessage,
-};
+use crate::store::{SalvagedRow, SnapshotMessage, SnapshotStep, Store, StoreError, StoreSnapshot, StoredMessage};
 
 /// Messages in one commit.
 const COMMIT_MESSAGES_MAX: usize = 256;
@@ -186,21 +184,8 @@ impl<'a> Import<'a> {
 }
 
 fn row_of(row: Sha256, message: SnapshotMessage) -> SalvagedRow {
-    let SnapshotMessage { stored: StoredMessage { listed, request, touches, .. }, was_in_flight } = message;
-    let unsaid = LastAnswer { status: None, text: String::new(), at_ms: listed.accepted_at_ms };
-    let answer = listed.answer.unwrap_or(unsaid);
-    let rejected = (listed.status == MessageStatus::Rejected).then(|| answer.clone());
-    let held = (listed.status == MessageStatus::Held).then_some(answer);
-    let message = Message {
-        lane: listed.lane,
-        message_type: listed.message_type,
-        request,
-        touches,
-        items: listed.items,
-        project: listed.project,
-        accepted_at_ms: listed.accepted_at_ms,
-    };
-    SalvagedRow { held, was_in_flight, ..SalvagedRow::new(row, message, rejected) }
+    let SnapshotMessage { stored, was_in_flight } = message;
+    SalvagedRow { was_in_flight, ..stored.into_salvaged(row) }
 }
 
 /// Returns what identifies a message in its store and in every copy of that store.

@@ -15,8 +15,8 @@ use super::attachment::PIECE_BYTES;
 use super::error::StoreError;
 use super::traits::Store;
 use super::view::{Filter, Page, StoredMessage};
-use super::work::{LastAnswer, Owner, SalvagedRow};
-use crate::message::{Message, MessageStatus, Sha256};
+use super::work::{Owner, SalvagedRow};
+use crate::message::Sha256;
 
 const PAGE: usize = 100;
 /// Payload bytes per commit, unless a single message is larger.
@@ -69,7 +69,7 @@ fn store(to: &dyn Store, rows: &mut Vec<SalvagedRow>) -> Result<u64, StoreError>
 }
 
 fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<SalvagedRow, StoreError> {
-    let StoredMessage { listed, request, touches, .. } = stored;
+    let StoredMessage { listed, request, .. } = &stored;
     let row = digest(listed.id.0, listed.accepted_at_ms, &request.path, &request.body.bytes);
     let file = match listed.attachment {
         Some(file) if !to.is_salvaged(&row)? => {
@@ -82,20 +82,7 @@ fn row(from: &dyn Store, to: &dyn Store, stored: StoredMessage) -> Result<Salvag
         }
         _ => None,
     };
-    let unsaid = LastAnswer { status: None, text: String::new(), at_ms: listed.accepted_at_ms };
-    let answer = listed.answer.unwrap_or(unsaid);
-    let rejected = (listed.status == MessageStatus::Rejected).then(|| answer.clone());
-    let held = (listed.status == MessageStatus::Held).then_some(answer);
-    let message = Message {
-        lane: listed.lane,
-        message_type: listed.message_type,
-        request,
-        touches,
-        items: listed.items,
-        project: listed.project,
-        accepted_at_ms: listed.accepted_at_ms,
-    };
-    Ok(SalvagedRow { held, file, ..SalvagedRow::new(row, message, rejected) })
+    Ok(SalvagedRow { file, ..stored.into_salvaged(row) })
 }
 
 fn digest(id: i64, accepted_at_ms: i64, path: &str, body: &[u8]) -> Sha256 {

@@ -3,8 +3,10 @@
 use super::encryption::state::Encryption;
 use super::full_state::Fullness;
 use super::location::Location;
-use super::work::{Hold, LaneId, LastAnswer, Owner};
-use crate::message::{Attachment, EntityKey, Lane, MessageId, MessageStatus, MessageType, Request, Server, Touch};
+use super::work::{Hold, LaneId, LastAnswer, Owner, SalvagedRow};
+use crate::message::{
+    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256, Touch,
+};
 
 /// The visible part of a store's backlog, also if the store can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,6 +182,31 @@ pub struct StoredMessage {
     pub touches: Vec<Touch>,
     /// Its place in the delivery order of its lane: parts of a divided message have that of the whole.
     pub position: i64,
+}
+
+impl StoredMessage {
+    /// Returns the message as it was registered.
+    pub fn into_message(self) -> Message {
+        let Self { listed, request, touches, .. } = self;
+        Message {
+            lane: listed.lane,
+            message_type: listed.message_type,
+            request,
+            touches,
+            items: listed.items,
+            project: listed.project,
+            accepted_at_ms: listed.accepted_at_ms,
+        }
+    }
+
+    /// Returns the row by which another store takes the message, with the status that it has here.
+    pub fn into_salvaged(self, row: Sha256) -> SalvagedRow {
+        let (status, at_ms) = (self.listed.status, self.listed.accepted_at_ms);
+        let answer = self.listed.answer.clone().unwrap_or(LastAnswer { status: None, text: String::new(), at_ms });
+        let rejected = (status == MessageStatus::Rejected).then(|| answer.clone());
+        let held = (status == MessageStatus::Held).then_some(answer);
+        SalvagedRow { held, ..SalvagedRow::new(row, self.into_message(), rejected) }
+    }
 }
 
 /// Counts of stored messages.

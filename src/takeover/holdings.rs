@@ -105,18 +105,7 @@ impl Holdings {
 
     /// Returns the head of a stream that has none: its agent was killed, or its stream deleted, while it shipped.
     fn adopted(&self) -> Head {
-        Head {
-            state: HeadState::Taken,
-            epoch: 1,
-            owner: self.owner.clone(),
-            bundles: 0,
-            shipped: 0,
-            waiting: 0,
-            oldest_ms: None,
-            renewed: 0,
-            renewed_at_ms: 0,
-            silence_ms: 0,
-        }
+        Head::first(HeadState::Taken, self.owner.clone())
     }
 
     /// Returns a head as it is written now.

@@ -377,7 +377,7 @@ impl ReplayerLedger {
             attempts: stored.listed.attempts,
             state: RecordState::Rejected(answer.clone()),
             file,
-            ..FleetRecord::waiting(origin.reference.message, message_of(stored))
+            ..FleetRecord::waiting(origin.reference.message, stored.into_message())
         };
         self.keep_rejected(origin.stream, &record).map_err(away)
     }
@@ -390,7 +390,7 @@ impl ReplayerLedger {
         parts: &[Part],
         settling: &mut Settling,
     ) -> Result<(), StoreError> {
-        let Some(whole) = store.get(id)?.map(message_of) else { return Ok(()) };
+        let Some(whole) = store.get(id)?.map(StoredMessage::into_message) else { return Ok(()) };
         for part in parts {
             let reference = origin.reference.part(&part.request);
             let Some(answer) = &part.rejected else {
@@ -453,19 +453,6 @@ fn part_number(reference: &MessageRef) -> u32 {
         number.copy_from_slice(&part.as_bytes()[..4]);
         u32::from_be_bytes(number).max(1)
     })
-}
-
-fn message_of(stored: StoredMessage) -> Message {
-    let StoredMessage { listed, request, touches, .. } = stored;
-    Message {
-        lane: listed.lane,
-        message_type: listed.message_type,
-        request,
-        touches,
-        items: listed.items,
-        project: listed.project,
-        accepted_at_ms: listed.accepted_at_ms,
-    }
 }
 
 /// Returns the store's error for a depot that can't be written: nothing was settled.

@@ -217,20 +217,11 @@ pub(crate) fn head(state: HeadState, bundles: u32, messages: u64) -> Head {
 
 /// Returns a stored message as it is shipped.
 fn record(store: &dyn Store, stored: StoredMessage) -> FleetRecord {
-    let StoredMessage { listed, request, touches, .. } = stored;
-    let id = u64::try_from(listed.id.0).unwrap();
-    let file = store.attachment(listed.id).unwrap();
-    let message = Message {
-        lane: listed.lane,
-        message_type: listed.message_type,
-        request,
-        touches,
-        items: listed.items,
-        project: listed.project,
-        accepted_at_ms: listed.accepted_at_ms,
-    };
+    let id = stored.listed.id;
+    let file = store.attachment(id).unwrap();
+    let message = stored.into_message();
     let file = file.map(|file| ShippedFile::new(FileContent::Attachment, file));
-    FleetRecord { file, ..FleetRecord::waiting(id, message) }
+    FleetRecord { file, ..FleetRecord::waiting(u64::try_from(id.0).unwrap(), message) }
 }
 
 /// Writes of clients during an outage, in the store of a pod's agent that is gone.
