@@ -268,6 +268,7 @@ pub(crate) fn fleet_use(config: &Config) -> Result<Option<FleetUse>, FleetError>
             config::DepotAwayPolicy::Local => WhenDepotAway::Local,
             config::DepotAwayPolicy::Refuse => WhenDepotAway::Refuse,
         },
+        silence: config.fleet_takeover_after.value,
     };
     Ok(Some(FleetUse { depot: depot::open(&settings)?, settings: settings_of_fleet }))
 }

@@ -9,6 +9,7 @@
 
 mod agent;
 mod failure;
+mod dial;
 mod fleet;
 mod healthcheck;
 mod inspect;

@@ -9,12 +9,8 @@
 //! The increase grows with the square of the time without backpressure, as CUBIC's does: among many agents backpressure
 //! is frequent, and the increase is nearly linear; an agent that is alone is soon as fast as the server allows.
 //!
-//! # The dial
-//!
-//! A person can set a ceiling for the whole fleet ([`FleetDial`]): each agent takes its share of it, the ceiling divided
-//! by how many agents drain. A hold is a ceiling of zero for some time.
+//! A person can set a ceiling for the whole fleet, see [`super::fleet_dial`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::pacing::{BATCH_MAX, BatchEnd};
@@ -26,7 +22,7 @@ const CALM: Duration = Duration::from_secs(60);
 /// The decrease of the rate after backpressure, as a divisor.
 const DECREASE_DIVISOR: u64 = 4;
 /// How much time one batch stands for: small enough to react, large enough to share a request.
-const BATCH_TIME: Duration = Duration::from_millis(500);
+pub(super) const BATCH_TIME: Duration = Duration::from_millis(500);
 /// The lowest rate: one message in ten seconds finds out whether the server is there.
 const LOWEST: MessageRate = MessageRate(100_000);
 /// The live rate that is assumed for an agent that is nearly idle.
@@ -62,8 +58,14 @@ impl MessageRate {
         self.0 as f64 / 1e6
     }
 
+    /// Returns a share of it: this many parts of so many.
+    pub(super) fn share(self, parts: u64, of: u64) -> Self {
+        let rate = u128::from(self.0).saturating_mul(parts.into()) / u128::from(of.max(1));
+        Self(u64::try_from(rate).unwrap_or(u64::MAX).max(1)).min(HIGHEST)
+    }
+
     /// Returns how many messages a batch takes at this rate.
-    fn batch(self) -> usize {
+    pub(super) fn batch(self) -> usize {
         let messages = u128::from(self.0) * BATCH_TIME.as_micros() / 1_000_000_000_000;
         usize::try_from(messages).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX)
     }
@@ -139,58 +141,6 @@ impl FleetRate {
 pub fn start_delay(agents: u64, jitter: f64) -> Duration {
     let spread = if agents > LARGE_FLEET { START_SPREAD_LARGE } else { START_SPREAD };
     spread.mul_f64(jitter.clamp(0.0, 1.0))
-}
-
-/// The ceiling that people set for the throughput of a fleet. Shared by all senders; it may change at any time.
-#[derive(Debug)]
-pub struct FleetDial {
-    /// This agent's share of the ceiling; `u64::MAX` without one, 0 while the fleet is held.
-    share: AtomicU64,
-}
-
-impl Default for FleetDial {
-    fn default() -> Self {
-        Self { share: AtomicU64::new(u64::MAX) }
-    }
-}
-
-impl FleetDial {
-    /// Returns a dial without a ceiling.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a ceiling for the whole fleet, of which this many agents drain; `None` removes it.
-    pub fn set_ceiling(&self, ceiling: Option<MessageRate>, draining: u64) {
-        let share = ceiling.map_or(u64::MAX, |ceiling| (ceiling.0 / draining.max(1)).max(1));
-        self.share.store(share, Ordering::Relaxed);
-    }
-
-    /// Holds the fleet, until the next ceiling is set.
-    pub fn hold(&self) {
-        self.share.store(0, Ordering::Relaxed);
-    }
-
-    /// Returns whether nothing may be sent.
-    pub fn is_held(&self) -> bool {
-        self.share.load(Ordering::Relaxed) == 0
-    }
-
-    /// Returns how many messages a batch takes at most.
-    pub fn batch_max(&self) -> usize {
-        match self.share.load(Ordering::Relaxed) {
-            u64::MAX => usize::MAX,
-            share => MessageRate(share).batch(),
-        }
-    }
-
-    /// Returns how long to pause at least after this many messages.
-    pub fn pause_after(&self, messages: usize) -> Duration {
-        match self.share.load(Ordering::Relaxed) {
-            u64::MAX => Duration::ZERO,
-            share => MessageRate(share).time_for(messages as u64),
-        }
-    }
 }
 
 #[cfg(test)]

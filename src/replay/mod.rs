@@ -141,6 +141,8 @@ impl ReplayManager<'_> {
     pub fn run(&self) {
         /// The wait after an error of the store.
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
+        /// How often to look whether a person still holds the fleet.
+        const HELD_PAUSE: Duration = Duration::from_millis(500);
         let mut pause = Duration::ZERO;
         let mut reported = String::new();
         let state = ReplayState::default();
@@ -162,6 +164,11 @@ impl ReplayManager<'_> {
             }
             if let Some(delay) = self.drain_delay(&mut returned) {
                 pause = delay;
+                continue;
+            }
+            if let Some(left) = self.settings.held_for() {
+                // It may end sooner than it says.
+                pause = left.min(self.tick_interval.max(HELD_PAUSE));
                 continue;
             }
             // The thread that opens the store reports why it is unavailable.

@@ -5,6 +5,7 @@
 //! backlog. An agent whose batch met a refusal waits for up to ten seconds, as after a rate limit.
 
 use super::*;
+use crate::delivery::fleet_dial::{DialForce, DialTake, FleetDial};
 use crate::delivery::pacing::{Pace, PaceSettings};
 
 /// xorshift: the same numbers in every run.
@@ -49,6 +50,9 @@ struct Drain {
 struct Agent {
     backlog: u64,
     pace: Pace,
+    dial: FleetDial,
+    /// Messages that it sends now.
+    due: u64,
     sends_at: f64,
     /// Live messages that are not whole yet.
     live: f64,
@@ -58,10 +62,16 @@ const STEP: f64 = 0.1;
 const FLEET: Fleet =
     Fleet { agents: 200, live: 5.0, capacity: 1.5, outage: 600.0, collapses: false, is_paced: true, ceiling: None };
 
+fn dial_of(force: DialForce) -> FleetDial {
+    let dial = FleetDial::new();
+    dial.set(force, Duration::ZERO);
+    dial
+}
+
 fn simulate(fleet: Fleet) -> Drain {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let dial = FleetDial::new();
-    dial.set_ceiling(fleet.ceiling.map(MessageRate::per_second), fleet.agents as u64);
+    let ceiling = fleet.ceiling.map(MessageRate::per_second);
+    let force = DialForce { ceiling, streams: 1, draining: fleet.agents as u64, held_until: None };
     let backlog = (fleet.live * fleet.outage) as u64;
     let pace = FleetPace::of_backlog(backlog, Duration::from_secs_f64(fleet.outage));
     let settings = PaceSettings { fleet: fleet.is_paced.then_some(pace), ..PaceSettings::default() };
@@ -69,6 +79,8 @@ fn simulate(fleet: Fleet) -> Drain {
         .map(|_| Agent {
             backlog,
             pace: Pace::start(settings),
+            dial: dial_of(force),
+            due: 0,
             sends_at: if fleet.is_paced { start_delay(fleet.agents as u64, random.unit()).as_secs_f64() } else { 0.0 },
             live: random.unit(),
         })
@@ -79,8 +91,18 @@ fn simulate(fleet: Fleet) -> Drain {
     let mut room = capacity;
     let (mut now, mut sent, mut refused, mut replayed) = (0.0, 0_u64, 0_u64, vec![0.0]);
     while agents.iter().any(|agent| agent.backlog > fleet.live as u64) && now < ideal * 5.0 {
-        let batch = |agent: &Agent| agent.backlog.min(agent.pace.batch().min(dial.batch_max()) as u64);
-        let due: u64 = agents.iter().filter(|agent| agent.sends_at <= now).map(batch).sum();
+        let at = Duration::from_secs_f64(1_000.0 + now);
+        for agent in &mut agents {
+            agent.due = 0;
+            if agent.sends_at <= now && agent.backlog > 0 {
+                let wanted = agent.backlog.min(agent.pace.batch() as u64);
+                agent.due = match agent.dial.take(wanted as usize, at) {
+                    DialTake::May(messages) => messages as u64,
+                    DialTake::Wait(_) => 0,
+                };
+            }
+        }
+        let due: u64 = agents.iter().map(|agent| agent.due).sum();
         let offered = due as f64 + live * STEP;
         room = (room + capacity * STEP).min(capacity);
         let taken = if fleet.collapses && offered > room { room * (room / offered).sqrt() } else { room };
@@ -100,14 +122,14 @@ fn simulate(fleet: Fleet) -> Drain {
                     agent.backlog += 1;
                 }
             }
-            if agent.sends_at > now || agent.backlog == 0 {
+            let messages = agent.due;
+            if messages == 0 {
                 continue;
             }
-            let messages = batch(agent);
             let missed = (0..messages).filter(|_| random.unit() < refuses).count() as u64;
             (sent, refused) = (sent + messages, refused + missed);
             agent.backlog -= messages - missed;
-            let pause = agent.pace.pause_after(messages as usize).max(dial.pause_after(messages as usize));
+            let pause = agent.pace.pause_after(messages as usize);
             agent.pace = agent.pace.after(if missed > 0 { BatchEnd::Strained } else { BatchEnd::KeptUp });
             let waits = if missed > 0 { random.unit() * 10.0 } else { 0.0 };
             agent.sends_at = now + pause.as_secs_f64().max(waits);
@@ -154,14 +176,6 @@ fn the_dial_bounds_what_the_whole_fleet_sends() {
     assert!(drain.replayed_max <= 300.0 * 1.25 && drain.refused <= 0.001, "{drain:?}");
     // 300 of the 500 messages a second that the server could take.
     assert!(drain.time <= 500.0 / 300.0 * 1.1, "{drain:?}");
-    let dial = FleetDial::new();
-    assert_eq!((dial.pause_after(1000), dial.batch_max(), dial.is_held()), (Duration::ZERO, usize::MAX, false));
-    dial.hold();
-    assert!(dial.is_held(), "a held fleet sends");
-    dial.set_ceiling(Some(MessageRate::per_second(1000)), 10);
-    assert_eq!(dial.pause_after(50), Duration::from_millis(500));
-    dial.set_ceiling(None, 10);
-    assert_eq!(dial.pause_after(50), Duration::ZERO);
 }
 
 #[test]
