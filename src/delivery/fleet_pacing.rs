@@ -16,25 +16,29 @@ use std::time::Duration;
 use super::pacing::{BATCH_MAX, BatchEnd};
 
 /// Increase for each second without backpressure, as a divisor of the rate at which the agent accepts messages.
-const INCREASE_DIVISOR: u64 = 100;
+const INCREASE_DIVISOR: u64 = 80;
 /// After this time without backpressure the increase has doubled.
 const CALM: Duration = Duration::from_secs(60);
 /// The decrease of the rate after backpressure, as a divisor.
 const DECREASE_DIVISOR: u64 = 4;
 /// How much time one batch stands for: small enough to react, large enough to share a request.
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(500);
+/// The decrease after answers took longer and longer, as a divisor.
+const SLOWED_DIVISOR: u64 = 2;
+/// A latency of more than this many times the shortest one...
+const LATENCY_FACTOR: u32 = 2;
+/// ... and this much more is a sign of load: less is noise.
+const LATENCY_NOISE: Duration = Duration::from_millis(100);
+/// How slowly the shortest latency is forgotten, as a divisor of what the present one has more.
+const LATENCY_DRIFT: u32 = 128;
+/// Powers of two that the number of messages of a request may have.
+const LATENCY_CLASSES: usize = 11;
 /// The lowest rate: one message in ten seconds finds out whether the server is there.
 const LOWEST: MessageRate = MessageRate(100_000);
 /// The live rate that is assumed for an agent that is nearly idle.
 const LIVE_MIN: MessageRate = MessageRate(1_000_000);
 /// Faster than any server takes messages: no rate grows beyond it.
 const HIGHEST: MessageRate = MessageRate(1_000_000_000_000);
-
-/// How long after the server's return the agents of a fleet begin, at most, each at a random moment.
-const START_SPREAD: Duration = Duration::from_secs(10);
-/// The same in a fleet of more than [`LARGE_FLEET`] agents.
-const START_SPREAD_LARGE: Duration = Duration::from_secs(60);
-const LARGE_FLEET: u64 = 1000;
 
 /// A number of messages in a time, in millionths of a message per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -91,6 +95,32 @@ impl FleetPace {
     }
 }
 
+/// The answers of a server that is not loaded, as far as known: the shortest latencies of requests, by the number of their
+/// messages, since a larger request takes longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct QuietLatency {
+    shortest: [Duration; LATENCY_CLASSES],
+    /// Whether that of the last batch had grown: one alone is a pause of the server, such as a merge.
+    had_grown: bool,
+}
+
+impl QuietLatency {
+    /// Takes the latency of requests with about this many messages each, and returns whether it has grown so much that
+    /// the server must be near its capacity.
+    fn has_grown(&mut self, latency: Duration, messages: usize) -> bool {
+        let class = messages.max(1).ilog2() as usize;
+        let quiet = &mut self.shortest[class.min(LATENCY_CLASSES - 1)];
+        if quiet.is_zero() || latency <= *quiet {
+            (*quiet, self.had_grown) = (latency, false);
+            return false;
+        }
+        let has_grown = latency > quiet.saturating_mul(LATENCY_FACTOR).saturating_add(LATENCY_NOISE);
+        // A server that has become slower for good is not taken for a loaded one for ever.
+        *quiet += (latency - *quiet) / LATENCY_DRIFT;
+        std::mem::replace(&mut self.had_grown, has_grown) && has_grown
+    }
+}
+
 /// The rate in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FleetRate {
@@ -99,13 +129,14 @@ pub(super) struct FleetRate {
     increase: u64,
     /// Time without backpressure.
     calm: Duration,
+    quiet: QuietLatency,
 }
 
 impl FleetRate {
     /// Returns the rate to start with.
     pub(super) fn start(pace: FleetPace) -> Self {
         let live = pace.live.clamp(LIVE_MIN, HIGHEST);
-        Self { rate: live, increase: live.0 / INCREASE_DIVISOR, calm: Duration::ZERO }
+        Self { rate: live, increase: live.0 / INCREASE_DIVISOR, calm: Duration::ZERO, quiet: QuietLatency::default() }
     }
 
     /// Returns how many messages the next batch takes.
@@ -116,6 +147,12 @@ impl FleetRate {
     /// Returns how long to pause after this many messages, whether or not more wait.
     pub(super) fn pause_after(&self, messages: usize) -> Duration {
         self.rate.time_for(messages as u64)
+    }
+
+    /// Takes how long the requests of a batch took, each of about this many messages; returns whether that is a sign of
+    /// backpressure.
+    pub(super) fn timed(&mut self, latency: Duration, messages: usize) -> bool {
+        self.quiet.has_grown(latency, messages)
     }
 
     /// Returns the rate after a batch.
@@ -133,14 +170,12 @@ impl FleetRate {
                 let rate = MessageRate(self.rate.0 / DECREASE_DIVISOR).max(LOWEST);
                 Self { rate, calm: Duration::ZERO, ..self }
             }
+            BatchEnd::Slowed => {
+                let rate = MessageRate(self.rate.0 / SLOWED_DIVISOR).max(LOWEST);
+                Self { rate, calm: Duration::ZERO, ..self }
+            }
         }
     }
-}
-
-/// Returns how long an agent waits after the server's return; `jitter` is a random number from 0 to 1.
-pub fn start_delay(agents: u64, jitter: f64) -> Duration {
-    let spread = if agents > LARGE_FLEET { START_SPREAD_LARGE } else { START_SPREAD };
-    spread.mul_f64(jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]

@@ -151,7 +151,10 @@ impl<'a> LaneWorker<'a> {
         self.sender.settle(&outcomes)?;
 
         let time = BatchTime { total: started.elapsed(), waiting };
-        replay.state.with(self.sender.work.id, |health| health.timed(&self.turn, time));
+        replay.state.with(self.sender.work.id, |health| {
+            health.timed(&self.turn, time);
+            health.answered(&mut self.turn, waiting, count);
+        });
         let (halted, limited) = (halt.is_some(), !limited.is_empty());
         let settled = Event::BatchSettled { delivered: delivered > 0, halted, limited };
         if let Decision::Recover { closes, releases } = self.sender.on(&mut self.turn, settled) {

@@ -217,15 +217,19 @@ impl ReplayManager<'_> {
         }
     }
 
-    /// Returns how long to wait before a hub gets the backlog, once for each of its returns; `returned` is the last that
-    /// was waited for.
+    /// Returns how long to wait before a hub gets the backlog, or the server of a fleet, once for each return; `returned`
+    /// is the last that was waited for.
     fn drain_delay(&self, returned: &mut Option<Instant>) -> Option<Duration> {
-        let (at, outage) = self.connection.hub_return()?;
+        let draining = self.settings.dial.as_ref().map(|dial| dial.force().draining);
+        let (at, outage) = match draining {
+            Some(_) => self.connection.last_return()?,
+            None => self.connection.hub_return()?,
+        };
         if returned.replace(at) == Some(at) {
             return None;
         }
-        let delay = drain_delay(outage, jitter());
-        debug!(target: "replay_manager", ?delay, "the hub is back");
+        let delay = drain_delay(outage, draining.unwrap_or(0), jitter());
+        debug!(target: "replay_manager", ?delay, "the server is back, and others may wait for it as well");
         (!delay.is_zero()).then_some(delay)
     }
 
