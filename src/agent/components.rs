@@ -9,6 +9,7 @@ use http::HeaderValue;
 use rustix::system::uname;
 use tracing::{info, warn};
 
+use super::fleet_overview::fleet_overview;
 use super::flush::FlushEnd;
 use super::service_manager::Notifier;
 use super::settings::AgentSettings;
@@ -27,8 +28,7 @@ use crate::message::Server;
 use crate::monitor;
 use crate::monitor::connection::Connection;
 use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
-use crate::overview::dial::DialOverview;
-use crate::overview::{FleetOverview, elsewhere};
+use crate::overview::elsewhere;
 use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
@@ -128,9 +128,10 @@ impl Composition {
             server_url: settings.upstream.base_url.clone(),
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
-            fleet: fleet.clone().zip(dial.clone()).map(|(ledger, dial)| -> FleetSource {
-                Box::new(move || fleet_overview(&ledger, &dial))
-            }),
+            fleet: fleet
+                .clone()
+                .zip(dial.clone())
+                .map(|(ledger, dial)| -> FleetSource { Box::new(move || fleet_overview(&ledger, &dial)) }),
         });
         let collector = Arc::new(collector);
         Ok(Self {
@@ -481,20 +482,6 @@ fn edge_report(mark: &HeaderValue, collector: &Arc<OverviewCollector>) -> EdgeRe
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         waiting: collector.waiting(),
     })
-}
-
-/// Returns the state of the copies in the depot, and what people decided about the fleet.
-fn fleet_overview(ledger: &AgentLedger, dial: &DialReader) -> FleetOverview {
-    let standing = ledger.standing();
-    FleetOverview {
-        depot: standing.depot,
-        problem: standing.problem,
-        stream: standing.stream.map(|stream| stream.hyphenated().to_string()),
-        handed_over: standing.handed_over as u64,
-        unshipped_messages: standing.unshipped.messages,
-        unshipped_oldest_ms: standing.unshipped.oldest_accepted_at_ms,
-        dial: DialOverview::of(&dial.standing(), now_ms()),
-    }
 }
 
 /// Returns a name for this process that no other agent has.

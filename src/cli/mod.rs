@@ -8,8 +8,8 @@
 //! recovers no store and decides nothing else.
 
 mod agent;
-mod failure;
 mod dial;
+mod failure;
 mod fleet;
 mod healthcheck;
 mod inspect;

@@ -15,7 +15,8 @@ const LARGE_FLEET: u64 = 1000;
 /// The delays are spread over this part of the outage: what has gathered for a minute may begin within two seconds.
 const SPREAD: u32 = 30;
 
-/// Returns how long to wait after an outage that took this long, if this many agents drain, as far as known. `jitter` is
+/// Returns how long to defer the first batch after an outage that took this long, if this many agents drain, as far as
+/// known. `jitter` is
 /// in 0.0 to 1.0.
 ///
 /// A restart of a second or two costs nothing that anybody notices; after five minutes and more, the agents begin at

@@ -1,9 +1,9 @@
-//! The dial of a fleet, as one sender keeps to it: a ceiling for all senders together, of which this one takes its
-//! share, and a hold.
+//! The dial of a fleet, as one sender keeps to it: a rate limit for all senders together, of which this one takes its
+//! share, and a hold. It throttles what was stored; live traffic is not its concern.
 //!
 //! The share is the ceiling times the streams that this sender delivers, divided by those that all senders deliver. An agent
-//! delivers one; a replayer as many as it has taken. Workers of one sender share a bucket: a worker takes what a
-//! batch costs *before* it claims it, so that several of them together do not send more than their share.
+//! delivers one; a replayer as many as it has taken. Concurrent workers of one sender share a token bucket: a worker takes what a
+//! batch costs *before* it claims it, so that their concurrency does not multiply the throughput.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct DialForce {
     pub streams: u64,
     /// The streams that all senders deliver, as far as known.
     pub draining: u64,
-    /// Until when nothing is sent, by the clock of the caller of [`FleetDial::take`].
+    /// The deadline until which nothing is sent, by the clock of the caller of [`FleetDial::take`]; then the hold expires.
     pub held_until: Option<Duration>,
 }
 

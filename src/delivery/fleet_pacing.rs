@@ -29,7 +29,7 @@ const SLOWED_DIVISOR: u64 = 2;
 const LATENCY_FACTOR: u32 = 2;
 /// ... and this much more is a sign of load: less is noise.
 const LATENCY_NOISE: Duration = Duration::from_millis(100);
-/// How slowly the shortest latency is forgotten, as a divisor of what the present one has more.
+/// How slowly the shortest latency expires, as a divisor of what the present latency has more.
 const LATENCY_DRIFT: u32 = 128;
 /// Powers of two that the number of messages of a request may have.
 const LATENCY_CLASSES: usize = 11;
@@ -95,8 +95,8 @@ impl FleetPace {
     }
 }
 
-/// The answers of a server that is not loaded, as far as known: the shortest latencies of requests, by the number of their
-/// messages, since a larger request takes longer.
+/// The latency of a server without backpressure, as far as known: the shortest latency of requests, by the number of their
+/// messages, since a larger payload takes longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct QuietLatency {
     shortest: [Duration; LATENCY_CLASSES],

@@ -50,7 +50,7 @@ pub enum BatchEnd {
     KeptUp,
     /// The server asked to slow down, or failed.
     Strained,
-    /// Its answers took much longer than they did before; only the pace of a fleet heeds it.
+    /// Its latency has grown: backpressure that only the pace of a fleet heeds.
     Slowed,
 }
 

@@ -1,10 +1,10 @@
 //! The dial of a fleet: the pace and the hold that a person has set, in one small object that changes.
 //!
-//! Senders read it while they deliver, and take their share of the ceiling. It says what is in force; who decided what,
+//! Senders read it while they deliver, and throttle themselves to their share of the ceiling. It says what is in force; who decided what,
 //! and when, is kept for good in the orders ([`super::orders`]).
 //!
 //! Its times are of the clock of the machine on which the person decided. A hold is kept as a duration, so that no reader has
-//! to compare clocks to know how long it lasts ([`super::dial_watch`]).
+//! to compare clocks to know its deadline ([`super::dial_watch`]).
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::printable;
 pub const FORMAT: u16 = 1;
 /// The largest dial that is read, in bytes.
 pub const BYTES_MAX: usize = 16 * 1024;
-/// The longest hold: a fleet that was forgotten delivers again by itself.
+/// The timeout of the longest hold: a fleet that was forgotten delivers again by itself.
 pub const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The highest ceiling, in messages per second: faster than any server takes them.
 pub const CEILING_MAX: u64 = 1_000_000;
@@ -75,7 +75,7 @@ impl HoldSet {
 pub struct DialSetting {
     /// The ceiling, if there is one.
     pub ceiling: Option<CeilingSet>,
-    /// The last hold that nobody has ended; it may be over.
+    /// The last hold that nobody has ended; it may have expired.
     pub hold: Option<HoldSet>,
     /// How many streams are being delivered, all senders together.
     pub draining: u64,
@@ -113,7 +113,7 @@ struct DialFormat {
 }
 
 impl DialSetting {
-    /// Encodes it.
+    /// Encodes it; the schema is that of [`FORMAT`].
     pub fn encode(&self) -> Vec<u8> {
         let fields = DialFields {
             format: FORMAT,
@@ -127,7 +127,7 @@ impl DialSetting {
         text
     }
 
-    /// Decodes it. Fields that this version does not know are ignored, and values are brought within their bounds.
+    /// Parses it. Fields that this version does not know are ignored, and values are validated or brought within their bounds.
     ///
     /// # Errors
     ///
@@ -146,10 +146,9 @@ impl DialSetting {
         if fields.pace.as_ref().is_some_and(|pace| pace.per_second == 0) {
             return Err(unreadable("its pace is nothing, which is not a hold"));
         }
-        let ceiling = fields.pace.map(|pace| CeilingSet {
-            per_second: pace.per_second.min(CEILING_MAX),
-            decided: harmless(pace.decided),
-        });
+        let ceiling = fields
+            .pace
+            .map(|pace| CeilingSet { per_second: pace.per_second.min(CEILING_MAX), decided: harmless(pace.decided) });
         let longest = u64::try_from(HOLD_MAX.as_millis()).unwrap_or(u64::MAX);
         let hold =
             fields.hold.map(|hold| HoldSet { for_ms: hold.for_ms.min(longest), decided: harmless(hold.decided) });

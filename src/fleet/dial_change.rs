@@ -1,4 +1,4 @@
-//! Changing the dial: read, change, swap, as often as others are faster.
+//! Changing the dial by compare-and-swap: read, change, swap, retried with backoff while concurrent changes are faster.
 //!
 //! On a depot that ignores conditions, two changes at the same moment may leave one of them. So a replayer of such a depot
 //! writes nothing here, and a person who sets two things at once looks afterwards.
@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::dial::{DialFault, DialSetting};
 use super::names::ObjectName;
 use super::object_names::depot_name;
+use super::schedule::jitter;
 use crate::depot::{Depot, DepotError};
-use crate::monitor::jitter;
 
-/// How often a change is tried.
+/// How often a change is retried.
 const TRIES_MAX: u32 = 12;
 /// The longest wait between two of them.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -31,8 +31,8 @@ pub fn read_dial(depot: &dyn Depot) -> Result<Option<Result<DialSetting, DialFau
 ///
 /// # Errors
 ///
-/// [`DepotError::TooNew`] for a dial of a newer format, which is left alone, [`DepotError::Lost`] if others were faster
-/// every time, and what keeps the depot from being used.
+/// [`DepotError::TooNew`] for a dial of a newer schema, which is left alone, [`DepotError::Lost`] if concurrent changes
+/// were faster every time, and what keeps the depot from being used.
 pub fn change_dial(
     depot: &dyn Depot,
     replaces_unreadable: bool,
@@ -64,7 +64,7 @@ pub fn change_dial(
         match depot.swap(&name, version.as_ref(), &bytes) {
             Ok(_) => return Ok(Some(changed)),
             Err(error @ (DepotError::Lost { .. } | DepotError::UnknownOutcome { .. })) => {
-                // The engine may have repeated a request whose answer was lost: then it is done.
+                // The engine may have retried a request whose answer was lost: then it is done.
                 if depot.get(&name)?.is_some_and(|(now, _)| now == bytes) {
                     return Ok(Some(changed));
                 }

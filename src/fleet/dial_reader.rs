@@ -1,7 +1,7 @@
-//! A sender's reader of the dial: looks now and then while something is delivered, and puts what it finds in force.
+//! A sender's reader of the dial: looks now and then while something is delivered, caches what it finds, and puts it in force.
 //!
-//! It asks the depot for one object, by name: an agent needs no right to list. Nothing waits for it: until the first look, and
-//! while the depot is away, what is known is in force ([`super::dial_watch`]).
+//! It asks the depot for one object, by name: an agent needs no right to list. No request is delayed by its latency: until the first look, and
+//! while the depot is away, what is cached is in force ([`super::dial_watch`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,11 +12,11 @@ use uuid::Uuid;
 use super::dial::DialSetting;
 use super::dial_change::{change_dial, read_dial};
 use super::dial_watch::{DialWatch, LookedAt, look_interval};
+use super::schedule::jitter;
 use crate::delivery::fleet_dial::{DialForce, FleetDial};
 use crate::delivery::fleet_pacing::MessageRate;
 use crate::depot::{Depot, DepotError};
 use crate::figures::{count, short_duration};
-use crate::monitor::jitter;
 use crate::store::{now_ms, since_boot};
 
 /// In a fleet with more streams, senders need to know their number even if nobody has set a pace.

@@ -1,6 +1,6 @@
 //! What a reader of the dial has in force, and until when.
 //!
-//! # The end of a hold
+//! # The deadline of a hold
 //!
 //! A hold is a duration, and clocks of two machines may differ by hours. A reader that was watching when the hold
 //! appeared measures it on its own clock that nobody sets, from when it first saw it. A reader that finds it at its first look, because it
@@ -10,8 +10,8 @@
 //!
 //! # A dial that can't be read
 //!
-//! While the depot is away, and when the dial is damaged or of a newer format, the last one stays in force, until its
-//! hold ends.
+//! While the depot is away, and when the dial is corrupt or of a newer schema, the cached one stays in force, until its
+//! hold expires.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub struct LookedAt {
 #[derive(Clone, Debug, Default)]
 pub struct DialWatch {
     known: Option<DialSetting>,
-    /// The hold's order, and when it ends by the reader's clock.
+    /// The hold's order, and its deadline by the reader's clock.
     hold_ends: Option<(Uuid, Duration)>,
     looked: Option<Duration>,
     fault: Option<DialFault>,

@@ -64,7 +64,7 @@ struct OrderFields<'a, T> {
 }
 
 impl<T: Serialize> FleetOrder<'_, T> {
-    /// Leaves it in the depot. A repeat of the same order is fine.
+    /// Leaves it in the depot. It is idempotent, so it may be retried.
     ///
     /// # Errors
     ///

@@ -96,7 +96,10 @@ fn a_hold_stops_agents_and_a_replayer_and_a_resume_lets_them_go() {
     wait_until("the live write arrives", PATIENCE, || writes(&server) == 1);
     for agent in &agents {
         let shown = agent.cli(&["status"]).stdout;
-        assert!(shown.contains("held until") && shown.contains("--resume"), "nobody can tell why nothing moves: {shown}");
+        assert!(
+            shown.contains("held until") && shown.contains("--resume"),
+            "nobody can tell why nothing moves: {shown}"
+        );
         let said = agent.stderr();
         assert_eq!(said.matches("the fleet is held").count(), 1, "{said}");
     }

@@ -66,8 +66,16 @@ struct Agent {
 const STEP: f64 = 0.1;
 /// The latency of a server without load; what waits in front of a request comes on top of it.
 const QUIET: f64 = 0.05;
-const FLEET: Fleet =
-    Fleet { agents: 200, live: 5.0, capacity: 1.5, outage: 600.0, collapses: false, is_paced: true, ceiling: None, is_timed: true };
+const FLEET: Fleet = Fleet {
+    agents: 200,
+    live: 5.0,
+    capacity: 1.5,
+    outage: 600.0,
+    collapses: false,
+    is_paced: true,
+    ceiling: None,
+    is_timed: true,
+};
 
 fn dial_of(force: DialForce) -> FleetDial {
     let dial = FleetDial::new();

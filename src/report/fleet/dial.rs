@@ -1,10 +1,11 @@
 //! What people decided about the pace of a fleet: in `status --fleet`, and after `replay --fleet --pace`.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
-use crate::figures::{count, time};
-use crate::fleet::dial::{Decided, DialFault, DialSetting};
-use crate::overview::dial::{HoldOverview, PaceOverview};
+use crate::figures::{count, short_duration, time};
+use crate::fleet::dial::{DialFault, DialSetting};
 use crate::terminal::Shown;
 
 /// The dial, for programs.
@@ -43,18 +44,28 @@ fn time_of(ms: u64) -> String {
     time(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
+/// Returns a pace in words: `at most 20000 a second since ... by ana`.
+pub(crate) fn pace_words(per_second: u64, since_ms: u64, by: &str) -> String {
+    format!("at most {per_second} a second since {} by {by}", time_of(since_ms))
+}
+
+/// Returns a hold in words: `held until ... (for 29m30s) by ana`.
+pub(crate) fn hold_words(until_ms: u64, seconds_left: u64, by: &str) -> String {
+    let left = short_duration(Duration::from_secs(seconds_left));
+    format!("held until {} (for {left}) by {by}", time_of(until_ms))
+}
+
 impl DialReport {
     /// Returns what this dial says at this time.
     pub(crate) fn of(setting: &DialSetting, now_ms: u64) -> Self {
         let pace = setting.ceiling.as_ref();
-        let pace_words = pace.map(|pace| ("pace", PaceOverview::of(pace).text()));
         let hold = setting.hold_at(now_ms);
-        let hold_words = hold.map(|hold| {
-            let Decided { by, at_ms, .. } = hold.decided.clone();
-            let left = hold.until_ms().saturating_sub(now_ms) / 1000;
-            let hold = HoldOverview { seconds_left: left, until_ms: hold.until_ms(), by, since_ms: at_ms };
-            ("hold", hold.text())
+        let left = hold.map_or(0, |hold| hold.until_ms().saturating_sub(now_ms) / 1000);
+        let of_pace = pace.map(|pace| {
+            let words = pace_words(pace.per_second, pace.decided.at_ms, &pace.decided.by);
+            ("pace", words)
         });
+        let of_hold = hold.map(|hold| ("hold", hold_words(hold.until_ms(), left, &hold.decided.by)));
         Self {
             pace: pace.map(|pace| PaceLine {
                 messages_per_second: pace.per_second,
@@ -64,14 +75,14 @@ impl DialReport {
             }),
             hold: hold.map(|hold| HoldLine {
                 until: time_of(hold.until_ms()),
-                seconds_left: hold.until_ms().saturating_sub(now_ms) / 1000,
+                seconds_left: left,
                 by: hold.decided.by.clone(),
                 since: time_of(hold.decided.at_ms),
                 order: hold.decided.order.to_string(),
             }),
             draining: setting.draining,
             problem: None,
-            words: hold_words.into_iter().chain(pace_words).collect(),
+            words: of_hold.into_iter().chain(of_pace).collect(),
         }
     }
 
