@@ -15,7 +15,7 @@ use crate::agent::AgentSettings;
 use crate::agent::files::{self, SoftLimit};
 use crate::config::{
     self, Config, ConfigError, FleetScheme, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyRules,
-    ProxyScheme, Secret, ServiceManager, Sourced, temp_dir,
+    ProxyScheme, ReplayPace, Secret, ServiceManager, Sourced, temp_dir,
 };
 use crate::delivery::fleet_pacing::FleetPace;
 use crate::delivery::pacing::PaceSettings;
@@ -268,6 +268,7 @@ pub(crate) fn fleet_use(config: &Config) -> Result<Option<FleetUse>, FleetError>
             config::DepotAwayPolicy::Local => WhenDepotAway::Local,
             config::DepotAwayPolicy::Refuse => WhenDepotAway::Refuse,
         },
+        silence: config.fleet_takeover_after.value,
     };
     Ok(Some(FleetUse { depot: depot::open(&settings)?, settings: settings_of_fleet }))
 }
@@ -365,13 +366,18 @@ pub(crate) fn pace(config: &Config) -> PaceSettings {
     PaceSettings {
         batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
         delay: delay.is_set().then_some(delay.value),
-        fleet: None,
+        fleet: (config.replay_pace.value == ReplayPace::Shared).then(FleetPace::default),
     }
 }
 
 /// Returns the pace of an agent: many of those that share a depot share a server as well.
 fn pace_of_agent(config: &Config) -> PaceSettings {
-    PaceSettings { fleet: config.fleet.is_set().then(FleetPace::default), ..pace(config) }
+    let is_shared = match config.replay_pace.value {
+        ReplayPace::Auto => config.fleet.is_set(),
+        ReplayPace::Steady => false,
+        ReplayPace::Shared => true,
+    };
+    PaceSettings { fleet: is_shared.then(FleetPace::default), ..pace(config) }
 }
 
 pub(crate) fn monitor(config: &Config) -> MonitorSettings {
@@ -468,4 +474,34 @@ pub(crate) fn raise_files_allowed(config: &Config) -> SoftLimit {
         tracing::warn!(target: "intake", "the limit on open files is low for this agent: {problem}; {}", files::hint(wanted, workers));
     }
     limit
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::Flags;
+
+    fn config(variables: &[(&str, &str)]) -> Config {
+        let environment: BTreeMap<&str, &str> = variables.iter().copied().collect();
+        Config::resolve(&Flags::default(), &environment).expect("valid settings")
+    }
+
+    #[test]
+    fn a_pace_without_a_floor_is_for_fleets_and_for_who_asks_for_it() {
+        let depot = ("OPIK_OFFLINE_FLEET", "file:///srv/depot");
+        let pace_is = |word| ("OPIK_OFFLINE_REPLAY_PACE", word);
+        for (variables, of_agent, of_replay) in [
+            (&[][..], false, false),
+            (&[depot], true, false),
+            (&[depot, pace_is("steady")], false, false),
+            (&[pace_is("shared")], true, true),
+            (&[pace_is("auto")], false, false),
+        ] {
+            let config = config(variables);
+            let found = (pace_of_agent(&config).fleet.is_some(), pace(&config).fleet.is_some());
+            assert_eq!(found, (of_agent, of_replay), "{variables:?}");
+        }
+    }
 }

@@ -9,11 +9,13 @@ use http::HeaderValue;
 use rustix::system::uname;
 use tracing::{info, warn};
 
+use super::fleet_overview::fleet_overview;
 use super::flush::FlushEnd;
 use super::service_manager::Notifier;
 use super::settings::AgentSettings;
 use super::supervisor::{Component, Loop, Stop, StopStage};
 use super::upkeep;
+use crate::fleet::dial_reader::DialReader;
 use crate::fleet::ledger::{AgentLedger, FleetStanding, FleetUse};
 use crate::fleet::shipper::Shipper;
 use crate::fleet::spooled::Spooled;
@@ -26,7 +28,7 @@ use crate::message::Server;
 use crate::monitor;
 use crate::monitor::connection::Connection;
 use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
-use crate::overview::{FleetOverview, elsewhere};
+use crate::overview::elsewhere;
 use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
@@ -43,6 +45,8 @@ const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The same for components that wait for the disk: a commit on a busy disk finishes eventually, and a restart would not
 /// make it faster.
 const DISK_SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How often to look whether it is time to read the fleet's dial.
+const DIAL_TICK: Duration = Duration::from_millis(250);
 /// How long the request may take in which shipping is when its time is over.
 const SHIPPING_MARGIN: Duration = Duration::from_secs(2);
 /// How long stopping takes beside the waits that `shutdown_timeout` bounds.
@@ -91,6 +95,8 @@ pub(super) struct Composition {
     intake_heartbeat: Arc<Heartbeat>,
     /// The ledger of what is in the depot, if there is one.
     fleet: Option<Arc<AgentLedger>>,
+    /// The reader of what people decided about the fleet's pace.
+    dial: Option<Arc<DialReader>>,
 }
 
 impl Composition {
@@ -106,6 +112,8 @@ impl Composition {
             let FleetUse { depot, settings } = fleet;
             Arc::new(AgentLedger::new(depot, settings, metrics.clone()))
         });
+        let of_fleet = |fleet: &FleetUse| Arc::new(DialReader::new(fleet.depot.clone(), fleet.settings.silence));
+        let dial = settings.fleet.as_ref().map(of_fleet);
         let slot = Arc::new(store_slot(&settings, address, &server, fleet.as_ref()));
         log_capacity(&slot, &settings.store_limits);
         let memory = Budget::new(settings.memory_budget);
@@ -120,7 +128,10 @@ impl Composition {
             server_url: settings.upstream.base_url.clone(),
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
-            fleet: fleet.clone().map(|ledger| -> FleetSource { Box::new(move || fleet_overview(&ledger)) }),
+            fleet: fleet
+                .clone()
+                .zip(dial.clone())
+                .map(|(ledger, dial)| -> FleetSource { Box::new(move || fleet_overview(&ledger, &dial)) }),
         });
         let collector = Arc::new(collector);
         Ok(Self {
@@ -138,6 +149,7 @@ impl Composition {
             metrics,
             memory,
             fleet,
+            dial,
         })
     }
 
@@ -147,6 +159,7 @@ impl Composition {
     pub(super) fn components(&self, stopping: &Shutdown) -> Vec<Component> {
         let mut components = vec![self.committer(), self.monitor(), self.replay(), self.history()];
         components.extend(self.fleet.as_ref().map(|ledger| self.shipper(ledger, stopping)));
+        components.extend(self.dial.as_ref().zip(self.fleet.as_ref()).map(|(dial, ledger)| self.dial(dial, ledger)));
         components.extend(self.settings.adopt.clone().map(|adoption| self.adoption(adoption)));
         components.push(self.upkeep());
         components.push(self.intake_component());
@@ -180,7 +193,8 @@ impl Composition {
         let (metrics, memory, owner) = (self.metrics.clone(), self.memory.clone(), self.owner.clone());
         let workers_max = usize::try_from(self.settings.files.replay_workers).unwrap_or(usize::MAX);
         let (tick_interval, rekey) = (self.settings.replay_tick_interval, self.settings.rekey.clone());
-        let settings = ReplaySettings { filter: self.own_messages(), ..self.settings.replay.clone() };
+        let dial = self.dial.as_ref().map(|reader| reader.dial());
+        let settings = ReplaySettings { filter: self.own_messages(), dial, ..self.settings.replay.clone() };
         let work = move |shutdown: &Shutdown| {
             let manager = ReplayManager {
                 slot: &slot,
@@ -228,6 +242,21 @@ impl Composition {
         shipping
             .component(StopStage::Ship)
             .checked(DISK_SILENCE_MAX, move || if is_opening() { Duration::ZERO } else { shutdown.silent_for() })
+    }
+
+    /// Reads what people decided about the fleet's pace, only while something waits: an idle agent asks the depot for
+    /// nothing. It only reads, so it is not waited for when it stops.
+    fn dial(&self, reader: &Arc<DialReader>, ledger: &Arc<AgentLedger>) -> Component {
+        let (reader, ledger, collector) = (reader.clone(), ledger.clone(), self.collector.clone());
+        let work = move |shutdown: &Shutdown| {
+            while !shutdown.sleep(DIAL_TICK) {
+                let unshipped = ledger.standing().unshipped.messages;
+                if unshipped > 0 || collector.waiting().is_some_and(|waiting| waiting > 0) {
+                    reader.look_if_due(1);
+                }
+            }
+        };
+        Loop::new("fleet-dial", work).component(StopStage::Background)
     }
 
     /// Only reads, so it is not waited for when it stops.
@@ -453,19 +482,6 @@ fn edge_report(mark: &HeaderValue, collector: &Arc<OverviewCollector>) -> EdgeRe
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         waiting: collector.waiting(),
     })
-}
-
-/// Returns the state of the copies in the depot.
-fn fleet_overview(ledger: &AgentLedger) -> FleetOverview {
-    let standing = ledger.standing();
-    FleetOverview {
-        depot: standing.depot,
-        problem: standing.problem,
-        stream: standing.stream.map(|stream| stream.hyphenated().to_string()),
-        handed_over: standing.handed_over as u64,
-        unshipped_messages: standing.unshipped.messages,
-        unshipped_oldest_ms: standing.unshipped.oldest_accepted_at_ms,
-    }
 }
 
 /// Returns a name for this process that no other agent has.

@@ -30,6 +30,7 @@
 pub(crate) mod child;
 pub(crate) mod environment;
 pub(crate) mod files;
+mod fleet_overview;
 pub(crate) mod flush;
 pub(crate) mod hub_lock;
 pub(crate) mod relay;

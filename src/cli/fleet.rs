@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::dial::{self, DialArgs};
 use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::agent::files;
@@ -45,6 +46,9 @@ pub(super) struct FleetReplayArgs {
     /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
     #[arg(long, hide_short_help = true)]
     pub fail_if_backlog: bool,
+
+    #[command(flatten)]
+    pub dial: DialArgs,
 }
 
 fn size(text: &str) -> Result<ByteSize, String> {
@@ -80,6 +84,9 @@ pub(super) fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf]) -> Res
 pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let args = order.args;
+    if args.dial.is_asked() {
+        return dial::set(common, &args.dial);
+    }
     let config = configuration(&order.flags)?;
     let default = if args.follow { LogLevel::Info } else { LogLevel::Error };
     common.start_logging(&config, Some(default))?;
@@ -250,8 +257,9 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
     let keys = keys(&*depot, config, order.identities)?;
     let (browser, url) = (browser(&depot, &keys, config)?, depot.describe().url);
     let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
+    let person = dial::this_person();
     let takeover_after = config.fleet_takeover_after.value;
-    let purge = FleetPurge { depot, keys, browser, owner, takeover_after };
+    let purge = FleetPurge { depot, keys, browser, owner, person, takeover_after };
     if !order.dry_run {
         ensure_exclusive(&*purge.depot, config.fleet_single_replayer.value)?;
     }

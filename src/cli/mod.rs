@@ -8,6 +8,7 @@
 //! recovers no store and decides nothing else.
 
 mod agent;
+mod dial;
 mod failure;
 mod fleet;
 mod healthcheck;

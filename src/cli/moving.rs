@@ -54,7 +54,10 @@ pub(super) struct MovingArgs {
 }
 
 /// The options of a replay that sends something.
-const NOT_SENDING: [&str; 20] = [
+const NOT_SENDING: [&str; 23] = [
+    "pace",
+    "hold",
+    "resume",
     "batch_size",
     "delay",
     "limit",

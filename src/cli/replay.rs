@@ -258,10 +258,11 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
 impl ReplayArgs {
     /// Refuses flags that are for a depot.
     fn refuse_without_fleet(&self) -> Result<(), Failure> {
-        if self.fleet.follow || self.fleet.fail_if_backlog {
+        if self.fleet.follow || self.fleet.fail_if_backlog || self.fleet.dial.is_asked() {
             let hint =
                 "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
-            return Err(Failure::new(Exit::Usage, "--follow and --fail-if-backlog are for a depot", Some(hint)));
+            let flags = "--follow, --fail-if-backlog, --pace, --hold and --resume";
+            return Err(Failure::new(Exit::Usage, format!("{flags} are for a depot"), Some(hint)));
         }
         if !self.moving.identity.is_empty() && self.from.is_empty() {
             let hint = "name the sealed copy with --from FILE, or the depot with --fleet URL";

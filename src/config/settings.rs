@@ -22,7 +22,9 @@ use super::server_url::{self, ServerUrl};
 use super::setting::{Keeps, Setting};
 use super::sources::{ConfigFile, Layers, Source, Sourced};
 use super::units::ByteSize;
-use super::value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
+use super::value::{
+    AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, ReplayPace, Value, WhenFull, any, at_least, within,
+};
 use super::wrapped;
 
 /// One line of the settings that `healthcheck` prints.
@@ -303,6 +305,9 @@ settings! {
 
     /// Messages per replay batch; adaptive unless set
     replay_batch_size: u32 = "50", "OPIK_REPLAY_BATCH_SIZE", "--batch-size", OpikConfig, plain(within(1, 100_000));
+
+    /// Automatic pace of replay: steady, never below 100 messages a second; shared, for many agents of one server; auto, shared with a depot
+    replay_pace: ReplayPace = "auto", "OPIK_OFFLINE_REPLAY_PACE", ConfigYaml, plain(any);
 
     /// Polling interval of the store for messages to replay
     replay_tick_interval: Duration = "300ms", "OPIK_REPLAY_TICK_INTERVAL", OpikConfig, plain(within(MILLISECOND, DAY));

@@ -279,6 +279,18 @@ words! {
     }
 }
 
+words! {
+    /// The automatic pace of replay, where batch and delay are not set.
+    ReplayPace {
+        /// Shared for agents with a depot, steady otherwise.
+        Auto = "auto",
+        /// The documented floor of 100 messages a second, and more while the server keeps up.
+        Steady = "steady",
+        /// From the rate at which the backlog was accepted, without a floor: many agents share a server.
+        Shared = "shared",
+    }
+}
+
 /// A validator of a value; the error text names the allowed values.
 pub(super) type Limit<'a, T> = &'a dyn Fn(&T) -> Result<(), String>;
 

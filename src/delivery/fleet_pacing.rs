@@ -9,36 +9,36 @@
 //! The increase grows with the square of the time without backpressure, as CUBIC's does: among many agents backpressure
 //! is frequent, and the increase is nearly linear; an agent that is alone is soon as fast as the server allows.
 //!
-//! # The dial
-//!
-//! A person can set a ceiling for the whole fleet ([`FleetDial`]): each agent takes its share of it, the ceiling divided
-//! by how many agents drain. A hold is a ceiling of zero for some time.
+//! A person can set a ceiling for the whole fleet, see [`super::fleet_dial`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::pacing::{BATCH_MAX, BatchEnd};
 
 /// Increase for each second without backpressure, as a divisor of the rate at which the agent accepts messages.
-const INCREASE_DIVISOR: u64 = 100;
+const INCREASE_DIVISOR: u64 = 80;
 /// After this time without backpressure the increase has doubled.
 const CALM: Duration = Duration::from_secs(60);
 /// The decrease of the rate after backpressure, as a divisor.
 const DECREASE_DIVISOR: u64 = 4;
 /// How much time one batch stands for: small enough to react, large enough to share a request.
-const BATCH_TIME: Duration = Duration::from_millis(500);
+pub(super) const BATCH_TIME: Duration = Duration::from_millis(500);
+/// The decrease after answers took longer and longer, as a divisor.
+const SLOWED_DIVISOR: u64 = 2;
+/// A latency of more than this many times the shortest one...
+const LATENCY_FACTOR: u32 = 2;
+/// ... and this much more is a sign of load: less is noise.
+const LATENCY_NOISE: Duration = Duration::from_millis(100);
+/// How slowly the shortest latency expires, as a divisor of what the present latency has more.
+const LATENCY_DRIFT: u32 = 128;
+/// Powers of two that the number of messages of a request may have.
+const LATENCY_CLASSES: usize = 11;
 /// The lowest rate: one message in ten seconds finds out whether the server is there.
 const LOWEST: MessageRate = MessageRate(100_000);
 /// The live rate that is assumed for an agent that is nearly idle.
 const LIVE_MIN: MessageRate = MessageRate(1_000_000);
 /// Faster than any server takes messages: no rate grows beyond it.
 const HIGHEST: MessageRate = MessageRate(1_000_000_000_000);
-
-/// How long after the server's return the agents of a fleet begin, at most, each at a random moment.
-const START_SPREAD: Duration = Duration::from_secs(10);
-/// The same in a fleet of more than [`LARGE_FLEET`] agents.
-const START_SPREAD_LARGE: Duration = Duration::from_secs(60);
-const LARGE_FLEET: u64 = 1000;
 
 /// A number of messages in a time, in millionths of a message per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -62,8 +62,14 @@ impl MessageRate {
         self.0 as f64 / 1e6
     }
 
+    /// Returns a share of it: this many parts of so many.
+    pub(super) fn share(self, parts: u64, of: u64) -> Self {
+        let rate = u128::from(self.0).saturating_mul(parts.into()) / u128::from(of.max(1));
+        Self(u64::try_from(rate).unwrap_or(u64::MAX).max(1)).min(HIGHEST)
+    }
+
     /// Returns how many messages a batch takes at this rate.
-    fn batch(self) -> usize {
+    pub(super) fn batch(self) -> usize {
         let messages = u128::from(self.0) * BATCH_TIME.as_micros() / 1_000_000_000_000;
         usize::try_from(messages).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX)
     }
@@ -89,6 +95,32 @@ impl FleetPace {
     }
 }
 
+/// The latency of a server without backpressure, as far as known: the shortest latency of requests, by the number of their
+/// messages, since a larger payload takes longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct QuietLatency {
+    shortest: [Duration; LATENCY_CLASSES],
+    /// Whether that of the last batch had grown: one alone is a pause of the server, such as a merge.
+    had_grown: bool,
+}
+
+impl QuietLatency {
+    /// Takes the latency of requests with about this many messages each, and returns whether it has grown so much that
+    /// the server must be near its capacity.
+    fn has_grown(&mut self, latency: Duration, messages: usize) -> bool {
+        let class = messages.max(1).ilog2() as usize;
+        let quiet = &mut self.shortest[class.min(LATENCY_CLASSES - 1)];
+        if quiet.is_zero() || latency <= *quiet {
+            (*quiet, self.had_grown) = (latency, false);
+            return false;
+        }
+        let has_grown = latency > quiet.saturating_mul(LATENCY_FACTOR).saturating_add(LATENCY_NOISE);
+        // A server that has become slower for good is not taken for a loaded one for ever.
+        *quiet += (latency - *quiet) / LATENCY_DRIFT;
+        std::mem::replace(&mut self.had_grown, has_grown) && has_grown
+    }
+}
+
 /// The rate in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FleetRate {
@@ -97,13 +129,14 @@ pub(super) struct FleetRate {
     increase: u64,
     /// Time without backpressure.
     calm: Duration,
+    quiet: QuietLatency,
 }
 
 impl FleetRate {
     /// Returns the rate to start with.
     pub(super) fn start(pace: FleetPace) -> Self {
         let live = pace.live.clamp(LIVE_MIN, HIGHEST);
-        Self { rate: live, increase: live.0 / INCREASE_DIVISOR, calm: Duration::ZERO }
+        Self { rate: live, increase: live.0 / INCREASE_DIVISOR, calm: Duration::ZERO, quiet: QuietLatency::default() }
     }
 
     /// Returns how many messages the next batch takes.
@@ -114,6 +147,12 @@ impl FleetRate {
     /// Returns how long to pause after this many messages, whether or not more wait.
     pub(super) fn pause_after(&self, messages: usize) -> Duration {
         self.rate.time_for(messages as u64)
+    }
+
+    /// Takes how long the requests of a batch took, each of about this many messages; returns whether that is a sign of
+    /// backpressure.
+    pub(super) fn timed(&mut self, latency: Duration, messages: usize) -> bool {
+        self.quiet.has_grown(latency, messages)
     }
 
     /// Returns the rate after a batch.
@@ -131,64 +170,10 @@ impl FleetRate {
                 let rate = MessageRate(self.rate.0 / DECREASE_DIVISOR).max(LOWEST);
                 Self { rate, calm: Duration::ZERO, ..self }
             }
-        }
-    }
-}
-
-/// Returns how long an agent waits after the server's return; `jitter` is a random number from 0 to 1.
-pub fn start_delay(agents: u64, jitter: f64) -> Duration {
-    let spread = if agents > LARGE_FLEET { START_SPREAD_LARGE } else { START_SPREAD };
-    spread.mul_f64(jitter.clamp(0.0, 1.0))
-}
-
-/// The ceiling that people set for the throughput of a fleet. Shared by all senders; it may change at any time.
-#[derive(Debug)]
-pub struct FleetDial {
-    /// This agent's share of the ceiling; `u64::MAX` without one, 0 while the fleet is held.
-    share: AtomicU64,
-}
-
-impl Default for FleetDial {
-    fn default() -> Self {
-        Self { share: AtomicU64::new(u64::MAX) }
-    }
-}
-
-impl FleetDial {
-    /// Returns a dial without a ceiling.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets a ceiling for the whole fleet, of which this many agents drain; `None` removes it.
-    pub fn set_ceiling(&self, ceiling: Option<MessageRate>, draining: u64) {
-        let share = ceiling.map_or(u64::MAX, |ceiling| (ceiling.0 / draining.max(1)).max(1));
-        self.share.store(share, Ordering::Relaxed);
-    }
-
-    /// Holds the fleet, until the next ceiling is set.
-    pub fn hold(&self) {
-        self.share.store(0, Ordering::Relaxed);
-    }
-
-    /// Returns whether nothing may be sent.
-    pub fn is_held(&self) -> bool {
-        self.share.load(Ordering::Relaxed) == 0
-    }
-
-    /// Returns how many messages a batch takes at most.
-    pub fn batch_max(&self) -> usize {
-        match self.share.load(Ordering::Relaxed) {
-            u64::MAX => usize::MAX,
-            share => MessageRate(share).batch(),
-        }
-    }
-
-    /// Returns how long to pause at least after this many messages.
-    pub fn pause_after(&self, messages: usize) -> Duration {
-        match self.share.load(Ordering::Relaxed) {
-            u64::MAX => Duration::ZERO,
-            share => MessageRate(share).time_for(messages as u64),
+            BatchEnd::Slowed => {
+                let rate = MessageRate(self.rate.0 / SLOWED_DIVISOR).max(LOWEST);
+                Self { rate, calm: Duration::ZERO, ..self }
+            }
         }
     }
 }

@@ -119,6 +119,8 @@ pub(crate) struct LaneTurn {
     has_failed: bool,
     /// Whether a message of the batch was deferred.
     has_deferred: bool,
+    /// Whether answers to it took so long that the server must be loaded.
+    has_slowed: bool,
 }
 
 impl LaneTurn {
@@ -142,7 +144,7 @@ impl LaneTurn {
     pub(crate) fn begin_batch(&mut self, limit: usize) {
         self.claimed_under = Some(limit);
         (self.passes, self.failures, self.timeouts) = (0, 0, 0);
-        (self.has_failed, self.has_deferred) = (false, false);
+        (self.has_failed, self.has_deferred, self.has_slowed) = (false, false, false);
     }
 }
 
@@ -328,6 +330,7 @@ impl LaneHealth {
             timeouts: 0,
             has_failed: false,
             has_deferred: false,
+            has_slowed: false,
         }
     }
 
@@ -406,6 +409,18 @@ impl LaneHealth {
         }
     }
 
+    /// Notes how long the requests of a batch took, of so many messages in all, before it is
+    /// [settled](Event::BatchSettled). The pace of a fleet slows down when they take longer and longer.
+    pub(crate) fn answered(&mut self, turn: &mut LaneTurn, waiting: Duration, messages: usize) {
+        if turn.is_extra || turn.passes == 0 || turn.has_failed {
+            return;
+        }
+        let mut pace = self.pace_of(turn);
+        let latency = waiting / u32::try_from(turn.passes).unwrap_or(u32::MAX);
+        turn.has_slowed = pace.timed(latency, messages / turn.passes);
+        self.pace = Some(pace);
+    }
+
     fn pace_of(&self, turn: &LaneTurn) -> Pace {
         self.pace.unwrap_or(turn.pace)
     }
@@ -453,6 +468,7 @@ impl LaneHealth {
                 turn.pace = match (halted || limited, raises) {
                     _ if !self.may_send(turn) => pace,
                     (true, _) => pace.after(BatchEnd::Strained),
+                    (false, _) if turn.has_slowed => pace.after(BatchEnd::Slowed),
                     (false, true) => pace.after(BatchEnd::KeptUp),
                     (false, false) => pace,
                 };

@@ -14,6 +14,7 @@
 //! - [`drain_delay`]: when an edge begins to replay to a hub that is back.
 //! - [`pacing`]: how fast a backlog is replayed.
 //! - [`fleet_pacing`]: the same where many agents share a server.
+//! - [`fleet_dial`]: what people decided about the pace of a whole fleet.
 //! - [`unread`]: order among writes of which some are forwarded unread.
 //! - [`eta`]: when a backlog will have reached the server.
 
@@ -24,6 +25,7 @@ pub(crate) mod blame;
 pub(crate) mod concurrency;
 pub(crate) mod drain_delay;
 pub(crate) mod eta;
+pub mod fleet_dial;
 pub mod fleet_pacing;
 pub(crate) mod generation;
 pub(crate) mod id_window;

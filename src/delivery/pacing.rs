@@ -50,6 +50,8 @@ pub enum BatchEnd {
     KeptUp,
     /// The server asked to slow down, or failed.
     Strained,
+    /// Its latency has grown: backpressure that only the pace of a fleet heeds.
+    Slowed,
 }
 
 /// The pace in force.
@@ -92,10 +94,16 @@ impl Pace {
         }
     }
 
+    /// Takes how long the requests of a batch took, each of about this many messages; returns whether that is a sign of
+    /// backpressure. Only the pace of a fleet asks.
+    pub fn timed(&mut self, latency: Duration, messages: usize) -> bool {
+        self.fleet.as_mut().is_some_and(|rate| rate.timed(latency, messages))
+    }
+
     /// Returns the pace after a batch. Configured values do not change.
     pub fn after(self, end: BatchEnd) -> Self {
         let (batch, delay) = match end {
-            BatchEnd::KeptUp => {
+            BatchEnd::KeptUp | BatchEnd::Slowed => {
                 let delay = self.delay / 2;
                 ((self.batch * 2).min(BATCH_MAX), if delay < DELAY_MIN { Duration::ZERO } else { delay })
             }

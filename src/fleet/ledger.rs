@@ -70,6 +70,8 @@ pub struct FleetSettings {
     pub acknowledge: Acknowledge,
     /// The policy while the depot is away.
     pub when_away: WhenDepotAway,
+    /// How long owners of streams have to be silent, by which everything in a fleet is timed.
+    pub silence: Duration,
 }
 
 /// The depot of an agent, and how it ships.

@@ -14,6 +14,7 @@
 //! | [`marks`] | which messages of a stream are settled |
 //! | [`head`] | the one object of a stream that changes: its owner and state |
 //! | [`fleet_file`] | the fleet's id and the public keys of its replayers |
+//! | [`dial`] | the pace and the hold that people have set |
 //!
 //! # The policies
 //!
@@ -22,6 +23,7 @@
 //! | [`schedule`] | when a bundle is shipped |
 //! | [`takeover`] | when a stream may be taken, and until when its owner may send |
 //! | [`import`] | which messages of a stream still have to be delivered, in which order |
+//! | [`dial_watch`] | until when a hold lasts, and what is in force while the dial can't be read |
 //!
 //! # The agent's side
 //!
@@ -31,6 +33,8 @@
 //! | [`ledger`] | what replay, intake and shipper of an agent know about its stream |
 //! | [`shipper`] | the loop that makes bundles, and that keeps and closes the head |
 //! | [`loading`], [`stream_head`], [`mark_writer`] | bundles and files, heads, and marks on their way to the depot |
+//! | [`dial_reader`], [`dial_change`] | the dial on its way from and to the depot |
+//! | [`orders`] | what people decided, for the audit |
 //! | [`seals`], [`object_names`] | for whom objects are sealed, and how a depot spells their names |
 //!
 //! Formats and policies are pure: no clock, socket, disk or log. They read what strangers may have written, so every reader has
@@ -46,6 +50,10 @@
 mod bloom;
 pub mod bundle;
 mod container;
+pub mod dial;
+pub mod dial_change;
+pub mod dial_reader;
+pub mod dial_watch;
 pub mod fleet_file;
 pub mod head;
 pub mod import;
@@ -56,6 +64,7 @@ pub mod mark_writer;
 pub mod marks;
 pub mod names;
 pub mod object_names;
+pub mod orders;
 pub mod record;
 #[cfg(test)]
 mod samples;

@@ -9,6 +9,7 @@
 //! v1/marks/<xx>/<stream>/<epoch>.<number>
 //! v1/rejected/<workspace>/<stream>/<number>.<status>.<message>
 //! v1/orders/<order>
+//! v1/dial
 //! ```
 //!
 //! `xx` are the last two digits of the stream's id: they are random, so that object storage can spread the load over its
@@ -200,6 +201,8 @@ pub enum ObjectName {
     },
     /// A decision of a person about the fleet.
     Order(Uuid),
+    /// The pace and the hold in force; changes by compare-and-swap.
+    Dial,
 }
 
 impl ObjectName {
@@ -208,6 +211,7 @@ impl ObjectName {
         let parts: Vec<&str> = name.strip_prefix(ROOT)?.strip_prefix('/')?.splitn(6, '/').collect();
         let parsed = match parts[..] {
             ["fleet.json"] => Self::FleetFile,
+            ["dial"] => Self::Dial,
             ["heads", stream] => Self::Head(StreamId::parse(stream)?),
             ["finished", stream] => Self::Finished(StreamId::parse(stream)?),
             ["bundles", _, stream, last] => Self::Bundle(StreamId::parse(stream)?, parse_bundle(last)?),
@@ -231,7 +235,7 @@ impl ObjectName {
         match self {
             Self::Head(stream) | Self::Finished(stream) | Self::Bundle(stream, _) => Some(*stream),
             Self::File { stream, .. } | Self::Marks { stream, .. } | Self::Rejected { stream, .. } => Some(*stream),
-            Self::FleetFile | Self::Order(_) => None,
+            Self::FleetFile | Self::Order(_) | Self::Dial => None,
         }
     }
 }
@@ -240,6 +244,7 @@ impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FleetFile => write!(f, "{ROOT}/fleet.json"),
+            Self::Dial => write!(f, "{ROOT}/dial"),
             Self::Head(stream) => write!(f, "{ROOT}/heads/{stream}"),
             Self::Finished(stream) => write!(f, "{}/{stream}", finished()),
             Self::Bundle(stream, bundle) => {
@@ -366,6 +371,7 @@ mod tests {
             (ObjectName::Marks { stream, epoch: 2, number: 3 }, format!("v1/marks/ab/{id}/0000000002.0000000003")),
             (rejected, format!("v1/rejected/a_20b_2f_c3_bc/{id}/0000000000.400.9")),
             (ObjectName::Order(stream.uuid()), format!("v1/orders/{id}")),
+            (ObjectName::Dial, "v1/dial".to_owned()),
         ] {
             assert_eq!(name.to_string(), text);
             assert_eq!(ObjectName::parse(&text), Some(name));

@@ -103,6 +103,11 @@ impl ShippingSchedule {
     }
 }
 
+/// Returns a number from 0 to 1 that differs between agents.
+pub(super) fn jitter() -> f64 {
+    f64::from(uuid::Uuid::now_v7().as_bytes()[15]) / 255.0
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -36,7 +36,7 @@ use super::ledger::{Acknowledge, AgentLedger, HeldStream};
 use super::loading::{LoadError, Loaded, Loader};
 use super::names::{ObjectName, StreamId, all_files_of, bundles_of, marks_of};
 use super::object_names::{depot_name, folder_name};
-use super::schedule::{ShipNext, ShippingSchedule, Unshipped};
+use super::schedule::{ShipNext, ShippingSchedule, Unshipped, jitter};
 use super::seals::Seals;
 use super::spooled::Removal;
 use super::stream_head::{HeadRead, HeadWritten, StreamHead, read_head, this_process};
@@ -464,8 +464,3 @@ impl Shipper {
 
 mod ending;
 mod resuming;
-
-/// Returns a number from 0 to 1 that differs between agents.
-fn jitter() -> f64 {
-    f64::from(Uuid::now_v7().as_bytes()[15]) / 255.0
-}

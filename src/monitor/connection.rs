@@ -188,6 +188,11 @@ impl Connection {
         state.hub.as_ref().and_then(|_| state.monitor.last_return())
     }
 
+    /// Returns when the server last returned and how long it had been away; `None` while it is away.
+    pub fn last_return(&self) -> Option<(Instant, Duration)> {
+        self.lock().monitor.last_return()
+    }
+
     /// Takes the result of a ping: answered well, or what it met; `reason` is why it was not answered well.
     pub fn pinged(&self, result: Result<(), Met>, reason: Option<String>, sent: Instant) -> Change {
         let answered = result.is_ok();

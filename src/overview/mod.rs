@@ -13,6 +13,7 @@
 pub(crate) mod asked;
 pub(crate) mod collector;
 pub(crate) mod details;
+pub(crate) mod dial;
 pub(crate) mod edges;
 pub(crate) mod full_watch;
 pub(crate) mod lanes;
@@ -21,6 +22,7 @@ pub(crate) mod store;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::collector::OverviewCollector;
+use self::dial::DialOverview;
 pub(crate) use self::edges::{EdgesOverview, HubOverview};
 pub(crate) use self::lanes::LaneOverview;
 pub(crate) use self::store::{ElsewhereOverview, FullOverview, LiveWrites, RecoveryOverview, StoreOverview, elsewhere};
@@ -101,6 +103,9 @@ pub struct FleetOverview {
     pub unshipped_messages: u64,
     /// When the oldest of them was accepted, in milliseconds since the Unix epoch.
     pub unshipped_oldest_ms: Option<i64>,
+    /// What people decided about the pace of the fleet, as the agent knows it.
+    #[serde(default)]
+    pub dial: DialOverview,
 }
 
 /// An [`Eta`] with its words.

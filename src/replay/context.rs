@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::state::ReplayState;
-use crate::delivery::fleet_pacing::FleetDial;
+use crate::delivery::fleet_dial::FleetDial;
 use crate::delivery::id_window;
 use crate::delivery::lane_health::BreakerSettings;
 use crate::delivery::pacing::PaceSettings;
@@ -12,7 +12,7 @@ use crate::memory;
 use crate::message::{Lane, MessageType, Request};
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Store};
+use crate::store::{Filter, Store, since_boot};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 
@@ -39,6 +39,16 @@ impl ReplaySettings {
         self.retry_interval.saturating_mul(id_window::RETRY_FACTOR)
     }
 
+    /// Returns how long nothing is sent because a person holds the fleet.
+    pub fn held_for(&self) -> Option<Duration> {
+        self.dial.as_ref()?.held_for(since_boot())
+    }
+
+    /// Returns whether a person limits what the fleet sends: then every batch is taken from the dial.
+    pub(super) fn is_dial_limited(&self) -> bool {
+        self.dial.as_ref().is_some_and(|dial| dial.is_limited(since_boot()))
+    }
+
     /// Returns what the circuit breaker of a lane depends on.
     pub(super) fn breaker(&self) -> BreakerSettings {
         BreakerSettings { retry_interval: self.retry_interval, attempts_max: self.attempts_max }
@@ -61,6 +71,8 @@ pub enum DrainEnd {
     LimitReached,
     /// Shutdown was requested.
     Stopped,
+    /// A person holds the fleet.
+    Held,
 }
 
 /// Is notified of deliveries.

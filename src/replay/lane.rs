@@ -18,10 +18,11 @@ use super::sender::Sender;
 use super::state::lock;
 use super::throttle::{MessageQuota, PauseGate};
 use crate::delivery::concurrency::{BatchTime, share_of};
+use crate::delivery::fleet_dial::DialTake;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
-use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, WaitEnd, now_ms};
+use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, WaitEnd, now_ms, since_boot};
 
 /// A worker returns after this time even if messages are left, so that more lanes than workers all get their turn.
 pub(super) const TURN: Duration = Duration::from_secs(1);
@@ -118,19 +119,27 @@ impl<'a> LaneWorker<'a> {
     fn replay_batch(&mut self) -> Result<ControlFlow<()>, StoreError> {
         let replay = self.sender.replay;
         replay.shutdown.beat();
-        if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() || self.is_held() {
+        if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() {
             return Ok(Break(()));
         }
         let started = Instant::now();
         let (most, turns) =
             replay.state.with(self.sender.work.id, |health| (health.batch_max(&self.turn), health.turns()));
-        let most = replay.settings.dial.as_ref().map_or(most, |dial| most.min(dial.batch_max()));
+        let taken = match replay.settings.dial.as_ref().map(|dial| dial.take(share_of(most, turns), since_boot())) {
+            Some(DialTake::Wait(wait)) => return Ok(self.wait_for_dial(wait)),
+            Some(DialTake::May(taken)) => taken,
+            None => most,
+        };
         // The memory is held until the batch is settled.
-        let (claimed, _memory) = self.claim_next(most, turns)?;
+        let claim = self.claim_next(most.min(taken), turns);
+        let count = claim.as_ref().map_or(0, |(claimed, _)| claimed.len());
+        if let Some(dial) = &replay.settings.dial {
+            dial.correct(taken, count);
+        }
+        let (claimed, _memory) = claim?;
         if claimed.is_empty() {
             return Ok(Break(()));
         }
-        let count = claimed.len();
         self.turn.begin_batch(most);
         let mut batch = Batch::new(&self.sender, &mut self.turn);
         if let Err(error) = batch.send_all(claimed).and_then(|()| batch.conclude_failures()) {
@@ -142,7 +151,10 @@ impl<'a> LaneWorker<'a> {
         self.sender.settle(&outcomes)?;
 
         let time = BatchTime { total: started.elapsed(), waiting };
-        replay.state.with(self.sender.work.id, |health| health.timed(&self.turn, time));
+        replay.state.with(self.sender.work.id, |health| {
+            health.timed(&self.turn, time);
+            health.answered(&mut self.turn, waiting, count);
+        });
         let (halted, limited) = (halt.is_some(), !limited.is_empty());
         let settled = Event::BatchSettled { delivered: delivered > 0, halted, limited };
         if let Decision::Recover { closes, releases } = self.sender.on(&mut self.turn, settled) {
@@ -227,25 +239,20 @@ impl<'a> LaneWorker<'a> {
         Ok((Vec::new(), None))
     }
 
-    /// Pauses as the pace asks, and the fleet's dial: every lane if they share the pace, this lane alone otherwise.
+    /// Pauses as the pace asks: every lane if they share the pace, this lane alone otherwise.
     fn pause(&self, count: usize) {
-        let dialled = self.sender.replay.settings.dial.as_ref().map_or(Duration::ZERO, |dial| dial.pause_after(count));
-        let pause = self.turn.pace().pause_after(count).max(dialled);
-        if self.is_pace_shared() || !dialled.is_zero() {
+        let pause = self.turn.pace().pause_after(count);
+        if self.is_pace_shared() {
             self.gate.close_for(pause);
         } else if !pause.is_zero() {
             self.sender.replay.shutdown.sleep(pause);
         }
     }
 
-    /// Waits for a second, unless the fleet's dial lets messages be sent; returns whether it does not.
-    fn is_held(&self) -> bool {
-        let replay = self.sender.replay;
-        let is_held = replay.settings.dial.as_ref().is_some_and(|dial| dial.is_held());
-        is_held && {
-            replay.shutdown.sleep(Duration::from_secs(1));
-            true
-        }
+    /// Waits for the fleet's dial, not longer than a turn lasts: it may change meanwhile.
+    fn wait_for_dial(&self, wait: Duration) -> ControlFlow<()> {
+        let stops = self.sender.replay.shutdown.sleep(wait.min(TURN));
+        if stops || wait > TURN { Break(()) } else { Continue(()) }
     }
 
     fn is_pace_shared(&self) -> bool {

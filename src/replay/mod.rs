@@ -141,6 +141,8 @@ impl ReplayManager<'_> {
     pub fn run(&self) {
         /// The wait after an error of the store.
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
+        /// How often to look whether a person still holds the fleet.
+        const HELD_PAUSE: Duration = Duration::from_millis(500);
         let mut pause = Duration::ZERO;
         let mut reported = String::new();
         let state = ReplayState::default();
@@ -162,6 +164,11 @@ impl ReplayManager<'_> {
             }
             if let Some(delay) = self.drain_delay(&mut returned) {
                 pause = delay;
+                continue;
+            }
+            if let Some(left) = self.settings.held_for() {
+                // It may end sooner than it says.
+                pause = left.min(self.tick_interval.max(HELD_PAUSE));
                 continue;
             }
             // The thread that opens the store reports why it is unavailable.
@@ -210,15 +217,19 @@ impl ReplayManager<'_> {
         }
     }
 
-    /// Returns how long to wait before a hub gets the backlog, once for each of its returns; `returned` is the last that
-    /// was waited for.
+    /// Returns how long to wait before a hub gets the backlog, or the server of a fleet, once for each return; `returned`
+    /// is the last that was waited for.
     fn drain_delay(&self, returned: &mut Option<Instant>) -> Option<Duration> {
-        let (at, outage) = self.connection.hub_return()?;
+        let draining = self.settings.dial.as_ref().map(|dial| dial.force().draining);
+        let (at, outage) = match draining {
+            Some(_) => self.connection.last_return()?,
+            None => self.connection.hub_return()?,
+        };
         if returned.replace(at) == Some(at) {
             return None;
         }
-        let delay = drain_delay(outage, jitter());
-        debug!(target: "replay_manager", ?delay, "the hub is back");
+        let delay = drain_delay(outage, draining.unwrap_or(0), jitter());
+        debug!(target: "replay_manager", ?delay, "the server is back, and others may wait for it as well");
         (!delay.is_zero()).then_some(delay)
     }
 

@@ -182,6 +182,8 @@ impl Replayer<'_> {
             Some(DrainEnd::Stopped)
         } else if self.connection.availability() == Availability::Unavailable {
             Some(DrainEnd::Unavailable)
+        } else if self.settings.held_for().is_some() {
+            Some(DrainEnd::Held)
         } else if quota.is_spent() {
             Some(DrainEnd::LimitReached)
         } else {
@@ -274,7 +276,8 @@ impl<'r> Round<'r> {
     {
         self.note_sending();
         self.start_shared_workers(scope, WORKERS);
-        let are_shared_stuck = self.workers.are_shared_stuck(Instant::now());
+        let are_limited = self.replay.settings.is_dial_limited();
+        let are_shared_stuck = are_limited || self.workers.are_shared_stuck(Instant::now());
         if are_shared_stuck {
             match self.small.give_back() {
                 Err(error) => self.fail(error),

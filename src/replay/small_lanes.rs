@@ -213,11 +213,12 @@ impl<'r> SmallLanes<'r> {
     /// Takes a due lane, if it has a few messages and no trouble; returns it otherwise. One that is here already is not
     /// taken again, and not returned. `may_take`: whether it gets a worker here soon.
     ///
-    /// A limit on the number of messages, and a pace that all lanes share, apply to each lane as it is claimed.
+    /// A limit on the number of messages, a pace that all lanes share, and the fleet's dial apply to each lane as it is
+    /// claimed.
     pub(super) fn take(&self, work: LaneWork, may_take: bool) -> Option<LaneWork> {
         let settings = self.replay.settings;
         let is_small = work.failed < BATCH_DEFAULT as u64 && work.body_bytes <= BYTES_MAX / 8;
-        let is_free = settings.limit.is_none() && !settings.pace.is_shared() && settings.dial.is_none();
+        let is_free = settings.limit.is_none() && !settings.pace.is_shared() && !settings.is_dial_limited();
         let is_well = work.holds().next().is_none() && !self.replay.connection.lanes().is_failing(&work.lane);
         let mut shared = lock(&self.shared);
         if shared.unsent.contains(&work.id) {
@@ -342,9 +343,12 @@ impl<'r> SmallLanes<'r> {
         }
     }
 
-    /// Returns whether nothing more is sent.
+    /// Returns whether nothing more is sent: a person may limit the fleet at any time, and then each lane is sent alone.
     fn stops(&self) -> bool {
-        self.replay.shutdown.is_requested() || !self.keeper.may_send() || self.is_unavailable()
+        self.replay.shutdown.is_requested()
+            || !self.keeper.may_send()
+            || self.is_unavailable()
+            || self.replay.settings.is_dial_limited()
     }
 
     fn is_unavailable(&self) -> bool {

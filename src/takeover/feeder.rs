@@ -54,6 +54,8 @@ pub(super) struct FeedState {
     pub has_failed: AtomicBool,
     /// How many messages were imported.
     pub imported: AtomicU64,
+    /// How many streams others deliver.
+    pub draining: AtomicU64,
     /// Held while messages are delivered: those of a lost stream are dropped between two rounds.
     pub round: Mutex<()>,
 }
@@ -218,8 +220,9 @@ impl Feeder<'_> {
         progress.set_aside.retain(|_, until| *until > now);
         let (holdings, set_aside) = (self.holdings, &progress.set_aside);
         let is_ours = |stream| holdings.epoch(stream).is_some() || set_aside.contains_key(&stream);
-        let Look { mut free, undecided, alive, waiting_alive, unreadable } =
+        let Look { mut free, undecided, alive, waiting_alive, draining, unreadable } =
             progress.watch.look(self.depot, is_ours)?;
+        self.state.draining.store(draining, Ordering::Release);
         // Two replayers that look at the same time begin at different places.
         let turn = uuid::Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).as_bytes()[15];
         let middle = free.len() * usize::from(turn) / 256;

@@ -199,6 +199,11 @@ impl Holdings {
         self.lock().get(&stream).filter(|held| !held.is_lost).map(|held| held.head.epoch)
     }
 
+    /// Returns how many streams are held.
+    pub(crate) fn count(&self) -> u64 {
+        self.lock().len() as u64
+    }
+
     /// Returns the streams that were lost and not forgotten yet.
     pub(crate) fn lost(&self) -> Vec<StreamId> {
         self.lock().iter().filter(|(_, held)| held.is_lost).map(|(stream, _)| *stream).collect()

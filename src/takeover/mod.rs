@@ -11,6 +11,7 @@
 //! | `scratch` | the scratch store |
 //! | [`survey`] | the contents of a depot, by names and heads: `status --fleet` |
 //! | [`browse`], [`purging`] | the messages of streams for people: `inspect --fleet`, `purge --fleet` |
+//! | [`dialling`] | what people decide about the pace of the fleet |
 //! | `sweep` | deletes a stream of which everything is settled |
 //! | `objects` | listings, and several requests at a time |
 //!
@@ -23,6 +24,7 @@
 //! - *Nothing unknown is deleted*: a stream is deleted only if all its bundles were read and all their messages settled.
 
 pub(crate) mod browse;
+pub(crate) mod dialling;
 pub(crate) mod error;
 pub(crate) mod feeder;
 pub(crate) mod holdings;

@@ -13,7 +13,6 @@ use super::browse::{FleetBrowser, FleetSelection};
 use super::error::TakeoverError;
 use super::holdings::{HeadTiming, Holdings};
 use super::keys::FleetKeys;
-use super::objects::name_of;
 use super::reading::StreamReader;
 use super::sweep::{delete_folder, delete_stream};
 use super::watch::{FreeStream, HeadWatch, read_heads};
@@ -22,8 +21,9 @@ use crate::fleet::head::HeadOwner;
 use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::{self, ObjectName, StreamId};
+use crate::fleet::orders::{FleetOrder, Person};
 use crate::shutdown::Shutdown;
-use crate::store::{BacklogGroup, Filter, now_ms};
+use crate::store::{BacklogGroup, Filter};
 
 /// A stream that is left alone, and who owns it.
 pub(crate) type OwnedElsewhere = (StreamId, String);
@@ -83,13 +83,9 @@ impl FleetPurged {
     }
 }
 
-/// The order that is kept in the depot.
+/// What the order says that is kept in the depot.
 #[derive(Serialize)]
-struct PurgeOrder<'a> {
-    format: u16,
-    order: &'static str,
-    by: &'a str,
-    at_ms: i64,
+struct PurgeOrder {
     filter: String,
     messages: u64,
     streams: Vec<String>,
@@ -101,6 +97,8 @@ pub(crate) struct FleetPurge {
     pub keys: FleetKeys,
     pub browser: FleetBrowser,
     pub owner: HeadOwner,
+    /// At whose command.
+    pub person: Person,
     pub takeover_after: Duration,
 }
 
@@ -205,18 +203,13 @@ impl FleetPurge {
         preview: &FleetPurged,
         free: &[FreeStream],
     ) -> Result<(), TakeoverError> {
-        let order = PurgeOrder {
-            format: 1,
-            order: "purge",
-            by: &format!("uid {} on {}", rustix::process::getuid().as_raw(), self.owner.host),
-            at_ms: now_ms(),
+        let what = PurgeOrder {
             filter: selection.text(),
             messages: preview.messages(),
             streams: free.iter().map(|free| free.stream.to_string()).collect(),
         };
-        let bytes = serde_json::to_vec_pretty(&order).unwrap_or_default();
-        self.depot.create(&name_of(&ObjectName::Order(uuid::Uuid::now_v7())), &bytes)?;
-        Ok(())
+        let order = FleetOrder { id: uuid::Uuid::now_v7(), order: "purge", by: &self.person, what };
+        Ok(order.leave(&*self.depot)?)
     }
 
     fn purge_stream(

@@ -3,6 +3,7 @@
 //! ```text
 //! keeper    renews the heads                     feeder    takes, imports, sweeps
 //! monitor   pings the server                     main      drains the scratch store through `Spooled`
+//! dial      reads the pace, writes who shares it
 //! ```
 //!
 //! Once it ends, for any reason, everything that is not finished is released: another replayer may take it at
@@ -31,6 +32,7 @@ use super::reading::StreamReader;
 use super::scratch::ScratchStore;
 use super::sweep::delete_outdated_records;
 use crate::depot::{Depot, prove};
+use crate::fleet::dial_reader::DialReader;
 use crate::fleet::head::HeadOwner;
 use crate::fleet::spooled::Spooled;
 use crate::memory::Budget;
@@ -40,12 +42,14 @@ use crate::monitor::{self, Availability, MonitorSettings};
 use crate::replay::session::ProgressListener;
 use crate::replay::{DrainEnd, ReplaySettings, ReplayState, Replayer};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Keys, Limits, Owner, Store, StoreError, now_ms};
+use crate::store::{Filter, Keys, Limits, Owner, Store, StoreError, now_ms, since_boot};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 
 /// How long to wait when there is nothing to do, or when something can't be done yet.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often to look whether it is time to read the fleet's dial.
+const DIAL_TICK: Duration = Duration::from_millis(250);
 /// The wait after an error of the depot or of the scratch store.
 const ERROR_PAUSE: Duration = Duration::from_secs(2);
 /// Errors in a row that end a session that does not follow.
@@ -119,6 +123,8 @@ pub(crate) struct FleetReplay {
     scratch: ScratchStore,
     holdings: Arc<Holdings>,
     ledger: Arc<ReplayerLedger>,
+    /// What people decided about the fleet's pace.
+    dial: DialReader,
     spooled: Arc<dyn Store>,
     metrics: Metrics,
     shutdown: Shutdown,
@@ -144,7 +150,8 @@ impl FleetReplay {
         let ledger = Arc::new(ReplayerLedger::new(depot.clone(), holdings.clone(), keys.seals.clone()));
         let spooled = Arc::new(Spooled::new(scratch.store().clone(), ledger.clone()));
         let (metrics, shutdown) = (Metrics::default(), shutdown.clone());
-        Ok(Self { depot, keys, settings, scratch, holdings, ledger, spooled, metrics, shutdown })
+        let dial = DialReader::new(depot.clone(), settings.takeover_after);
+        Ok(Self { depot, keys, settings, scratch, holdings, ledger, dial, spooled, metrics, shutdown })
     }
 
     /// Takes and delivers streams until nothing is left to do, or until it is stopped.
@@ -160,8 +167,10 @@ impl FleetReplay {
         let started = Instant::now();
         let connection = Connection::new(self.settings.monitor);
         let (feed, ended, round_stop) = (FeedState::default(), Shutdown::new(), Shutdown::new());
+        self.dial.look(self.holdings.count());
         let (ending, fed) = std::thread::scope(|scope| {
             scope.spawn(|| self.keep_heads(&ended));
+            scope.spawn(|| self.keep_dial(&feed, &ended));
             scope.spawn(|| monitor::run(&connection, upstream, self.settings.monitor, &ended));
             let feeding = scope.spawn(|| self.feed(&feed, &connection, &ended));
             scope.spawn(|| self.watch_over(&feed, (started, listener), &ended, &round_stop));
@@ -194,6 +203,28 @@ impl FleetReplay {
         let interval = (self.settings.takeover_after / 90).clamp(Duration::from_millis(20), Duration::from_secs(1));
         while !ended.sleep(interval) {
             self.holdings.renew_due();
+        }
+    }
+
+    /// Reads the dial, and writes into it how many streams share the pace, while any are delivered.
+    fn keep_dial(&self, feed: &FeedState, ended: &Shutdown) {
+        let timing = HeadTiming { takeover_after: self.settings.takeover_after };
+        let mut noted = since_boot();
+        while !ended.sleep(DIAL_TICK) {
+            let held = self.holdings.count();
+            let draining = feed.draining.load(Ordering::Acquire).saturating_add(held);
+            if draining > 0 {
+                self.dial.look_if_due(held);
+            }
+            // A depot that does not keep conditions could lose a person's hold to this write.
+            let is_due = since_boot().saturating_sub(noted) >= timing.renew_interval();
+            if !is_due || self.settings.single_replayer {
+                continue;
+            }
+            noted = since_boot();
+            if let Err(error) = self.dial.note_draining(draining) {
+                debug!(target: "fleet", %error, "the number of streams that share the pace is not written");
+            }
         }
     }
 
@@ -261,7 +292,14 @@ impl FleetReplay {
         ended: &Shutdown,
         round_stop: &Shutdown,
     ) {
+        let mut said = false;
         while !ended.sleep(PAUSE) {
+            let held_for = self.dial.dial().held_for(since_boot());
+            if let Some(left) = held_for.filter(|_| !said) {
+                let left = crate::figures::short_duration(left);
+                listener.note(&format!("the fleet is held for {left}: nothing is delivered; --resume ends that"));
+            }
+            said = held_for.is_some();
             let done = self.metrics.messages_delivered.get() + self.metrics.messages_rejected.get();
             listener.progress(done, feed.imported.load(Ordering::Acquire));
             if self.shutdown.is_requested() || self.is_time_over(started) {
@@ -304,7 +342,8 @@ impl Deliverer<'_> {
         let memory = Budget::new(session.settings.memory_budget);
         let (state, owner) = (ReplayState::default(), Owner::this_process("replay"));
         let filter = Filter::of_server(&session.settings.server);
-        let settings = ReplaySettings { filter, ..session.settings.replay.clone() };
+        let dial = Some(session.dial.dial());
+        let settings = ReplaySettings { filter, dial, ..session.settings.replay.clone() };
         let replayer = Replayer {
             store: &*session.spooled,
             upstream: self.upstream,
@@ -348,6 +387,10 @@ impl Deliverer<'_> {
                         ended.sleep(PAUSE);
                     }
                 }
+                Ok(Some(DrainEnd::Held)) => {
+                    errors = 0;
+                    ended.sleep(PAUSE);
+                }
                 Ok(Some(_)) => errors = 0,
                 Err(error) if session.settings.follows || is_retried(&error) && errors < ERRORS_MAX => {
                     errors += u32::from(session.holdings.may_send().is_ok());
@@ -365,6 +408,9 @@ impl Deliverer<'_> {
         session.holdings.may_send()?;
         if session.ledger.staged().messages == 0 {
             return Ok(None);
+        }
+        if session.dial.dial().held_for(since_boot()).is_some() {
+            return Ok(Some(DrainEnd::Held));
         }
         let _round = self.feed.round.lock().unwrap_or_else(PoisonError::into_inner);
         let end = replayer.drain(owner)?;

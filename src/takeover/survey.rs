@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::error::TakeoverError;
 use super::objects::{folder, list_all};
 use super::watch::{list_heads, read_heads, streams_with_bundles};
-use crate::depot::{Depot, DepotDescription};
+use crate::depot::{Depot, DepotDescription, DepotError};
+use crate::fleet::dial::{DialFault, DialSetting};
+use crate::fleet::dial_change::read_dial;
 use crate::fleet::head::{Head, HeadFault, HeadState};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::store::now_ms;
@@ -89,6 +91,8 @@ pub(crate) struct FleetSurvey {
     pub unreadable: Vec<(StreamId, HeadFault)>,
     /// Messages that the server rejected, by workspace as people read it.
     pub rejected: BTreeMap<String, u64>,
+    /// What people decided about the pace; `None` if nobody ever did.
+    pub dial: Option<Result<DialSetting, DialFault>>,
     /// When it was gathered, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }
@@ -108,6 +112,7 @@ impl FleetSurvey {
             streams: Vec::with_capacity(listed.len()),
             unreadable: Vec::new(),
             rejected: rejected(depot)?,
+            dial: read_dial(depot)?,
             at_ms,
         };
         for (stream, read) in listed.iter().zip(read_heads(depot, &listed)) {
@@ -162,6 +167,24 @@ impl FleetSurvey {
         }
         found.into_iter().map(|(owner, (streams, messages))| (owner, streams, messages)).collect()
     }
+}
+
+/// Counts the streams that are being delivered: those whose owners are alive, by their clocks, and have something waiting.
+///
+/// # Errors
+///
+/// If the depot can't be read or listed.
+pub(crate) fn draining(depot: &dyn Depot, takeover_after: Duration) -> Result<u64, DepotError> {
+    let at_ms = u64::try_from(now_ms()).unwrap_or(0);
+    let listed: Vec<StreamId> = list_heads(depot)?.into_iter().map(|(stream, _)| stream).collect();
+    let mut draining = 0;
+    for read in read_heads(depot, &listed) {
+        let Some((_, Ok(head))) = read? else { continue };
+        let standing = StreamStanding::of(&head, at_ms, takeover_after);
+        let is_delivered = matches!(standing, StreamStanding::Open | StreamStanding::Taken);
+        draining += u64::from(is_delivered && head.waiting > 0);
+    }
+    Ok(draining)
 }
 
 /// Returns all streams, also those without a head, the one that began first first.

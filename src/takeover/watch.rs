@@ -40,6 +40,8 @@ pub(super) struct Look {
     pub alive: usize,
     /// Messages that their owners say are waiting.
     pub waiting_alive: u64,
+    /// Streams that their owners deliver, as far as known: not those that are free, and not those that are held here.
+    pub draining: u64,
     /// Heads that can't be read, with the reason.
     pub unreadable: Vec<(StreamId, HeadFault)>,
 }
@@ -103,7 +105,9 @@ impl HeadWatch {
         };
         let first = self.first.entry(stream).or_insert_with(|| version.clone());
         let seen = HeadSeen { version: version.as_str(), state: head.state, silence_ms: head.silence_ms };
-        match self.silence.observe(stream, seen, asked) {
+        let takeover = self.silence.observe(stream, seen, asked);
+        look.draining += u64::from(matches!(takeover, Takeover::NotYet(_)) && head.waiting > 0);
+        match takeover {
             Takeover::Closed | Takeover::Silent => {
                 look.free.push(FreeStream { stream, head: Some((head.clone(), version.clone())) });
             }

@@ -166,6 +166,7 @@ fn of_a_depot(found: &mut Documents, server: &FakeOpik) {
     found.of_command("inspect-message", &sandbox, &[&["inspect", &message][..], &fleet].concat());
     found.of_command("fleet-purge", &sandbox, &[&["purge", "--dry-run", "--older-than", "1h"][..], &fleet].concat());
     found.of_command("fleet-replay", &sandbox, &[&["replay"][..], &fleet].concat());
+    found.of_command("fleet-dial", &sandbox, &[&["replay", "--pace", "20000/s", "--hold", "30m"][..], &fleet].concat());
     found.of_command("fleet-status", &sandbox, &[&["status"][..], &fleet].concat());
 }
 

@@ -306,7 +306,7 @@ impl InDepot {
                     found.marks.extend(marks.map(|mark| (stream.to_string(), mark.expect("it is whole"))));
                 }
                 ObjectName::Head(_) => found.heads.push(Head::decode(&bytes).expect("a head")),
-                ObjectName::FleetFile | ObjectName::Finished(_) => {}
+                ObjectName::FleetFile | ObjectName::Finished(_) | ObjectName::Dial => {}
                 other => panic!("{other} is not expected"),
             }
         }

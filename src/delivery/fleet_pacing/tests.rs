@@ -5,6 +5,8 @@
 //! backlog. An agent whose batch met a refusal waits for up to ten seconds, as after a rate limit.
 
 use super::*;
+use crate::delivery::drain_delay::drain_delay;
+use crate::delivery::fleet_dial::{DialForce, DialTake, FleetDial};
 use crate::delivery::pacing::{Pace, PaceSettings};
 
 /// xorshift: the same numbers in every run.
@@ -34,6 +36,8 @@ struct Fleet {
     is_paced: bool,
     /// A ceiling for all of them, in messages per second.
     ceiling: Option<u64>,
+    /// Whether agents heed how long answers take.
+    is_timed: bool,
 }
 
 #[derive(Debug)]
@@ -44,32 +48,59 @@ struct Drain {
     refused: f64,
     /// The highest rate of replayed messages in any second.
     replayed_max: f64,
+    /// The latency of live writes that 99 of 100 kept below, in seconds; [`QUIET`] without any load.
+    live_p99: f64,
 }
 
 struct Agent {
     backlog: u64,
     pace: Pace,
+    dial: FleetDial,
+    /// Messages that it sends now.
+    due: u64,
     sends_at: f64,
     /// Live messages that are not whole yet.
     live: f64,
 }
 
 const STEP: f64 = 0.1;
-const FLEET: Fleet =
-    Fleet { agents: 200, live: 5.0, capacity: 1.5, outage: 600.0, collapses: false, is_paced: true, ceiling: None };
+/// The latency of a server without load; what waits in front of a request comes on top of it.
+const QUIET: f64 = 0.05;
+const FLEET: Fleet = Fleet {
+    agents: 200,
+    live: 5.0,
+    capacity: 1.5,
+    outage: 600.0,
+    collapses: false,
+    is_paced: true,
+    ceiling: None,
+    is_timed: true,
+};
+
+fn dial_of(force: DialForce) -> FleetDial {
+    let dial = FleetDial::new();
+    dial.set(force, Duration::ZERO);
+    dial
+}
 
 fn simulate(fleet: Fleet) -> Drain {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let dial = FleetDial::new();
-    dial.set_ceiling(fleet.ceiling.map(MessageRate::per_second), fleet.agents as u64);
+    let ceiling = fleet.ceiling.map(MessageRate::per_second);
+    let force = DialForce { ceiling, streams: 1, draining: fleet.agents as u64, held_until: None };
     let backlog = (fleet.live * fleet.outage) as u64;
-    let pace = FleetPace::of_backlog(backlog, Duration::from_secs_f64(fleet.outage));
+    let outage = Duration::from_secs_f64(fleet.outage);
+    let pace = FleetPace::of_backlog(backlog, outage);
     let settings = PaceSettings { fleet: fleet.is_paced.then_some(pace), ..PaceSettings::default() };
     let mut agents: Vec<Agent> = (0..fleet.agents)
         .map(|_| Agent {
             backlog,
             pace: Pace::start(settings),
-            sends_at: if fleet.is_paced { start_delay(fleet.agents as u64, random.unit()).as_secs_f64() } else { 0.0 },
+            dial: dial_of(force),
+            due: 0,
+            sends_at: match fleet.is_paced {
+                true => drain_delay(outage, fleet.agents as u64, random.unit()).as_secs_f64(),
+                false => 0.0,
+            },
             live: random.unit(),
         })
         .collect();
@@ -78,13 +109,26 @@ fn simulate(fleet: Fleet) -> Drain {
     let ideal = backlog as f64 * fleet.agents as f64 / (capacity - live);
     let mut room = capacity;
     let (mut now, mut sent, mut refused, mut replayed) = (0.0, 0_u64, 0_u64, vec![0.0]);
+    let mut latencies = Vec::new();
     while agents.iter().any(|agent| agent.backlog > fleet.live as u64) && now < ideal * 5.0 {
-        let batch = |agent: &Agent| agent.backlog.min(agent.pace.batch().min(dial.batch_max()) as u64);
-        let due: u64 = agents.iter().filter(|agent| agent.sends_at <= now).map(batch).sum();
+        let at = Duration::from_secs_f64(1_000.0 + now);
+        for agent in &mut agents {
+            agent.due = 0;
+            if agent.sends_at <= now && agent.backlog > 0 {
+                let wanted = agent.backlog.min(agent.pace.batch() as u64);
+                agent.due = match agent.dial.take(wanted as usize, at) {
+                    DialTake::May(messages) => messages as u64,
+                    DialTake::Wait(_) => 0,
+                };
+            }
+        }
+        let due: u64 = agents.iter().map(|agent| agent.due).sum();
         let offered = due as f64 + live * STEP;
         room = (room + capacity * STEP).min(capacity);
         let taken = if fleet.collapses && offered > room { room * (room / offered).sqrt() } else { room };
         let refuses = (1.0 - taken / offered).max(0.0);
+        let latency = QUIET + (capacity - room) / capacity;
+        latencies.push(latency);
         room = (room - offered).max(0.0);
         if replayed.len() <= now as usize {
             replayed.push(0.0);
@@ -100,22 +144,31 @@ fn simulate(fleet: Fleet) -> Drain {
                     agent.backlog += 1;
                 }
             }
-            if agent.sends_at > now || agent.backlog == 0 {
+            let messages = agent.due;
+            if messages == 0 {
                 continue;
             }
-            let messages = batch(agent);
             let missed = (0..messages).filter(|_| random.unit() < refuses).count() as u64;
             (sent, refused) = (sent + messages, refused + missed);
             agent.backlog -= messages - missed;
-            let pause = agent.pace.pause_after(messages as usize).max(dial.pause_after(messages as usize));
-            agent.pace = agent.pace.after(if missed > 0 { BatchEnd::Strained } else { BatchEnd::KeptUp });
+            let pause = agent.pace.pause_after(messages as usize);
+            let noise = 0.8 + random.unit() * 0.6;
+            let latency = Duration::from_secs_f64(latency * noise);
+            let has_slowed = agent.pace.timed(latency, messages as usize) && fleet.is_timed;
+            agent.pace = agent.pace.after(match (missed, has_slowed) {
+                (1.., _) => BatchEnd::Strained,
+                (0, true) => BatchEnd::Slowed,
+                (0, false) => BatchEnd::KeptUp,
+            });
             let waits = if missed > 0 { random.unit() * 10.0 } else { 0.0 };
             agent.sends_at = now + pause.as_secs_f64().max(waits);
         }
         now += STEP;
     }
     let replayed_max = replayed.into_iter().fold(0.0, f64::max);
-    Drain { time: now / ideal, refused: refused as f64 / sent as f64, replayed_max }
+    latencies.sort_unstable_by(f64::total_cmp);
+    let live_p99 = latencies.get(latencies.len() * 99 / 100).copied().unwrap_or(QUIET);
+    Drain { time: now / ideal, refused: refused as f64 / sent as f64, replayed_max, live_p99 }
 }
 
 #[test]
@@ -154,14 +207,6 @@ fn the_dial_bounds_what_the_whole_fleet_sends() {
     assert!(drain.replayed_max <= 300.0 * 1.25 && drain.refused <= 0.001, "{drain:?}");
     // 300 of the 500 messages a second that the server could take.
     assert!(drain.time <= 500.0 / 300.0 * 1.1, "{drain:?}");
-    let dial = FleetDial::new();
-    assert_eq!((dial.pause_after(1000), dial.batch_max(), dial.is_held()), (Duration::ZERO, usize::MAX, false));
-    dial.hold();
-    assert!(dial.is_held(), "a held fleet sends");
-    dial.set_ceiling(Some(MessageRate::per_second(1000)), 10);
-    assert_eq!(dial.pause_after(50), Duration::from_millis(500));
-    dial.set_ceiling(None, 10);
-    assert_eq!(dial.pause_after(50), Duration::ZERO);
 }
 
 #[test]
@@ -169,8 +214,6 @@ fn rates_survive_any_numbers() {
     assert_eq!(MessageRate::of(18_000, Duration::from_secs(3600)).as_per_second(), 5.0);
     assert_eq!(MessageRate::of(u64::MAX, Duration::ZERO), HIGHEST);
     assert_eq!(MessageRate::default().time_for(u64::MAX), Duration::from_micros(u64::MAX));
-    assert_eq!(start_delay(200, 2.0), Duration::from_secs(10));
-    assert_eq!(start_delay(5000, 0.5), Duration::from_secs(30));
     let mut rate = FleetRate::start(FleetPace::default());
     for _ in 0..100 {
         rate = rate.after(BatchEnd::Strained);
@@ -184,4 +227,32 @@ fn rates_survive_any_numbers() {
         rate = rate.after(BatchEnd::KeptUp);
     }
     assert!(rate.rate <= HIGHEST && rate.batch() == BATCH_MAX);
+}
+
+#[test]
+fn live_writes_wait_less_when_agents_heed_how_long_answers_take() {
+    for fleet in [FLEET, Fleet { collapses: true, ..FLEET }, Fleet { capacity: 3.0, ..FLEET }] {
+        let (heeded, not) = (simulate(fleet), simulate(Fleet { is_timed: false, ..fleet }));
+        assert!(heeded.live_p99 <= not.live_p99 * 0.75, "{heeded:?} {not:?}");
+        assert!(heeded.refused <= not.refused, "{heeded:?} {not:?}");
+    }
+    // A server that is overloaded from the first moment has never shown how fast it could be.
+    let tight = Fleet { capacity: 1.2, ..FLEET };
+    let (heeded, not) = (simulate(tight), simulate(Fleet { is_timed: false, ..tight }));
+    assert!(heeded.live_p99 <= not.live_p99 && heeded.refused <= not.refused, "{heeded:?} {not:?}");
+}
+
+#[test]
+fn only_a_latency_that_stays_much_longer_is_a_sign() {
+    let ms = Duration::from_millis;
+    let mut rate = FleetRate::start(FleetPace::default());
+    let mut timed = |latency, messages| rate.timed(ms(latency), messages);
+    assert!(!timed(20, 10) && !timed(90, 10) && !timed(120, 10) && !timed(20, 10), "noise slows an agent down");
+    assert!(!timed(900, 10) && !timed(20, 10) && !timed(900, 10), "one pause of the server slows an agent down");
+    assert!(timed(900, 10), "answers take longer and longer, and nobody heeds that");
+    assert!(!timed(900, 500) && !timed(900, 500), "a larger request takes longer");
+    for _ in 0..1_000 {
+        timed(900, 10);
+    }
+    assert!(!timed(900, 10), "a server that has become slower is taken for a loaded one for ever");
 }

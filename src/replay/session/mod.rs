@@ -443,6 +443,7 @@ impl Session {
             }
             DrainEnd::Stopped => reasons.push("interrupted; nothing is lost, run it again to continue".to_owned()),
             DrainEnd::LimitReached => reasons.push("the limit was reached".to_owned()),
+            DrainEnd::Held => reasons.push("a person holds the fleet".to_owned()),
             DrainEnd::NotDue { next_due_at_ms } => {
                 for (lane, hold) in self.store.condition()?.held {
                     reasons.push(format!("{lane}: {}", hold.reason));

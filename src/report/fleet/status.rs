@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::dial::DialReport;
 use crate::figures::{count, short_duration, size, time};
 use crate::takeover::survey::{FleetSurvey, StreamStanding, StreamSurvey};
 use crate::terminal::Shown;
@@ -21,6 +22,8 @@ pub(crate) struct FleetStatusReport {
     pub(crate) waiting: WaitingReport,
     rejected: RejectedInDepot,
     replayers: Vec<ReplayerLine>,
+    /// What people decided about the pace.
+    dial: DialReport,
     /// The streams, the one with the oldest message first.
     list: Vec<StreamLine>,
     unreadable: Vec<UnreadableHead>,
@@ -144,6 +147,11 @@ impl FleetStatusReport {
                 by_workspace: by_workspace.collect(),
             },
             replayers: replayers.map(|(owner, streams, messages)| ReplayerLine { owner, streams, messages }).collect(),
+            dial: match &survey.dial {
+                None => DialReport::default(),
+                Some(Ok(setting)) => DialReport::of(setting, survey.at_ms),
+                Some(Err(fault)) => DialReport::of_fault(fault),
+            },
             list,
             unreadable: (survey.unreadable.iter())
                 .map(|(stream, fault)| UnreadableHead { stream: stream.to_string(), reason: fault.to_string() })
@@ -181,6 +189,9 @@ impl FleetStatusReport {
         for replayer in self.replayers.iter().take(LISTED_MAX) {
             let streams = count(replayer.streams, "stream");
             row("replayer", &format!("{}: {streams}, {} waiting", replayer.owner, count(replayer.messages, "message")));
+        }
+        for (name, text) in self.dial.lines() {
+            row(name, &text);
         }
         for head in self.unreadable.iter().take(LISTED_MAX) {
             row("unreadable", &format!("stream {}: {}", head.stream, head.reason));

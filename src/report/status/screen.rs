@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::StatusReport;
 use crate::figures::{count, short_duration, size};
+use crate::overview::FleetOverview;
 use crate::overview::edges::EdgeOverview;
 use crate::printable::{self, name};
+use crate::report::fleet::dial::{hold_words, pace_words};
 use crate::report::groups::groups_text;
 use crate::terminal::render::{Renderer, StatusMark, wrapped};
 use crate::terminal::{OutputStream, Shown};
@@ -201,7 +203,26 @@ fn fleet(report: &StatusReport) -> Vec<StatusLine> {
     let taken = (fleet.handed_over > 0).then(|| {
         line("", format!("{} taken over by a replayer, which delivers it", count(fleet.handed_over, "stream")))
     });
-    [Some(first), only_here, taken].into_iter().flatten().collect()
+    [Some(first), only_here, taken].into_iter().flatten().chain(dial(fleet)).collect()
+}
+
+/// Returns what people decided about the pace of the fleet: why nothing moves, or not faster.
+fn dial(fleet: &FleetOverview) -> impl Iterator<Item = StatusLine> {
+    let (dial, depot) = (&fleet.dial, &fleet.depot);
+    let hold = dial.hold.as_ref().map(|hold| {
+        let resume = format!("`opik-offline replay --fleet {depot} --resume` ends that");
+        let held = hold_words(hold.until_ms, hold.seconds_left, &hold.by);
+        let text = format!("{held}: nothing that waits is delivered; {resume}");
+        line("fleet", text).painted(StatusMark::Warn, "held")
+    });
+    let name = if hold.is_some() { "" } else { "fleet" };
+    let share = dial.share.map_or(String::new(), |share| format!(", of which {share:.1} are for this agent"));
+    let pace = dial.pace.as_ref().map(|pace| {
+        let words = pace_words(pace.per_second, pace.since_ms, &pace.by);
+        line(name, format!("pace {words}{share}"))
+    });
+    let problem = dial.problem.as_ref().map(|problem| line("", format!("{problem}; the last one stays in force")));
+    [hold, pace, problem].into_iter().flatten()
 }
 
 fn store(report: &StatusReport) -> Vec<StatusLine> {

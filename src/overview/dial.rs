@@ -1,0 +1,42 @@
+//! What people decided about the pace of a fleet, as a sender knows it.
+
+use serde::{Deserialize, Serialize};
+
+/// The pace and the hold in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DialOverview {
+    /// The ceiling of the whole fleet.
+    pub pace: Option<PaceOverview>,
+    /// The hold, while the fleet is held.
+    pub hold: Option<HoldOverview>,
+    /// This sender's share of the pace, in messages per second.
+    pub share: Option<f64>,
+    /// How many streams are being delivered, as the dial says.
+    pub draining: u64,
+    /// Why the dial in the depot can't be used; the last one stays in force.
+    pub problem: Option<String>,
+}
+
+/// The ceiling of a fleet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PaceOverview {
+    /// Messages per second.
+    pub per_second: u64,
+    /// Who set it.
+    pub by: String,
+    /// When, by their clock, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+}
+
+/// A hold of a fleet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HoldOverview {
+    /// How long it lasts from now, in seconds.
+    pub seconds_left: u64,
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub until_ms: u64,
+    /// Who set it.
+    pub by: String,
+    /// When, by their clock, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+}
