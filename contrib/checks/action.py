@@ -4,6 +4,7 @@
 
 SERVER is the address of something that answers as Opik does: a running agent. Nothing is uploaded, so what would be is searched for the key.
 """
+import base64
 import json
 import os
 import pathlib
@@ -166,7 +167,28 @@ def the_recipes_keep_only_what_is_sealed(folder):
     assert "sealed=true" in (folder / "output").read_text()
 
 
-passed = [undelivered_messages_are_sealed, a_failing_command_keeps_its_exit_code_and_its_messages, a_backlog_fails_the_job_if_asked,
+def the_cached_store_shows_nothing(folder):
+    """The recipe of docs/recipes.md, with a server that is away, and without its secret."""
+    block = next(block for block in re.findall(r"```yaml\n(.*?)```", pathlib.Path("docs/recipes.md").read_text(), re.S) if "actions/cache" in block)
+    cache, step = yaml.safe_load(block)
+    tests = folder / "bin/pytest"
+    tests.parent.mkdir()
+    tests.write_text(f"#!/usr/bin/env bash\n[ -z \"${{OPIK_URL_OVERRIDE:-}}\" ] || {SEND}touch tested\n")
+    tests.chmod(0o755)
+    script = f"PATH={tests.parent}:$PATH\n" + step["run"]
+    for secret in ("", base64.b64encode(os.urandom(32)).decode()):
+        env = {name: text.replace("${{ secrets.OPIK_OFFLINE_KEY }}", secret).replace("${{ runner.temp }}", str(folder))
+               for name, text in step["env"].items()}
+        code, said = run(script, {**env, "RUNNER_TEMP": str(folder), "OPIK_OFFLINE_UPSTREAM": AWAY}, folder)
+        assert code == 0 and (folder / "tested").exists(), said
+        (folder / "tested").unlink()
+    files = list((folder / cache["with"]["path"]).iterdir())
+    assert files and not any(KEY.encode() in file.read_bytes() for file in files), "the cache shows the key"
+    code, said = agent("status", "--db", str(files[0].parent / "messages.db"), "--upstream", AWAY, "--format", "json", "--quiet", folder=folder)
+    assert json.loads(said)["backlog"]["messages"] == 1, said
+
+
+passed = [the_cached_store_shows_nothing, undelivered_messages_are_sealed, a_failing_command_keeps_its_exit_code_and_its_messages, a_backlog_fails_the_job_if_asked,
           a_useless_recipient_fails_before_the_command, delivered_messages_leave_no_artifact, the_recipes_keep_only_what_is_sealed]
 for test in passed:
     in_folder(test)
