@@ -33,7 +33,7 @@ class Keg
   end
 end
 
-# What a formula may call. Any other name ends this program.
+# The part of Homebrew's language that a formula may use. Any other name ends this program.
 class Formula
   class << self
     attr_reader :said, :service_block, :test_block
@@ -79,7 +79,7 @@ class Formula
   end
 end
 
-# What a service may declare.
+# Declarations of a service.
 class Service
   attr_reader :said
 
