@@ -20,6 +20,8 @@ import yaml
 CHART = pathlib.Path("contrib/helm/opik-offline")
 FOLDER = pathlib.Path(sys.argv[1])
 PROGRAM = shutil.which("helm")
+# The oldest version that the chart is for. A `helm` that was built with `go install` believes that it speaks to 1.20.
+KUBERNETES = "1.29.0"
 
 
 class Refused(Exception):
@@ -45,7 +47,8 @@ def render(chart, name, values):
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(values, file)
             file.flush()
-            done = subprocess.run([PROGRAM, "template", name, chart, "--namespace", "tracing", "-f", file.name], capture_output=True, text=True)
+            command = [PROGRAM, "template", name, chart, "--namespace", "tracing", "--kube-version", KUBERNETES, "-f", file.name]
+            done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise Refused(done.stderr)
         return list(filter(None, yaml.safe_load_all(done.stdout)))
@@ -65,13 +68,14 @@ def lint(chart, values):
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(values, file)
             file.flush()
-            done = subprocess.run([PROGRAM, "lint", "--strict", chart, "-f", file.name], capture_output=True, text=True)
+            command = [PROGRAM, "lint", "--strict", chart, "--kube-version", KUBERNETES, "-f", file.name]
+            done = subprocess.run(command, capture_output=True, text=True)
         found = re.findall(r"^\[(?:WARNING|ERROR)\].*", done.stdout, re.M)
         assert done.returncode == 0 or found, done
         return found
     from helm_python import lint as run
     with quiet_stderr():
-        said = run(chart, values, strict=True)
+        said = run(chart, values, strict=True, kube_version=f"v{KUBERNETES}")
     return said["errors"] + [message["error"] for message in said["messages"] if message["severity"] > 1]
 
 

@@ -25,13 +25,13 @@ prometheus.io/path: /metrics
 {{/* Fields of a pod that belong to where it runs. */}}
 {{- define "opik-offline.placement" -}}
 {{- with .Values.imagePullSecrets }}
-imagePullSecrets: {{ toYaml . | nindent 2 }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.nodeSelector }}
-nodeSelector: {{ toYaml . | nindent 2 }}
+nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.affinity }}
-affinity: {{ toYaml . | nindent 2 }}
+affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . }}
@@ -130,7 +130,7 @@ lifecycle:
       # Waits until what is stored is delivered, at most 20 s.
       command: ["opik-offline", "replay", "--quiet", "--timeout", "20s"]
 {{- end }}
-resources: {{ toYaml .resources | nindent 2 }}
+resources: {{- toYaml .resources | nindent 2 }}
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
