@@ -99,7 +99,7 @@ _opik_offline_values() {
                 "Show this message in full:{_opik_offline_values ids}'",
             );
             let ask = r#"_opik_offline_values() {
-    # The whole line: _arguments takes --db out of $words when it stands before other flags of a subcommand.
+    # The whole line: _arguments takes --db out of $words when it precedes other flags of a subcommand.
     local -a db values line=(${(Q)${(z)LBUFFER}})
     local at=${line[(i)--db]}
     (( at < $#line )) && db=(--db "${line[at+1]}")

@@ -1,0 +1,1 @@
+../../../../../../completions/opik-offline.fish
