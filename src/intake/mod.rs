@@ -100,6 +100,7 @@ mod monitoring;
 mod pace;
 mod pass_through;
 mod preface;
+pub(crate) mod presence;
 mod recent_uploads;
 mod router;
 mod server_answer;

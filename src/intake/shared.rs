@@ -16,6 +16,7 @@ use super::entity_locks::EntityLocks;
 use super::flush_slots::FlushSlots;
 use super::forward::AnswerSource;
 use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
+use super::presence::Presence;
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
 use super::spool::Spools;
@@ -74,6 +75,8 @@ pub struct IntakeService {
     pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
+    /// Counts requests, and proves which agent this is, if somebody asks for either.
+    pub presence: Option<Arc<Presence>>,
     /// The agent's status, for `/`.
     pub collector: Arc<OverviewCollector>,
 }

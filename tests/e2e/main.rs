@@ -7,6 +7,7 @@ mod support;
 
 mod acknowledgement;
 mod attachments;
+mod background;
 mod bad_input;
 mod bodies;
 #[cfg(target_os = "linux")]
@@ -67,6 +68,7 @@ mod panics;
 mod parallel_batches;
 mod prism;
 mod proxy;
+mod python_module;
 mod rate_limits;
 mod recovery;
 mod replay_order;
