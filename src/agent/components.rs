@@ -240,14 +240,14 @@ impl Composition {
 
     /// Ends the agent when nobody needs it, if that was asked for.
     fn idle_exit(&self, stopping: &Shutdown) -> Option<Component> {
-        let (idle_exit, presence) = (self.settings.idle_exit?, self.settings.presence.clone()?);
+        let (idle_exit, identity) = (self.settings.idle_exit?, self.settings.identity.clone()?);
         let (slot, metrics, stopping) = (self.slot.clone(), self.metrics.clone(), stopping.clone());
         let own = self.own_messages();
         let watching = Loop::new("idle-exit", move |shutdown: &Shutdown| {
             let waiting = || slot.with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting());
             let connections = || metrics.intake_connections.get() as u64;
-            let (presence, waiting, connections) = (&*presence, &waiting, &connections);
-            IdleWatch { idle_exit, presence, connections, waiting, stopping: &stopping }.run(shutdown);
+            let (identity, waiting, connections) = (&*identity, &waiting, &connections);
+            IdleWatch { idle_exit, identity, connections, waiting, stopping: &stopping }.run(shutdown);
         });
         Some(watching.component(StopStage::Background))
     }
@@ -328,7 +328,7 @@ impl Composition {
             agent_mark: self.agent_mark.clone(),
             heartbeat: self.intake_heartbeat.clone(),
             liveness,
-            presence: self.settings.presence.clone(),
+            identity: self.settings.identity.clone(),
             collector: self.collector.clone(),
         }
     }
@@ -567,7 +567,7 @@ mod tests {
             rekey: None,
             adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
             fleet: None,
-            presence: None,
+            identity: None,
             idle_exit: None,
             service_manager: Some(ServiceManager { socket: folder.join("notify").into_os_string(), watchdog: None }),
         }

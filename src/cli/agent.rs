@@ -74,11 +74,15 @@ Exit codes:
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct AgentArgs {
-    /// Start the agent in the background if none runs, wait until it is ready, and print the variables to set
+    /// Start the agent in the background, unless it runs
+    ///
+    /// Returns once it is ready, and prints the variables to set.
     #[arg(long, conflicts_with_all = ["command", "hub"])]
     background: bool,
 
-    /// Stop the background agent of this user for this server and store
+    /// Stop the background agent for this server and store
+    ///
+    /// Prints what is left in the store.
     #[arg(long, conflicts_with_all = ["background", "command"])]
     stop: bool,
 

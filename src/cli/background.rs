@@ -1,21 +1,17 @@
 //! `opik-offline agent --background` and `--stop`, and what a starting agent prints.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
 use std::process::ExitCode;
-
-use serde::Serialize;
 
 use super::agent::AgentArgs;
 use super::{Common, Exit, Failure, exit_interrupted, translate};
 use crate::agent::Agent;
 use crate::agent::background::{self, Instance, LaunchEnvironment, Launched, StopEnd};
+use crate::agent::wrapped::store_option;
 use crate::config::{Config, ProcessEnvironment};
-use crate::figures::count;
 use crate::message::Server;
-use crate::printable::shell_word;
+use crate::report::launch::{EnvironmentReport, LaunchReport, StopReport, announcement, exports};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
 use crate::store::{Backlog, Filter};
@@ -23,47 +19,13 @@ use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::OutputFormat;
 use crate::terminal::{OutputStream, Shown};
 
-/// An agent, as a program that sends to it has to know it.
-#[derive(Serialize)]
-struct AgentReport<'a> {
-    schema_version: u32,
-    /// Whether this command started it.
-    started: bool,
-    url: &'a str,
-    page: &'a str,
-    server: &'a str,
-    db: &'a Path,
-    /// `None` for an agent in the foreground.
-    log: Option<&'a Path>,
-    pid: u32,
-    version: &'a str,
-    environment: EnvironmentReport,
-}
-
-/// What leads a process to the agent.
-#[derive(Serialize)]
-struct EnvironmentReport {
-    set: BTreeMap<&'static str, String>,
-    unset: Vec<&'static str>,
-}
-
-/// What `--stop` did, and what is left.
-#[derive(Serialize)]
-struct StopReport<'a> {
-    schema_version: u32,
-    stopped: bool,
-    pid: Option<u32>,
-    server: &'a str,
-    db: &'a Path,
-    /// Messages that wait for the server; `None` if the store can't be read.
-    waiting: Option<u64>,
-    rejected: Option<u64>,
-}
-
 /// Finds or starts the background agent, and prints how it is reached.
 pub(super) fn start(common: &Common, args: &AgentArgs, config: &Config) -> Result<ExitCode, Failure> {
     let instance = Instance::of(config, ProcessEnvironment.state_dir())?;
-    let failed = |error: io::Error| Failure::new(Exit::Failure, format!("cannot find this program: {error}"), None);
+    let failed = |error: io::Error| {
+        let hint = "it was replaced or removed while it started: run it again";
+        Failure::new(Exit::Failure, format!("cannot find this program: {error}"), Some(hint))
+    };
     let program = std::env::current_exe().map_err(failed)?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     arguments.push("--detached".into());
@@ -74,22 +36,20 @@ pub(super) fn start(common: &Common, args: &AgentArgs, config: &Config) -> Resul
         return Ok(ExitCode::SUCCESS);
     }
     let log = instance.log();
-    let report = AgentReport {
+    let report = LaunchReport {
         started: is_new,
-        server: instance.server(),
-        db: instance.store(),
         log: Some(&log),
         pid: record.pid,
         version: &record.version,
-        ..report(config, &environment)
+        ..report(&environment, instance.server(), instance.store())
     };
-    common.renderer().result(&report, |_, _| exports(&environment))?;
+    common.renderer().result(&report, |_, _| exports(&environment.set, &environment.unset))?;
     let (verb, pid) = (if is_new { "started" } else { "found" }, record.pid);
     let display = ProgressDisplay::new(common.quiet || common.format != OutputFormat::Table);
     display.note(&format!("opik-offline: {verb} the background agent for {} (process {pid})", instance.server()));
     display.note(&format!("opik-offline: its page is {}, its log {}", environment.page, log.display()));
-    if config.listen.is_set() && record.listen != config.listen.value && config.listen.value.port() != 0 {
-        let (listen, wanted) = (record.listen, config.listen.value);
+    let (listen, wanted) = (record.listen, config.listen.value);
+    if config.listen.is_set() && listen != wanted && wanted.port() != 0 {
         display
             .note(&format!("opik-offline: it listens on {listen}, not on {wanted}: settings are those of its start"));
     }
@@ -113,48 +73,20 @@ pub(super) fn run(common: &Common, config: &Config) -> Result<ExitCode, Failure>
 /// Stops the background agent, and prints what is left in its store.
 pub(super) fn stop(common: &Common, config: &Config) -> Result<ExitCode, Failure> {
     let instance = Instance::of(config, ProcessEnvironment.state_dir())?;
-    let stopped = background::stop(&instance)?;
+    let pid = match background::stop(&instance)? {
+        StopEnd::Process(pid) => Some(pid),
+        StopEnd::None => None,
+    };
     let own = Filter::of_server(&Server::new(instance.server()));
     let opened = translate::existing_store_without_key(config);
     // Nothing was ever stored where there is no store.
     let backlog = opened.and_then(|store| store.map_or(Ok(Backlog::default()), |store| store.backlog(&own))).ok();
-    let pid = match stopped {
-        StopEnd::Process(pid) => Some(pid),
-        StopEnd::None => None,
-    };
-    let report = StopReport {
-        schema_version: 1,
-        stopped: pid.is_some(),
-        pid,
-        server: instance.server(),
-        db: instance.store(),
-        waiting: backlog.as_ref().map(|backlog| backlog.waiting()),
-        rejected: backlog.as_ref().map(|backlog| backlog.rejected()),
-    };
+    let left = backlog.map(|backlog| (backlog.waiting(), backlog.rejected()));
+    let report = StopReport::new(pid, instance.server(), instance.store(), left);
     if common.prints_summary() {
-        common.renderer().result(&report, |_, report| stop_lines(report, config))?;
+        common.renderer().result(&report, |_, report| report.text(&store_option(config)))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn stop_lines(report: &StopReport<'_>, config: &Config) -> Shown {
-    let (server, db) = (report.server, report.db.display());
-    let mut shown = match report.pid {
-        Some(pid) => Shown::line(&format!("stopped the background agent for {server} (process {pid})")),
-        None => Shown::line(&format!("no background agent for {server} and {db} runs")),
-    };
-    match report.waiting {
-        Some(0) => shown.add_line(&format!("nothing waits in {db}")),
-        Some(waiting) => {
-            let stays = if waiting == 1 { "stays" } else { "stay" };
-            let option = crate::agent::wrapped::store_option(config);
-            let stored = count(waiting, "message");
-            shown.add_line(&format!("{stored} {stays} safely stored in {db}: `opik-offline replay{option}` delivers"));
-        }
-        None if report.pid.is_some() => shown.add_line(&format!("cannot read {db}: what waits in it is unknown")),
-        None => {}
-    }
-    shown
 }
 
 /// Prints how an agent in the foreground is reached, on stdout. The intake token is not printed: the output of a
@@ -165,58 +97,13 @@ pub(super) fn announce(common: &Common, config: &Config, agent: &Agent) {
     }
     let environment = LaunchEnvironment::without_token(config, agent.address());
     let server = config.upstream.value.to_string();
-    let report =
-        AgentReport { server: &server, db: &config.db.value, pid: std::process::id(), ..report(config, &environment) };
+    let report = report(&environment, &server, &config.db.value);
+    let has_token = config.intake_token.value.is_some();
     // The agent is needed even if nobody reads this.
-    let _ = common.renderer().result(&report, |_, _| {
-        let mut shown = Shown::line(&export(OsStr::new("OPIK_URL_OVERRIDE"), OsStr::new(&environment.url)));
-        if config.intake_token.value.is_some() {
-            shown.add_line("# with the intake token in the path: http://HOST:PORT/-/token/TOKEN/...");
-        }
-        shown.add_line(&format!("# status page: {}", environment.page));
-        shown
-    });
+    let _ = common.renderer().result(&report, |_, _| announcement(&environment.url, &environment.page, has_token));
 }
 
-fn report<'a>(config: &'a Config, environment: &'a LaunchEnvironment) -> AgentReport<'a> {
-    let set = environment.set.iter().map(|(name, value)| (*name, value.to_string_lossy().into_owned()));
-    AgentReport {
-        schema_version: 1,
-        started: true,
-        url: &environment.url,
-        page: &environment.page,
-        server: "",
-        db: &config.db.value,
-        log: None,
-        pid: 0,
-        version: env!("CARGO_PKG_VERSION"),
-        environment: EnvironmentReport { set: set.collect(), unset: environment.unset.clone() },
-    }
-}
-
-/// Returns the commands of a shell that lead its programs to the agent.
-fn exports(environment: &LaunchEnvironment) -> Shown {
-    let mut shown = Shown::default();
-    for (name, value) in &environment.set {
-        shown.add_line(&export(OsStr::new(name), value));
-    }
-    for name in &environment.unset {
-        shown.add_line(&format!("unset {name}"));
-    }
-    shown
-}
-
-fn export(name: &OsStr, value: &OsStr) -> String {
-    format!("export {}={}", name.to_string_lossy(), shell_word(value))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shell_reads_the_exports_as_they_are() {
-        assert_eq!(export(OsStr::new("A"), OsStr::new("http://127.0.0.1:1/api")), "export A=http://127.0.0.1:1/api");
-        assert_eq!(export(OsStr::new("A"), OsStr::new("a b'$c")), r"export A='a b'\''$c'");
-    }
+fn report<'a>(environment: &'a LaunchEnvironment, server: &'a str, db: &'a std::path::Path) -> LaunchReport<'a> {
+    let variables = EnvironmentReport::new(&environment.set, &environment.unset);
+    LaunchReport::new((&environment.url, &environment.page), server, db, variables)
 }

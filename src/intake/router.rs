@@ -65,8 +65,8 @@ pub(super) async fn handle(
     request: http::Request<Incoming>,
 ) -> ClientAnswer {
     let (head, body) = request.into_parts();
-    if let Some(presence) = &shared.presence {
-        presence.count();
+    if let Some(identity) = &shared.identity {
+        identity.count();
     }
     let destination = match fault {
         None => route(&shared, &head, !body.is_end_stream()),

@@ -15,8 +15,8 @@ use super::commit_answers::CommitAnswers;
 use super::entity_locks::EntityLocks;
 use super::flush_slots::FlushSlots;
 use super::forward::AnswerSource;
+use super::identity::AgentIdentity;
 use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
-use super::presence::Presence;
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
 use super::spool::Spools;
@@ -76,7 +76,7 @@ pub struct IntakeService {
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
     /// Counts requests, and proves which agent this is, if somebody asks for either.
-    pub presence: Option<Arc<Presence>>,
+    pub identity: Option<Arc<AgentIdentity>>,
     /// The agent's status, for `/`.
     pub collector: Arc<OverviewCollector>,
 }

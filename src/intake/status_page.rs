@@ -31,7 +31,7 @@ pub(super) enum OwnPage {
     Healthy,
     Ready,
     Metrics,
-    /// See [`super::presence`].
+    /// See [`super::identity`].
     Instance,
     /// See [`super::flush`].
     Flush,
@@ -110,7 +110,7 @@ pub(super) fn ready_alone() -> ClientAnswer {
 /// Answers `/-/instance`: which agent this is, and whether it stores what it must.
 pub(super) fn instance(shared: &Shared, query: Option<&str>) -> ClientAnswer {
     let nonce = query.and_then(|query| query.strip_prefix("nonce="));
-    let proven = nonce.zip(shared.presence.as_ref()).and_then(|(nonce, presence)| presence.prove(nonce));
+    let proven = nonce.zip(shared.identity.as_ref()).and_then(|(nonce, identity)| identity.prove(nonce));
     let Some((proof, is_closing)) = proven else {
         return forward::own_answer(error(404, "this opik-offline agent was not started by `agent --background`"));
     };

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::BackgroundError;
+use super::error::BackgroundError;
 
 /// How much of a port file is read, in bytes.
 const RECORD_BYTES_MAX: u64 = 64 * 1024;

@@ -7,14 +7,15 @@ use std::time::Duration;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
-use super::{BackgroundError, Instance};
+use super::error::BackgroundError;
+use super::instance::Instance;
 use crate::agent::environment::{EnvironmentChanges, Wrapping};
 use crate::agent::redirect::{Redirect, reachable};
 use crate::config::{Config, ProcessEnvironment, Source, url_in_home_file};
-use crate::intake::presence;
+use crate::intake::identity;
 use crate::upstream::{Upstream, UpstreamSettings};
 
-/// How long an agent on this machine may take to answer.
+/// Timeout for the answer of an agent on this machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the port file says.
@@ -82,7 +83,7 @@ impl InstanceRecord {
             Err(error) => return InstanceState::Absent(error.to_string()),
         };
         match serde_json::from_str::<InstanceAnswer>(&answer) {
-            Ok(answer) if !presence::is_proof(self.secret.as_bytes(), &nonce, &answer.proof) => {
+            Ok(answer) if !identity::is_proof(self.secret.as_bytes(), &nonce, &answer.proof) => {
                 absent("another program listens at its address")
             }
             Ok(answer) if answer.is_closing => absent("it is about to end"),
@@ -140,5 +141,5 @@ fn random_text() -> Result<String, BackgroundError> {
     let mut bytes = [0; 32];
     let failed = |_| BackgroundError::NotStarted { reason: "the system has no random numbers".to_owned() };
     SystemRandom::new().fill(&mut bytes).map_err(failed)?;
-    Ok(presence::hex(&bytes))
+    Ok(identity::hex(&bytes))
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::process::setsid;
 
+use super::error::BackgroundError;
+use super::instance::Instance;
 use super::record::InstanceRecord;
-use super::{BackgroundError, Instance};
 use crate::agent::{Agent, AgentError, AgentSettings};
-use crate::intake::presence::Presence;
+use crate::intake::identity::AgentIdentity;
 
 /// Leaves the session of the starter, and takes over the lock, which is the standard input.
 ///
@@ -39,8 +40,8 @@ pub(crate) fn bind(
     let before = InstanceRecord::read(instance)?;
     let free = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     let mut record = InstanceRecord::of_this_process(free, &instance.server)?;
-    let presence = Arc::new(Presence::new(record.secret.as_bytes()));
-    let settings = AgentSettings { presence: Some(presence), ..settings };
+    let identity = Arc::new(AgentIdentity::new(record.secret.as_bytes()));
+    let settings = AgentSettings { identity: Some(identity), ..settings };
     let agent = match (is_listen_set, before) {
         (true, _) => Agent::bind(settings)?,
         (false, None) => Agent::bind(AgentSettings { listen: free, ..settings })?,

@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::error::BackgroundError;
+use super::instance::Instance;
 use super::record::{InstanceRecord, InstanceState};
-use super::{BackgroundError, Instance};
 use crate::printable;
 
-/// How long a starter waits for the agent. One that opens a large store of an older version may take longer; it is left
+/// The timeout of a starter that waits for the agent. One that opens a large store of an older version may take longer; it is left
 /// running then.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(5);
 const POLL_INTERVAL_MAX: Duration = Duration::from_millis(100);
-/// How long an agent that can't use its store may take to end.
+/// Timeout for the shutdown of an agent that can't use its store.
 const END_WITHIN: Duration = Duration::from_secs(30);
 /// How much of the log is read to find out why an agent ended, and how much of that is shown.
 const LOG_BYTES_READ: u64 = 64 * 1024;
@@ -38,17 +39,17 @@ pub(crate) struct Launched {
 ///
 /// [`BackgroundError`]; an agent that this call started and that can't store anything was stopped again.
 pub(crate) fn start(instance: &Instance, program: &Path, arguments: &[OsString]) -> Result<Launched, BackgroundError> {
-    let mut patience = Patience::new();
+    let mut deadline = ReadyDeadline::new();
     loop {
         if let Some(lock) = instance.folder.try_lock()? {
-            return launch(instance, program, arguments, lock, patience);
+            return launch(instance, program, arguments, lock, deadline);
         }
         match observe(instance)? {
             (Some(record), InstanceState::Ready { pid }) => {
                 return Ok(Launched { record: InstanceRecord { pid, ..record }, is_new: false });
             }
             (_, InstanceState::Unprotected { reason, .. }) => return Err(BackgroundError::Unprotected { reason }),
-            (_, InstanceState::Absent(reason)) => patience.wait(instance, reason)?,
+            (_, InstanceState::Absent(reason)) => deadline.wait(instance, reason)?,
             (None, InstanceState::Ready { .. }) => {}
         }
     }
@@ -71,7 +72,7 @@ fn launch(
     program: &Path,
     arguments: &[OsString],
     lock: File,
-    mut patience: Patience,
+    mut deadline: ReadyDeadline,
 ) -> Result<Launched, BackgroundError> {
     let (log, log_start) = instance.folder.open_log()?;
     let not_started = |error: std::io::Error| BackgroundError::NotStarted { reason: error.to_string() };
@@ -97,8 +98,8 @@ fn launch(
                 end(&mut process);
                 return Err(BackgroundError::Unprotected { reason });
             }
-            (_, InstanceState::Absent(reason)) => patience.wait(instance, reason)?,
-            _ => patience.wait(instance, "another agent answers".to_owned())?,
+            (_, InstanceState::Absent(reason)) => deadline.wait(instance, reason)?,
+            _ => deadline.wait(instance, "another agent answers".to_owned())?,
         }
     }
 }
@@ -134,18 +135,18 @@ fn last_said(log: &Path, start: u64) -> String {
     }
 }
 
-/// How long an agent is waited for still.
-struct Patience {
+/// The deadline until which a starter retries.
+struct ReadyDeadline {
     started: Instant,
     pause: Duration,
 }
 
-impl Patience {
+impl ReadyDeadline {
     fn new() -> Self {
         Self { started: Instant::now(), pause: POLL_INTERVAL_MIN }
     }
 
-    /// Pauses, longer each time; fails when there is no time left.
+    /// Backs off, longer for each retry; fails once the deadline has expired.
     fn wait(&mut self, instance: &Instance, reason: String) -> Result<(), BackgroundError> {
         if self.started.elapsed() >= READY_WITHIN {
             let seconds = READY_WITHIN.as_secs();

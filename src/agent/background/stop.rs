@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::error::BackgroundError;
+use super::instance::Instance;
 use super::record::{InstanceRecord, InstanceState};
-use super::{BackgroundError, Instance};
 
-/// How long an agent may take to end: it finishes what is in flight, and its `shutdown_timeout` may be long.
+/// Timeout for the agent's shutdown: it finishes requests in flight, and its `shutdown_timeout` may be long.
 const END_WITHIN: Duration = Duration::from_secs(120);
-/// How long an agent that does not answer is asked again before it is given up.
+/// For how long an agent that does not answer is retried.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 

@@ -5,8 +5,8 @@
 //! the holder of the file's secret can compute. The secret itself never crosses a connection.
 //!
 //! An agent that ends when it is idle must not do so between this answer and the first request of the program that
-//! asked. [`Presence::prove`] counts the request first and then reads whether the agent closes;
-//! [`Presence::close_unless_used`] announces the end first and then reads the count. Whatever the interleaving, either
+//! asked: a race between two processes. [`AgentIdentity::prove`] counts the request first and then reads whether the agent closes;
+//! [`AgentIdentity::close_unless_used`] announces the end first and then reads the count. Whatever the interleaving, either
 //! the agent stays or the answer says that it closes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,14 +18,14 @@ const NONCE_BYTES_MAX: usize = 128;
 
 /// Counts requests, and proves the agent's identity.
 #[derive(Debug)]
-pub struct Presence {
+pub struct AgentIdentity {
     key: hmac::Key,
     requests: AtomicU64,
     is_closing: AtomicBool,
 }
 
-impl Presence {
-    /// Returns the presence of an agent with this secret.
+impl AgentIdentity {
+    /// Returns the identity of an agent with this secret.
     pub fn new(secret: &[u8]) -> Self {
         Self { key: key(secret), requests: AtomicU64::new(0), is_closing: AtomicBool::new(false) }
     }
@@ -92,26 +92,26 @@ mod tests {
 
     #[test]
     fn only_the_holder_of_the_secret_proves_to_be_the_agent() {
-        let presence = Presence::new(b"secret");
-        let (proof, is_closing) = presence.prove("nonce").expect("a nonce");
+        let identity = AgentIdentity::new(b"secret");
+        let (proof, is_closing) = identity.prove("nonce").expect("a nonce");
         assert!(is_proof(b"secret", "nonce", &proof) && !is_closing);
         assert!(!is_proof(b"secret", "another nonce", &proof), "an old answer would pass");
         assert!(!is_proof(b"another secret", "nonce", &proof), "a stranger at the port would pass");
         for nothing in ["", "0", "zz", &"0".repeat(64)] {
             assert!(!is_proof(b"secret", "nonce", nothing), "{nothing}");
         }
-        assert_eq!((presence.prove(""), presence.prove(&"n".repeat(129))), (None, None));
+        assert_eq!((identity.prove(""), identity.prove(&"n".repeat(129))), (None, None));
     }
 
     #[test]
     fn an_agent_that_was_just_found_does_not_end_as_idle() {
-        let presence = Presence::new(b"secret");
-        let seen = presence.requests();
-        presence.count();
-        assert!(!presence.close_unless_used(seen), "the program that found it would send to nobody");
-        assert_eq!(presence.prove("n").map(|(_, is_closing)| is_closing), Some(false));
-        assert!(presence.close_unless_used(presence.requests()));
-        presence.count();
-        assert_eq!(presence.prove("n").map(|(_, is_closing)| is_closing), Some(true), "it was found, and has ended");
+        let identity = AgentIdentity::new(b"secret");
+        let seen = identity.requests();
+        identity.count();
+        assert!(!identity.close_unless_used(seen), "the program that found it would send to nobody");
+        assert_eq!(identity.prove("n").map(|(_, is_closing)| is_closing), Some(false));
+        assert!(identity.close_unless_used(identity.requests()));
+        identity.count();
+        assert_eq!(identity.prove("n").map(|(_, is_closing)| is_closing), Some(true), "it was found, and has ended");
     }
 }
