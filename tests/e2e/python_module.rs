@@ -7,7 +7,7 @@ use crate::support::background::{BackgroundHome, pid_of, signal, wait_until_gone
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::sdk::SdkApp;
-use crate::support::tools::{OPIK_VERSION, OPIK_VERSION_OLDER, python_sdk};
+use crate::support::tools::{OPIK_VERSION, OPIK_VERSION_OLDER, python_jupyter, python_sdk, site_packages};
 use crate::support::{PATIENCE, wait_until};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -190,6 +190,32 @@ fn a_process_that_cannot_be_protected_works_as_before_and_says_so() {
     assert_eq!(app.run("flush 1")["delivered"], false, "nobody knows whether it is delivered");
     app.quit();
     app.assert_all_on(&server);
+}
+
+#[test]
+fn a_notebook_is_protected_through_an_outage_and_a_restart_of_its_kernel() {
+    let server = FakeOpik::new_stopped();
+    let home = BackgroundHome::new(&server.url());
+    let mut command = home.command(python_jupyter());
+    let packages = site_packages(&python_sdk(OPIK_VERSION));
+    command.arg(format!("{ROOT}/tests/sdk/notebook.py"));
+    command.env("PYTHONPATH", format!("{ROOT}/python:{}", packages.display())).env("OPIK_OFFLINE_BINARY", program());
+    let mut notebook = SdkApp::start_command(command, Home::new(), &home.server);
+    let loaded = notebook.run("load");
+    assert!(loaded["shown"].as_str().is_some_and(|shown| shown.contains("protected by")), "{loaded}");
+    notebook.run("traces 2");
+    let before = notebook.run("status");
+    notebook.run("restart");
+    notebook.run("load");
+    let after = notebook.run("status");
+    assert_eq!(after["pid"], before["pid"], "the agent ended with the kernel");
+    assert!(after["waiting"].as_u64() > Some(0), "the traces of the first kernel are lost: {after}");
+    notebook.run("traces 1");
+    server.start();
+    let delivered = notebook.run("flush 120");
+    assert_eq!(delivered["delivered"], true, "{delivered}");
+    notebook.assert_all_on(&server);
+    notebook.quit();
 }
 
 #[test]
