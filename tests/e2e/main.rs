@@ -55,6 +55,7 @@ mod model_store;
 mod moving;
 mod network_settings;
 mod networks;
+mod node_module;
 mod non_blocking;
 #[cfg(target_os = "linux")]
 mod open_files;
