@@ -13,7 +13,7 @@ use crate::terminal::Shown;
 /// An agent, as a program that sends to it has to know it.
 #[derive(Serialize)]
 pub(crate) struct LaunchReport<'a> {
-    schema_version: u32,
+    pub(crate) schema_version: u32,
     /// Whether this command started it.
     pub(crate) started: bool,
     pub(crate) url: &'a str,

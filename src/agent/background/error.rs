@@ -8,7 +8,7 @@ use crate::agent::AgentError;
 
 /// Why an agent can't be started, found or stopped in the background.
 #[derive(Debug, Error)]
-pub enum BackgroundError {
+pub(crate) enum BackgroundError {
     /// There is no folder for the state of programs.
     #[error("cannot find a folder for the background agent: neither XDG_STATE_HOME nor HOME is set")]
     NoFolder,

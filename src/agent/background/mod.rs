@@ -42,7 +42,7 @@ mod serve;
 mod start;
 mod stop;
 
-pub use self::error::BackgroundError;
+pub(crate) use self::error::BackgroundError;
 pub(crate) use self::instance::Instance;
 pub(crate) use self::record::LaunchEnvironment;
 pub(crate) use self::serve::{bind, enter};
