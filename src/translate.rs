@@ -24,6 +24,7 @@ use crate::export::export_line;
 use crate::fleet::ledger::{Acknowledge, FleetSettings, FleetUse, WhenDepotAway};
 use crate::fleet::schedule::ShippingSettings;
 use crate::intake::IntakeLimits;
+use crate::intake::identity::AgentIdentity;
 use crate::intake::workers::Workers;
 use crate::memory::limit;
 use crate::message::{Credential, Lane, Server};
@@ -462,6 +463,8 @@ pub(crate) fn agent_settings(
             listen: config.listen.value,
         }),
         fleet: None,
+        identity: config.idle_exit.value.map(|_| Arc::new(AgentIdentity::new(&[]))),
+        idle_exit: config.idle_exit.value,
         service_manager,
     })
 }

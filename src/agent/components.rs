@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::fleet_overview::fleet_overview;
 use super::flush::FlushEnd;
+use super::idle::IdleWatch;
 use super::service_manager::Notifier;
 use super::settings::AgentSettings;
 use super::supervisor::{Component, Loop, Stop, StopStage};
@@ -162,6 +163,7 @@ impl Composition {
         components.extend(self.dial.as_ref().zip(self.fleet.as_ref()).map(|(dial, ledger)| self.dial(dial, ledger)));
         components.extend(self.settings.adopt.clone().map(|adoption| self.adoption(adoption)));
         components.push(self.upkeep());
+        components.extend(self.idle_exit(stopping));
         components.push(self.intake_component());
         components
     }
@@ -265,6 +267,20 @@ impl Composition {
         Loop::new("history", move |shutdown: &Shutdown| collector.run(shutdown)).component(StopStage::Background)
     }
 
+    /// Ends the agent when nobody needs it, if that was asked for.
+    fn idle_exit(&self, stopping: &Shutdown) -> Option<Component> {
+        let (idle_exit, identity) = (self.settings.idle_exit?, self.settings.identity.clone()?);
+        let (slot, metrics, stopping) = (self.slot.clone(), self.metrics.clone(), stopping.clone());
+        let own = self.own_messages();
+        let watching = Loop::new("idle-exit", move |shutdown: &Shutdown| {
+            let waiting = || slot.with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting());
+            let connections = || metrics.intake_connections.get() as u64;
+            let (identity, waiting, connections) = (&*identity, &waiting, &connections);
+            IdleWatch { idle_exit, identity, connections, waiting, stopping: &stopping }.run(shutdown);
+        });
+        Some(watching.component(StopStage::Background))
+    }
+
     fn adoption(&self, adoption: Adoption) -> Component {
         let adoption = Adoption { listen: self.address, ..adoption };
         let slot = self.slot.clone();
@@ -341,6 +357,7 @@ impl Composition {
             agent_mark: self.agent_mark.clone(),
             heartbeat: self.intake_heartbeat.clone(),
             liveness,
+            identity: self.settings.identity.clone(),
             collector: self.collector.clone(),
         }
     }
@@ -566,6 +583,8 @@ mod tests {
             rekey: None,
             adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
             fleet: None,
+            identity: None,
+            idle_exit: None,
             service_manager: Some(ServiceManager { socket: folder.join("notify").into_os_string(), watchdog: None }),
         }
     }

@@ -27,6 +27,7 @@
 //! 6. The connection monitor stops; nobody waits for a ping in flight.
 //! 7. The agent's record is removed from the store.
 
+pub(crate) mod background;
 pub(crate) mod child;
 pub(crate) mod environment;
 pub(crate) mod files;
@@ -37,6 +38,7 @@ pub(crate) mod relay;
 pub(crate) mod wrapped;
 
 mod components;
+mod idle;
 mod redirect;
 mod service_manager;
 mod settings;

@@ -115,7 +115,7 @@ fn without_token(path: &str) -> &str {
 }
 
 /// Returns the host and port under which a program on this machine reaches the intake.
-fn reachable(intake: SocketAddr) -> String {
+pub(super) fn reachable(intake: SocketAddr) -> String {
     let ip = match intake.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::files::FileShares;
 use crate::config::ServiceManager;
 use crate::fleet::ledger::FleetUse;
 use crate::intake::IntakeLimits;
+use crate::intake::identity::AgentIdentity;
 use crate::message::Lane;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
@@ -65,6 +67,10 @@ pub(crate) struct AgentSettings {
     pub adopt: Option<Adoption>,
     /// The depot that stored messages are copied to, and how.
     pub fleet: Option<FleetUse>,
+    /// What a background agent proves its identity with, and what an agent that ends as idle counts.
+    pub identity: Option<Arc<AgentIdentity>>,
+    /// After how long without clients and messages the agent ends by itself.
+    pub idle_exit: Option<Duration>,
     /// The service manager that started the agent, if it wants to be notified.
     pub service_manager: Option<ServiceManager>,
 }

@@ -6,10 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 
-use super::{Common, Failure, configuration, exit_interrupted, translate};
+use super::{Common, Failure, background, configuration, exit_interrupted, translate};
 use crate::agent::wrapped::{self, Wrapped, WrappedListener};
 use crate::agent::{Agent, AgentSettings};
-use crate::config::{Flags, LogLevel, ProcessEnvironment, ServiceManager};
+use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
 use crate::terminal::progress::{self, ProgressDisplay};
@@ -24,8 +24,18 @@ Examples:
     opik-offline agent --upstream http://127.0.0.1:5173/api
   Point a Python or TypeScript application at it:
     OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
+  Start one agent for all programs of this shell, if none runs, and stop it:
+    eval \"$(opik-offline agent --background --idle-exit 10m)\"
+    opik-offline agent --stop
   Deliver messages that killed Python processes left behind, without changing the applications:
     opik-offline agent --adopt-orphans
+
+Background agent:
+  --background returns once the agent is ready, and prints the variables to set; --format json prints them for programs. \
+There is one agent for a user, a server and a store: if it runs already, it is used as it is, with the settings of its \
+start. Its log and its lock are in a private folder below $XDG_STATE_HOME/opik-offline (~/.local/state/opik-offline). \
+Unless an address is set, it listens on a free port of this machine, and the next one on the same port again. It runs \
+until it is stopped, or until it is idle for --idle-exit.
 
 Wrapped command:
   With a command after --, the agent listens on a free local port, unless a flag, the environment or a file sets an \
@@ -48,7 +58,8 @@ the lines at the start and the end.
 Exit codes:
   0    Stopped as requested
   1    The agent could not run
-  2    Invalid usage or configuration, or the address is in use
+  2    Invalid usage or configuration
+  6    The address is in use: a supervisor may retry
   126  The command after -- can't be executed
   127  The command after -- was not found
   130  A second signal ended the agent at once";
@@ -63,6 +74,30 @@ Exit codes:
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct AgentArgs {
+    /// Start the agent in the background, unless it runs
+    ///
+    /// Returns once it is ready, and prints the variables to set.
+    #[arg(long, conflicts_with_all = ["command", "hub"])]
+    background: bool,
+
+    /// Stop the background agent for this server and store
+    ///
+    /// Prints what is left in the store.
+    #[arg(long, conflicts_with_all = ["background", "command"])]
+    stop: bool,
+
+    /// With --background: print the address for OPIK_URL_OVERRIDE and nothing else
+    #[arg(long, requires = "background", conflicts_with = "format", hide_short_help = true)]
+    pub(super) print_url: bool,
+
+    /// Run as the background agent, for a starter that holds its lock
+    #[arg(long, hide = true)]
+    detached: bool,
+
+    /// End when no client is connected and no message waits for this long [default: none]
+    #[arg(long, value_name = "DURATION", conflicts_with = "command", hide_short_help = true)]
+    idle_exit: Option<OsString>,
+
     /// Listen on this address [default: 127.0.0.1:6745]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<OsString>,
@@ -230,6 +265,12 @@ pub(super) struct AgentArgs {
 pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
+    match (args.detached, args.background, args.stop) {
+        (true, ..) => return background::run(common, &config),
+        (_, true, _) => return background::start(common, args, &config),
+        (_, _, true) => return background::stop(common, &config),
+        (false, false, false) => {}
+    }
     if let Some((program, arguments)) = args.command.split_first() {
         // The terminal and the variables of a service manager are for the command.
         let log = common.start_logging(&config, Some(LogLevel::Warning))?;
@@ -243,6 +284,8 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
         let listener = Narrator(Mutex::new(ProgressDisplay::new(common.quiet)));
         let settings = AgentSettings {
             fleet: translate::fleet_use(&config)?,
+            // It lives as long as its command.
+            idle_exit: None,
             ..translate::agent_settings(&config, upstream, None)?
         };
         let (config, listener) = (&config, &listener);
@@ -252,15 +295,21 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
     translate::raise_files_allowed(&config);
-    let settings = AgentSettings {
-        fleet: translate::fleet_use(&config)?,
-        ..translate::agent_settings(&config, translate::upstream_settings(&config)?, service_manager)?
-    };
-    let agent = Agent::bind(settings)?;
+    let agent = Agent::bind(settings(&config, service_manager)?)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
+    background::announce(common, &config, &agent);
     agent.run(&shutdown, None)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the settings of an agent without a command.
+pub(super) fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<AgentSettings, Failure> {
+    let upstream = translate::upstream_settings(config)?;
+    Ok(AgentSettings {
+        fleet: translate::fleet_use(config)?,
+        ..translate::agent_settings(config, upstream, service_manager)?
+    })
 }
 
 /// Ends the process at once.
@@ -299,6 +348,7 @@ impl AgentArgs {
     fn flags(&self, common: Flags) -> Flags {
         Flags {
             listen: self.listen.clone(),
+            idle_exit: self.idle_exit.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             hub: self.hub.clone(),
             hub_token_file: self.hub_token_file.clone(),

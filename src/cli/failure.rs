@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::agent::AgentError;
+use crate::agent::background::BackgroundError;
 use crate::agent::child::ChildError;
 use crate::agent::hub_lock::HubLockError;
 use crate::agent::wrapped::WrappedError;
@@ -43,6 +44,8 @@ pub enum Exit {
     Remaining = 4,
     /// The server rejects the API key or the workspace.
     NotAuthorised = 5,
+    /// The address of the agent is in use.
+    AddressInUse = 6,
     /// A wrapped command can't be executed.
     NotExecutable = 126,
     /// A wrapped command was not found.
@@ -426,7 +429,12 @@ impl From<AgentError> for Failure {
                     io::ErrorKind::PermissionDenied => "choose a port above 1023 with --listen",
                     _ => "choose an address of this machine with --listen",
                 };
-                Self::new(Exit::Usage, error.to_string(), Some(hint))
+                let exit = match source.kind() {
+                    // It may be free later, unlike an address that is wrong.
+                    io::ErrorKind::AddrInUse => Exit::AddressInUse,
+                    _ => Exit::Usage,
+                };
+                Self::new(exit, error.to_string(), Some(hint))
             }
             AgentError::UpstreamIsSelf { .. } => Self::new(
                 Exit::Usage,
@@ -457,6 +465,45 @@ impl From<AgentError> for Failure {
                 Some("check this user's limits on processes and open files"),
             ),
         }
+    }
+}
+
+impl From<BackgroundError> for Failure {
+    fn from(error: BackgroundError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            BackgroundError::Agent(error) => return error.into(),
+            BackgroundError::NoFolder => (Exit::Usage, "set XDG_STATE_HOME to a folder that this user can write to"),
+            BackgroundError::Untrusted { .. } | BackgroundError::Unusable { .. } => (
+                Exit::Failure,
+                "the folder has to belong to this user: set XDG_STATE_HOME to another one, or mend its owner",
+            ),
+            BackgroundError::NotStarted { .. } => {
+                (Exit::Failure, "check this user's limits on processes (ulimit -u) and memory")
+            }
+            BackgroundError::Ended { code, .. } => {
+                let exit = match code {
+                    Some(2) => Exit::Usage,
+                    Some(6) => Exit::AddressInUse,
+                    _ => Exit::Failure,
+                };
+                (exit, "run `opik-offline agent` without --background to see all that it says")
+            }
+            BackgroundError::NotReady { .. } => (
+                Exit::Failure,
+                "it goes on starting: run the same command again, or stop it with `opik-offline agent --stop`",
+            ),
+            BackgroundError::Unprotected { .. } => (
+                Exit::Failure,
+                "choose another store with --db, or mend this one: `opik-offline healthcheck` shows more",
+            ),
+            BackgroundError::NoStarter => (Exit::Usage, "use `opik-offline agent --background`"),
+            BackgroundError::Stuck { .. } => (
+                Exit::Failure,
+                "see its log beside the port file; as a last resort end that process with `kill -9`: nothing stored is lost",
+            ),
+        };
+        Self::new(exit, message, Some(hint))
     }
 }
 
@@ -523,8 +570,16 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_the_manual() {
-        let codes = [Exit::Done, Exit::Failure, Exit::Usage, Exit::Unreachable, Exit::Remaining, Exit::NotAuthorised];
-        assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
+        let codes = [
+            Exit::Done,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::Unreachable,
+            Exit::Remaining,
+            Exit::NotAuthorised,
+            Exit::AddressInUse,
+        ];
+        assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5, 6]);
         let of_command = [Exit::NotExecutable, Exit::NotFound, Exit::Interrupted];
         assert_eq!(of_command.map(|exit| exit as u8), [126, 127, 130]);
         let command = crate::cli::command();
@@ -576,6 +631,24 @@ mod tests {
             MovingError::Unwritable { path: path(), reason: reason() },
         ];
         seal.into_iter().map(Failure::from).chain(moving.into_iter().map(Failure::from))
+    }
+
+    /// One of every error of an agent in the background.
+    fn background_failures() -> impl Iterator<Item = Failure> {
+        let path = || std::path::PathBuf::from("/folder/file");
+        let reason = || "why".to_owned();
+        let errors = [
+            BackgroundError::NoFolder,
+            BackgroundError::Untrusted { path: path(), reason: reason() },
+            BackgroundError::Unusable { path: path(), reason: reason() },
+            BackgroundError::NotStarted { reason: reason() },
+            BackgroundError::Ended { code: Some(6), said: reason() },
+            BackgroundError::NotReady { seconds: 60, reason: reason(), log: path() },
+            BackgroundError::Unprotected { reason: reason() },
+            BackgroundError::NoStarter,
+            BackgroundError::Stuck { pid: None, reason: reason() },
+        ];
+        errors.into_iter().map(Failure::from)
     }
 
     /// One of every error that a user can get.
@@ -668,6 +741,7 @@ mod tests {
         all.push(AgentError::System { reason: reason() }.into());
         all.push(AgentError::HubLock(HubLockError::Held { store: path(), holder: reason() }).into());
         all.push(AgentError::HubLock(HubLockError::NoLock { path: path(), reason: reason() }).into());
+        all.extend(background_failures());
         all.push(NetworkError::HubToken { path: path(), origin: reason(), reason: reason() }.into());
         all.push(ChildError::NotFound { program: reason() }.into());
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());

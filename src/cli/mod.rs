@@ -8,6 +8,7 @@
 //! recovers no store and decides nothing else.
 
 mod agent;
+mod background;
 mod dial;
 mod failure;
 mod fleet;
@@ -70,6 +71,7 @@ Exit codes:
   3    The Opik server can't be reached, or what answers is not Opik
   4    Messages remain or were rejected, or a threshold was exceeded
   5    The server rejects the API key or the workspace
+  6    The address of the agent is in use; a later start may succeed
   126  agent -- COMMAND: the command can't be executed
   127  agent -- COMMAND: the command was not found
   130  Interrupted

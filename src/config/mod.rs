@@ -77,6 +77,8 @@ pub fn is_utf8_locale(environment: &dyn Environment) -> bool {
 /// Returns a warning for each unknown `OPIK_OFFLINE_...` variable: a typo there would silently do nothing.
 pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
     const PREFIX: &str = "OPIK_OFFLINE_";
+    /// Of wrapped commands, and of the packages for Python and Node.js.
+    const OF_NO_SETTING: [&str; 4] = [WRAPPED_BY, WRAPPED_PROXY, "OPIK_OFFLINE_AUTO", "OPIK_OFFLINE_BINARY"];
     /// Below this similarity a guess would mislead more than it helps.
     const SIMILARITY_MIN: f64 = 0.8;
     let ours = || SETTINGS.iter().map(|setting| setting.environment).filter(|name| name.starts_with(PREFIX));
@@ -88,8 +90,7 @@ pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
             None => format!("unknown variable {name} is ignored; `opik-offline healthcheck` lists all settings"),
         }
     };
-    let is_known =
-        |name: &String| [WRAPPED_BY, WRAPPED_PROXY].contains(&name.as_str()) || ours().any(|known| known == name);
+    let is_known = |name: &String| OF_NO_SETTING.contains(&name.as_str()) || ours().any(|known| known == name);
     environment.names(PREFIX).into_iter().filter(|name| !is_known(name)).map(told).collect()
 }
 

@@ -247,6 +247,9 @@ settings! {
     /// File with the token that the hub requires
     hub_token_file: Option<PathBuf> = "none", "OPIK_OFFLINE_HUB_TOKEN_FILE", "--hub-token-file", ConfigYaml, plain(any);
 
+    /// After how long without clients, requests and waiting messages the agent ends by itself; for agents in the background
+    idle_exit: Option<Duration> = "none", "OPIK_OFFLINE_IDLE_EXIT", "--idle-exit", ConfigYaml, plain(any);
+
     /// Accept connections from other machines without a token
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
 

@@ -99,6 +99,14 @@ impl<K: std::borrow::Borrow<str> + Ord, V: AsRef<OsStr>> Environment for std::co
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessEnvironment;
 
+impl ProcessEnvironment {
+    /// Returns the folder for the state of programs: `$XDG_STATE_HOME`, `~/.local/state`, or the data directory where the
+    /// system has no such folder.
+    pub fn state_dir(self) -> Option<PathBuf> {
+        dirs::state_dir().or_else(dirs::data_local_dir)
+    }
+}
+
 impl Environment for ProcessEnvironment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     fn variable(&self, name: &str) -> Option<OsString> {

@@ -93,6 +93,7 @@ pub(crate) mod forward;
 mod framing;
 pub mod guard;
 mod http2;
+pub(crate) mod identity;
 mod limits;
 mod links;
 mod listener;

@@ -65,6 +65,9 @@ pub(super) async fn handle(
     request: http::Request<Incoming>,
 ) -> ClientAnswer {
     let (head, body) = request.into_parts();
+    if let Some(identity) = &shared.identity {
+        identity.count();
+    }
     let destination = match fault {
         None => route(&shared, &head, !body.is_end_stream()),
         Some(fault) => Err(refuse_framing(&shared, fault)),
@@ -127,6 +130,7 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
             Some(status_page::OwnPage::Flush) if !is_allowed => Ok(forward::own_answer(error(401, NO_TOKEN)).into()),
             Some(status_page::OwnPage::Flush) if has_passed(shared, head) => Err(error(508, LOOP).into()),
             Some(status_page::OwnPage::Flush) => Ok(Routed::Flush),
+            Some(status_page::OwnPage::Instance) => Ok(status_page::instance(shared, head.uri.query()).into()),
             Some(status_page::OwnPage::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 Ok(links::redirect(&format!("{token_prefix}{}", status_page::PATH)).into())
             }

@@ -15,6 +15,7 @@ use super::commit_answers::CommitAnswers;
 use super::entity_locks::EntityLocks;
 use super::flush_slots::FlushSlots;
 use super::forward::AnswerSource;
+use super::identity::AgentIdentity;
 use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
@@ -74,6 +75,8 @@ pub struct IntakeService {
     pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
+    /// Counts requests, and proves which agent this is, if somebody asks for either.
+    pub identity: Option<Arc<AgentIdentity>>,
     /// The agent's status, for `/`.
     pub collector: Arc<OverviewCollector>,
 }

@@ -31,6 +31,8 @@ pub(super) enum OwnPage {
     Healthy,
     Ready,
     Metrics,
+    /// See [`super::identity`].
+    Instance,
     /// See [`super::flush`].
     Flush,
     MethodNotAllowed,
@@ -45,6 +47,7 @@ impl OwnPage {
             "/-/healthy" => Self::Healthy,
             "/-/ready" => Self::Ready,
             "/metrics" => Self::Metrics,
+            "/-/instance" => Self::Instance,
             "/-/flush" => return Some(Self::Flush),
             _ => return None,
         };
@@ -70,7 +73,7 @@ impl OwnPage {
                     &format!("internal error: the overview cannot be serialized: {fault}"),
                 )),
             },
-            Self::Flush | Self::MethodNotAllowed => {
+            Self::Instance | Self::Flush | Self::MethodNotAllowed => {
                 forward::own_answer(error(405, "this page of the agent can only be read"))
             }
         }
@@ -102,6 +105,23 @@ fn plain(content_type: &'static str, text: String) -> ClientAnswer {
 /// Answers `/-/ready` for a host name that a web page may have chosen: ready, and no details.
 pub(super) fn ready_alone() -> ClientAnswer {
     plain("application/json", format!("{}\n", json!({ "ready": true })))
+}
+
+/// Answers `/-/instance`: which agent this is, and whether it stores what it must.
+pub(super) fn instance(shared: &Shared, query: Option<&str>) -> ClientAnswer {
+    let nonce = query.and_then(|query| query.strip_prefix("nonce="));
+    let proven = nonce.zip(shared.identity.as_ref()).and_then(|(nonce, identity)| identity.prove(nonce));
+    let Some((proof, is_closing)) = proven else {
+        return forward::own_answer(error(404, "this opik-offline agent was not started by `agent --background`"));
+    };
+    let problem = shared.slot.try_with(|store| store.backlog(&Filter::of_server(&shared.server))).err();
+    let document = json!({
+        "proof": proof,
+        "pid": std::process::id(),
+        "is_closing": is_closing || shared.ending.is_requested(),
+        "problem": problem.map(|problem| problem.to_string()),
+    });
+    plain("application/json", format!("{document}\n"))
 }
 
 /// Returns the state of the agent. It is ready as long as it can accept requests: an unavailable server is what it is

@@ -5,6 +5,7 @@
 
 pub(crate) mod fleet;
 pub(crate) mod groups;
+pub(crate) mod launch;
 pub(crate) mod orphans;
 pub(crate) mod readback;
 pub(crate) mod status;

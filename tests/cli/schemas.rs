@@ -108,6 +108,9 @@ fn documents() -> Documents {
 
     of_a_depot(&mut found, &server);
     of_an_agent(&mut found);
+    let background = Sandbox::new().with_server(&server);
+    found.of_command("agent", &background, &["agent", "--background", "--idle-exit", "1m"]);
+    found.of_command("agent-stop", &background, &["agent", "--stop"]);
     found
 }
 

@@ -7,6 +7,7 @@ mod support;
 
 mod acknowledgement;
 mod attachments;
+mod background;
 mod bad_input;
 mod bodies;
 #[cfg(target_os = "linux")]
@@ -55,6 +56,7 @@ mod model_store;
 mod moving;
 mod network_settings;
 mod networks;
+mod node_module;
 mod non_blocking;
 #[cfg(target_os = "linux")]
 mod open_files;
@@ -68,6 +70,7 @@ mod panics;
 mod parallel_batches;
 mod prism;
 mod proxy;
+mod python_module;
 mod rate_limits;
 mod recovery;
 mod replay_order;

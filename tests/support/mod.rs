@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses another part of it")]
 
 pub(crate) mod agent;
+pub(crate) mod background;
 #[cfg(target_os = "linux")]
 pub(crate) mod cgroup;
 pub(crate) mod depots;

@@ -110,8 +110,9 @@ impl SdkApp {
         Self::start_command(command, home, url)
     }
 
+    /// Starts an application by this command, which has an environment of its own; the SDK's files go to `home`.
     #[track_caller]
-    fn start_command(mut command: Command, home: Home, url: &str) -> Self {
+    pub(crate) fn start_command(mut command: Command, home: Home, url: &str) -> Self {
         command.env("OPIK_URL_OVERRIDE", url).env("TMPDIR", home.path());
         for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
             command.env(name, "false");

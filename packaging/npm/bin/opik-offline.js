@@ -1,19 +1,17 @@
 #!/usr/bin/env node
-// Runs the binary of this platform, which npm installed as an optional dependency. Installation runs no script and downloads
-// nothing else. Signals and the exit code are passed through, because a supervisor sees only this process.
+// Runs the binary of this platform. Installation runs no script and downloads nothing else. Signals and the exit code are
+// passed through, because a supervisor sees only this process.
 "use strict";
 
 const { spawn } = require("node:child_process");
 const { constants } = require("node:os");
-
-const name = `opik-offline-${process.platform}-${process.arch}`;
-const file = process.platform === "win32" ? "opik-offline.exe" : "opik-offline";
+const { find } = require("../lib/binary.cjs");
 
 let binary;
 try {
-  binary = require.resolve(`${name}/bin/${file}`);
-} catch {
-  console.error(`error: opik-offline has no binary for this platform, or it was not installed: ${name} is missing`);
+  binary = find();
+} catch (error) {
+  console.error(`error: ${error.message}`);
   console.error("hint: install without --omit=optional; for other platforms, build it with `cargo install`");
   process.exit(1);
 }

@@ -1,0 +1,3 @@
+import protection from "./lib/protection.cjs";
+
+export const { protect, unprotect, status, flush, ProtectionError } = protection;
