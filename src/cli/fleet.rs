@@ -1,18 +1,19 @@
 //! The parts of `replay`, `status`, `inspect` and `purge` that work with a fleet's depot (`--fleet URL`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::dial::{self, DialArgs};
-use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl};
+use super::moving::{IdentityReport, new_identity};
+use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl, stream};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
-use crate::agent::files;
 use crate::config::units::ByteSize;
 use crate::config::{Config, Flags, LogLevel};
 use crate::depot::{self, Depot};
+use crate::fleet::names::StreamId;
 use crate::fleet::stream_head::this_process;
 use crate::protocol::recognise::Presence;
 use crate::report::fleet::list::FleetList;
@@ -20,12 +21,16 @@ use crate::report::fleet::purge::FleetPurgeReport;
 use crate::report::fleet::replay::FleetReplayReport;
 use crate::report::fleet::status::FleetStatusReport;
 use crate::shutdown::Shutdown;
-use crate::store::{Limits, StoredMessage, WhenFull, now_ms};
+use crate::store::{Filter, Limits, StoredMessage, WhenFull, now_ms};
 use crate::takeover::browse::FleetBrowser;
+use crate::takeover::founding;
 use crate::takeover::keys::FleetKeys;
 use crate::takeover::purging::{FleetPurge, PurgeSelection};
-use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings, ensure_exclusive};
+use crate::takeover::resending::Resending;
+use crate::takeover::selection::FleetReplaySelection;
+use crate::takeover::session::{FleetEnding, FleetReplay, ensure_exclusive};
 use crate::takeover::survey::{FleetSurvey, streams_of};
+use crate::takeover::unreadable::ensure_readable;
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::OutputFormat;
 use crate::terminal::{OutputStream, is_interactive};
@@ -42,6 +47,14 @@ pub(super) struct FleetReplayArgs {
     /// With --fleet: keep at most this many bytes of messages on this machine
     #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size, hide_short_help = true)]
     pub stage: ByteSize,
+
+    /// With --fleet: read the API keys that messages only name from this folder, one file for each
+    #[arg(long, value_name = "DIR", hide_short_help = true, value_hint = clap::ValueHint::DirPath)]
+    pub credentials_dir: Option<PathBuf>,
+
+    /// With --fleet: only messages of this stream (may be given more than once)
+    #[arg(long, value_name = "STREAM", value_parser = stream, hide_short_help = true)]
+    pub stream: Vec<StreamId>,
 
     /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
     #[arg(long, hide_short_help = true)]
@@ -60,6 +73,7 @@ pub(super) struct FleetReplayOrder<'a> {
     pub args: &'a FleetReplayArgs,
     /// Files with the keys that open what is sealed.
     pub identities: &'a [PathBuf],
+    pub selection: &'a SelectionArgs,
     pub flags: Flags,
     pub timeout: Option<Duration>,
 }
@@ -74,10 +88,19 @@ pub(super) fn open_depot(config: &Config) -> Result<Arc<dyn Depot>, Failure> {
 }
 
 /// Reads the keys of a replayer: of these files, or of the configured one.
-pub(super) fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf]) -> Result<FleetKeys, Failure> {
+fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf], folder: Option<&Path>) -> Result<FleetKeys, Failure> {
     let configured = config.fleet_identity_file.value.clone();
     let files = if named.is_empty() { configured.into_iter().collect() } else { named.to_vec() };
-    Ok(FleetKeys::read(depot, &files)?)
+    Ok(FleetKeys::read(depot, &files, folder)?)
+}
+
+/// `replay --make-identity FILE --fleet URL`: a key pair, and the fleet's file that names its public key.
+pub(super) fn found(common: &Common, path: &Path) -> Result<IdentityReport, Failure> {
+    let depot = open_depot(&configuration(&common.flags())?)?;
+    founding::ensure_none(&*depot)?;
+    let made = new_identity(common, path)?;
+    founding::found(&*depot, &made.recipient)?;
+    Ok(made)
 }
 
 /// `replay --fleet`
@@ -91,7 +114,9 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let default = if args.follow { LogLevel::Info } else { LogLevel::Error };
     common.start_logging(&config, Some(default))?;
     let depot = open_depot(&config)?;
-    let keys = keys(&*depot, &config, order.identities)?;
+    let folder = args.credentials_dir.as_ref().or(config.fleet_credentials_dir.value.as_ref());
+    let keys = keys(&*depot, &config, order.identities, folder.map(PathBuf::as_path))?;
+    let unusable_keys = keys.folder.clone();
     let upstream = super::upstream(&config)?;
     let shutdown = Shutdown::new();
     if !args.follow {
@@ -99,15 +124,21 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     }
     stop_on_signals(&shutdown)?;
     let url = depot.describe().url;
-    let settings = settings(&config, args, order.timeout)?;
-    let session =
-        FleetReplay::open(depot, keys, this_process(&uuid::Uuid::now_v7().simple().to_string()), settings, &shutdown)?;
+    let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
+    let (streams, filter) = (args.stream.clone(), order.selection.filter(now_ms()));
+    let mut selection = FleetReplaySelection { streams, filter, moved: Vec::new() };
+    let (server, single_replayer) = (translate::server(&config), config.fleet_single_replayer.value);
+    let resending = Resending { depot: &depot, keys: &keys, owner: owner.clone(), server: &server, single_replayer };
+    let unreadable = resending.run(&mut selection)?;
+    let settings = translate::fleet_replay(&config, args.stage.bytes(), (args.follow, order.timeout), selection)?;
+    let session = FleetReplay::open(depot, keys, owner, settings, &shutdown)?;
     let mut progress = ProgressDisplay::new(common.quiet);
     progress.start(0);
     let concluded = session.run(&upstream, &progress);
     progress.finish();
-    let concluded = concluded?;
-    let report = FleetReplayReport::of(url, &concluded);
+    let mut concluded = concluded?;
+    concluded.totals.add_unreadable_of(unreadable);
+    let report = FleetReplayReport::of(url, &concluded, &unusable_keys.unusable());
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text())?;
     }
@@ -134,43 +165,6 @@ fn check_server(upstream: &Upstream, config: &Config) -> Result<(), Failure> {
     }
 }
 
-fn settings(
-    config: &Config,
-    args: &FleetReplayArgs,
-    timeout: Option<Duration>,
-) -> Result<FleetReplaySettings, Failure> {
-    let files = files::share(files::allowed(), 1, 0);
-    let (stage_bytes, mut replay) = (args.stage.bytes(), translate::replay_settings(config));
-    replay.filter = crate::store::Filter::default();
-    Ok(FleetReplaySettings {
-        scratch_folder: scratch_folder(config),
-        // Rows, indexes and the log take more than the bodies.
-        store_limits: Limits {
-            size_max: stage_bytes.saturating_mul(3).max(1 << 30),
-            disk_reserve: translate::disk_reserve(config),
-            when_full: WhenFull::Refuse,
-        },
-        store_keys: translate::store_keys(config)?,
-        server: translate::server(config),
-        monitor: translate::monitor(config),
-        replay,
-        memory_budget: translate::memory_budget(config),
-        workers_max: usize::try_from(files.replay_workers).unwrap_or(usize::MAX),
-        stage_bytes,
-        takeover_after: config.fleet_takeover_after.value,
-        max_age: config.max_age.value,
-        single_replayer: config.fleet_single_replayer.value,
-        follows: args.follow,
-        timeout,
-    })
-}
-
-/// Returns the folder of the stores that are thrown away, beside the message store.
-pub(super) fn scratch_folder(config: &Config) -> PathBuf {
-    let folder = config.db.value.parent().map(PathBuf::from).unwrap_or_default();
-    folder.join("fleet-scratch")
-}
-
 /// `status --fleet`
 pub(super) fn status(config: &Config) -> Result<FleetStatusReport, Failure> {
     let depot = open_depot(config)?;
@@ -182,7 +176,7 @@ fn browser(depot: &Arc<dyn Depot>, keys: &FleetKeys, config: &Config) -> Result<
     let limits =
         Limits { size_max: u64::MAX, disk_reserve: translate::disk_reserve(config), when_full: WhenFull::Refuse };
     let store_keys = translate::store_keys(config)?;
-    Ok(FleetBrowser::new(depot.clone(), keys, &scratch_folder(config), (limits, &store_keys))?)
+    Ok(FleetBrowser::new(depot.clone(), keys, &translate::fleet_scratch(config), (limits, &store_keys))?)
 }
 
 /// The arguments of `inspect --fleet`.
@@ -201,12 +195,13 @@ pub(super) fn inspect(
     order: &FleetInspection<'_>,
 ) -> Result<Option<StoredMessage>, Failure> {
     let depot = open_depot(config)?;
-    let keys = keys(&*depot, config, order.identities)?;
+    let keys = keys(&*depot, config, order.identities, None)?;
     let browser = browser(&depot, &keys, config)?;
     match order.id {
         Some(NamedMessage::InStream(stream, message)) => match browser.whole(stream, message)? {
-            Some(found) => return Ok(Some(found)),
-            None => {
+            (Some(found), _) => return Ok(Some(found)),
+            (None, unreadable) => {
+                ensure_readable(&keys, &unreadable)?;
                 let text = format!("there is no message {message} in stream {stream} of {}", depot.describe());
                 let hint = "it was delivered or purged; `opik-offline inspect --fleet URL` lists what is there";
                 return Err(Failure::new(Exit::Failure, text, Some(hint)));
@@ -224,7 +219,10 @@ pub(super) fn inspect(
     }
     let filter = order.selection.filter(now_ms());
     let mut list = FleetList::new(depot.describe().url, order.limit);
-    list.add(browser.rejected(&filter)?);
+    let mut unreadable = Vec::new();
+    let rejected = browser.rejected(&filter)?;
+    unreadable.extend_from_slice(&rejected.unreadable);
+    list.add(rejected);
     let mut streams = streams_of(&*depot)?;
     if order.newest {
         streams.reverse();
@@ -233,13 +231,16 @@ pub(super) fn inspect(
         if list.is_full() {
             break;
         }
-        list.add(browser.select(stream, &filter)?);
+        let selected = browser.select(stream, &filter)?;
+        unreadable.extend_from_slice(&selected.unreadable);
+        list.add(selected);
     }
     if common.format == OutputFormat::Jsonl {
         OutputStream::Out.machine(&list.lines().map_err(std::io::Error::other)?)?;
     } else {
         common.renderer().result(&list, |renderer, list| list.text(renderer))?;
     }
+    ensure_readable(&keys, &unreadable)?;
     Ok(None)
 }
 
@@ -254,7 +255,7 @@ pub(super) struct FleetPurgeOrder<'a> {
 /// `purge --fleet`
 pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_>) -> Result<(), Failure> {
     let depot = open_depot(config)?;
-    let keys = keys(&*depot, config, order.identities)?;
+    let keys = keys(&*depot, config, order.identities, None)?;
     let (browser, url) = (browser(&depot, &keys, config)?, depot.describe().url);
     let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
     let person = dial::this_person();
@@ -271,7 +272,10 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
     let renderer = common.renderer();
     let report = FleetPurgeReport::of(&url, &would, true);
     if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
-        return Ok(renderer.result(&report, |renderer, report| report.text(renderer))?);
+        renderer.result(&report, |renderer, report| report.text(renderer))?;
+        // Whole streams are deleted without being read.
+        let needs_all = order.selection.streams.is_empty() || order.selection.filter != Filter::default();
+        return if needs_all { Ok(ensure_readable(&purge.keys, &would.unreadable)?) } else { Ok(()) };
     }
     if !order.yes {
         if !is_interactive() {

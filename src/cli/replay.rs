@@ -22,7 +22,7 @@ use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, Sess
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, now_ms};
+use crate::store::now_ms;
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{OutputStream, Shown};
@@ -201,7 +201,10 @@ impl ReplayReport {
 pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     if let Some(path) = &args.moving.make_identity {
-        let identity = Some(moving::new_identity(common, path)?);
+        let identity = Some(match common.fleet.is_some() {
+            true => fleet::found(common, path)?,
+            false => moving::new_identity(common, path)?,
+        });
         let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
         let text =
             |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
@@ -215,7 +218,8 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     if common.fleet.is_some() {
         args.refuse_beside_fleet()?;
         let identities = &args.moving.identity;
-        let order = FleetReplayOrder { args: &args.fleet, identities, flags, timeout: args.timeout };
+        let selection = &args.selection;
+        let order = FleetReplayOrder { args: &args.fleet, identities, selection, flags, timeout: args.timeout };
         return fleet::replay(common, &order);
     }
     args.refuse_without_fleet()?;
@@ -258,11 +262,19 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
 impl ReplayArgs {
     /// Refuses flags that are for a depot.
     fn refuse_without_fleet(&self) -> Result<(), Failure> {
-        if self.fleet.follow || self.fleet.fail_if_backlog || self.fleet.dial.is_asked() {
+        if self.fleet.follow
+            || self.fleet.fail_if_backlog
+            || self.fleet.credentials_dir.is_some()
+            || !self.fleet.stream.is_empty()
+            || self.fleet.dial.is_asked()
+        {
             let hint =
                 "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
-            let flags = "--follow, --fail-if-backlog, --pace, --hold and --resume";
-            return Err(Failure::new(Exit::Usage, format!("{flags} are for a depot"), Some(hint)));
+            return Err(Failure::new(
+                Exit::Usage,
+                "--follow, --stream, --fail-if-backlog, --credentials-dir, --pace, --hold and --resume are for a depot",
+                Some(hint),
+            ));
         }
         if !self.moving.identity.is_empty() && self.from.is_empty() {
             let hint = "name the sealed copy with --from FILE, or the depot with --fleet URL";
@@ -280,10 +292,10 @@ impl ReplayArgs {
             (self.dry_run, "--dry-run"),
             (self.moving.to.is_some(), "--to"),
             (self.reassign.is_asked(), "--readdress and --rekey"),
-            (self.selection.filter(now_ms()) != Filter::default(), "filters such as --workspace"),
         ];
         let Some((_, flag)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
-        let hint = "streams are replayed as a whole; `opik-offline inspect --fleet URL` shows what is in them";
+        let hint = "`opik-offline inspect --fleet URL` shows what is in the depot, and --workspace, --stream and other filters \
+                    select from it";
         Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))
     }
 }

@@ -1,6 +1,7 @@
 //! Puts chosen messages of a store into the depot: their files first, then the bundles that name them.
 
 use ring::digest::{SHA256, digest};
+use uuid::Uuid;
 
 use super::bundle::{BundleBuilder, PlainBundle, Pushed};
 use super::names::{ObjectName, StreamId};
@@ -8,6 +9,7 @@ use super::object_names::depot_name;
 use super::record::{
     FILE_PART_BYTES, FileContent, FleetRecord, INLINE_BODY_BYTES_MAX, MessageRef, RecordState, ShippedFile,
 };
+use super::reference::withhold;
 use super::seals::Seals;
 use crate::depot::{Depot, DepotError};
 use crate::message::{Attachment, MessageId, MessageStatus, Sha256};
@@ -49,6 +51,8 @@ pub struct Loader<'a> {
     pub seals: &'a Seals,
     /// The stream.
     pub stream: StreamId,
+    /// The fleet under whose id secrets are named instead of being shipped, if they are.
+    pub names_secrets_in: Option<Uuid>,
 }
 
 impl Loader<'_> {
@@ -124,7 +128,11 @@ impl Loader<'_> {
             _ => RecordState::Waiting,
         };
         let message = stored.into_message();
-        Ok(FleetRecord { reference, position, message, fingerprint: None, attempts, state, file })
+        let mut record = FleetRecord { reference, position, message, fingerprint: None, attempts, state, file };
+        if let Some(fleet) = self.names_secrets_in {
+            withhold(fleet, &mut record, |_| true);
+        }
+        Ok(record)
     }
 
     fn put_attachment(

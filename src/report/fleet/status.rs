@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::dial::DialReport;
+use super::replay::MissingKeyLine;
 use crate::figures::{count, short_duration, size, time};
 use crate::takeover::survey::{FleetSurvey, StreamStanding, StreamSurvey};
 use crate::terminal::Shown;
@@ -24,6 +25,8 @@ pub(crate) struct FleetStatusReport {
     replayers: Vec<ReplayerLine>,
     /// What people decided about the pace.
     dial: DialReport,
+    /// Keys that messages of closed streams wait for, as their last replayer has found.
+    missing_keys: Vec<MissingKeyLine>,
     /// The streams, the one with the oldest message first.
     list: Vec<StreamLine>,
     unreadable: Vec<UnreadableHead>,
@@ -146,6 +149,9 @@ impl FleetStatusReport {
                 messages: survey.rejected.values().sum(),
                 by_workspace: by_workspace.collect(),
             },
+            missing_keys: (survey.missing_keys().iter())
+                .map(|key| MissingKeyLine::new(&key.workspace, &key.key, key.messages))
+                .collect(),
             replayers: replayers.map(|(owner, streams, messages)| ReplayerLine { owner, streams, messages }).collect(),
             dial: match &survey.dial {
                 None => DialReport::default(),
@@ -192,6 +198,9 @@ impl FleetStatusReport {
         }
         for (name, text) in self.dial.lines() {
             row(name, &text);
+        }
+        for key in self.missing_keys.iter().take(LISTED_MAX) {
+            row("no key", &key.text());
         }
         for head in self.unreadable.iter().take(LISTED_MAX) {
             row("unreadable", &format!("stream {}: {}", head.stream, head.reason));

@@ -22,6 +22,7 @@ const SECTIONS: &[Section] = &[
     agent,
     edges,
     fleet,
+    copies,
     store,
     full,
     waiting,
@@ -223,6 +224,11 @@ fn dial(fleet: &FleetOverview) -> impl Iterator<Item = StatusLine> {
     });
     let problem = dial.problem.as_ref().map(|problem| line("", format!("{problem}; the last one stays in force")));
     [hold, pace, problem].into_iter().flatten()
+}
+
+/// Messages with copies in a depot that nobody delivers.
+fn copies(report: &StatusReport) -> Vec<StatusLine> {
+    report.copies.as_ref().and_then(|copies| copies.text()).map(|text| line("depot", text)).into_iter().collect()
 }
 
 fn store(report: &StatusReport) -> Vec<StatusLine> {
