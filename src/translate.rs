@@ -534,7 +534,8 @@ mod tests {
     use crate::config::Flags;
 
     fn config(variables: &[(&str, &str)]) -> Config {
-        let environment: BTreeMap<&str, &str> = variables.iter().copied().collect();
+        let store = ("OPIK_OFFLINE_DB", "/srv/store.db");
+        let environment: BTreeMap<&str, &str> = variables.iter().copied().chain([store]).collect();
         Config::resolve(&Flags::default(), &environment).expect("valid settings")
     }
 
