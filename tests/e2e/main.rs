@@ -24,9 +24,15 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_engines;
+mod fleet_faults;
+mod fleet_garage;
+mod fleet_kills;
 mod fleet_replay;
 mod fleet_shipping;
 mod fleet_streams;
+mod fleet_testament;
+mod fleet_versions;
 mod flushing;
 mod foreign_answers;
 mod forwarding;
@@ -65,6 +71,9 @@ mod outage;
 mod overtaking;
 mod panics;
 mod parallel_batches;
+#[path = "../depot/postgres/servers.rs"]
+#[allow(dead_code, reason = "tests/depot uses all of it")]
+mod postgres_servers;
 mod prism;
 mod proxy;
 mod rate_limits;
