@@ -56,6 +56,8 @@ pub struct ModelFaults {
     pub refused: Vec<Verb>,
     /// The number of newest objects that listings omit.
     pub listing_lags_by: usize,
+    /// A read of what is not there is refused, as object storage does to those who may not list.
+    pub refuses_absent: bool,
     /// Conditions are ignored: every create and swap succeeds.
     pub ignores_conditions: bool,
     /// Conditions are looked at before this pause and not after it: of several callers, more than one succeeds.
@@ -205,7 +207,11 @@ impl Depot for ModelDepot {
         if fault == Some(ModelFault::DoneUnanswered) {
             return Err(unreachable("no answer"));
         }
-        let Some(mut stored) = self.state().objects.get(name).cloned() else { return Ok(None) };
+        let (found, is_refused) = {
+            let state = self.state();
+            (state.objects.get(name).cloned(), state.faults.refuses_absent)
+        };
+        let Some(mut stored) = found else { return if is_refused { Err(refused(Verb::Get)) } else { Ok(None) } };
         match fault {
             Some(ModelFault::Truncated) => {
                 let reason = format!("{} of its {} bytes arrived", stored.bytes.len() / 2, stored.bytes.len());

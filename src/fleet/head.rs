@@ -65,7 +65,8 @@ pub struct Head {
     pub epoch: u32,
     /// Who owns it.
     pub owner: HeadOwner,
-    /// Bundles shipped: their numbers are lower than this.
+    /// Bundles shipped: their numbers are lower than this, and a successor has to find all of them. 0 once everything that
+    /// was shipped is settled: then they may be deleted already.
     pub bundles: u32,
     /// Messages shipped.
     pub shipped: u64,

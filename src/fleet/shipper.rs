@@ -98,6 +98,8 @@ struct Turns {
     opened: u64,
     head: Option<StreamHead>,
     head_due: Duration,
+    /// Since when something was seen that is not shipped.
+    waiting_since: Option<Duration>,
     gone_due: Instant,
     watch_due: Instant,
     retry_due: Option<Instant>,
@@ -123,6 +125,7 @@ impl Shipper {
             opened: 0,
             head: None,
             head_due: Duration::ZERO,
+            waiting_since: None,
             gone_due: Instant::now(),
             watch_due: Instant::now(),
             retry_due: None,
@@ -255,12 +258,16 @@ impl Shipper {
             let newest = store.newest()?;
             let unshipped = store.unshipped()?;
             if unshipped.messages == 0 {
+                turns.waiting_since = None;
                 self.ledger.change(|state| state.confirmed_through = state.confirmed_through.max(newest.0));
                 return Ok(());
             }
             let age_ms = unshipped.oldest_accepted_at_ms.map_or(0, |at_ms| now_ms().saturating_sub(at_ms));
+            let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+            // The clock may have been set back since the oldest was accepted.
+            let seen = since_boot().saturating_sub(*turns.waiting_since.get_or_insert_with(since_boot));
             let waiting = Unshipped {
-                oldest_age: Some(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))),
+                oldest_age: Some(age.max(seen)),
                 fills_a_bundle: unshipped.messages >= CHOICE.messages_max as u64
                     || unshipped.body_bytes >= CHOICE.bytes_max,
                 is_urgent: self.ledger.settings.acknowledge == Acknowledge::Fleet
@@ -275,7 +282,10 @@ impl Shipper {
                 ShipNext::After(_) | ShipNext::Nothing => return Ok(()),
             }
             match self.ship(store, turns) {
-                Ok(()) => turns.schedule.shipped(since_boot()),
+                Ok(()) => {
+                    turns.schedule.shipped(since_boot());
+                    turns.waiting_since = None;
+                }
                 Err(error) => {
                     turns.schedule.failed(since_boot(), jitter());
                     return Err(error);
@@ -392,20 +402,27 @@ impl Shipper {
     fn renew(&self, store: &dyn Store, turns: &mut Turns, state: HeadState) -> Result<(), ShipError> {
         let Some(head) = &mut turns.head else { return Ok(()) };
         let backlog = store.backlog(&Filter::default())?;
-        let stream = self.ledger.lock().owned.as_ref().map(|owned| owned.stream.uuid());
-        let record = store.streams()?.into_iter().find(|it| Some(it.stream) == stream);
-        let (shipped, bundles) = (turns.shipped, record.map_or(0, |it| it.next_bundle));
-        let (written, began) = head.write(self.ledger.depot.as_ref(), |head| {
+        let stream = self.ledger.lock().owned.as_ref().map(|owned| owned.stream);
+        let head_is_finished = || stream.is_some_and(|stream| self.is_known_finished(stream));
+        let record = store.streams()?.into_iter().find(|it| Some(it.stream) == stream.as_ref().map(StreamId::uuid));
+        // Those of a stream that is settled may be deleted from now on.
+        let is_needed = |it: &StreamRecord| state == HeadState::Open || it.is_outstanding;
+        let (shipped, bundles) = (turns.shipped, record.filter(is_needed).map_or(0, |it| it.next_bundle));
+        let written = head.write(self.ledger.depot.as_ref(), |head| {
             head.state = state;
             head.bundles = bundles;
             head.shipped = head.shipped.max(shipped);
             head.waiting = backlog.waiting();
             head.oldest_ms = backlog.oldest_accepted_at_ms.and_then(|at_ms| u64::try_from(at_ms).ok());
             head.renewed_at_ms = u64::try_from(now_ms()).unwrap_or(0);
-        })?;
-        if written == HeadWritten::Lost {
-            return Err(ShipError::Lost);
-        }
+        });
+        let began = match written {
+            Ok((HeadWritten::Ours, began)) => began,
+            Ok((HeadWritten::Lost, _)) => return Err(ShipError::Lost),
+            // How a head that is gone looks to those who may not list.
+            Err(DepotError::NotAuthorised { .. }) if head_is_finished() => return Err(ShipError::Lost),
+            Err(error) => return Err(error.into()),
+        };
         turns.head_due = began + RENEW_EVERY;
         self.ledger.change(|state| {
             if let Some(owned) = &mut state.owned {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::head::{Head, HeadFault, HeadOwner};
 use super::names::{ObjectName, StreamId};
 use super::object_names::depot_name;
+use super::takeover::SEND_WITHIN;
 use crate::depot::{Depot, DepotError, Name, Version};
 use crate::store::since_boot;
 
@@ -78,7 +79,8 @@ impl StreamHead {
         self.written
     }
 
-    /// Writes the head with these changes, and returns when that began, by [`since_boot`].
+    /// Writes the head with these changes, and returns when that began, by [`since_boot`]. After a time in which it may have
+    /// been taken over, it looks first.
     ///
     /// # Errors
     ///
@@ -89,6 +91,10 @@ impl StreamHead {
         change: impl FnOnce(&mut Head),
     ) -> Result<(HeadWritten, Duration), DepotError> {
         let began = since_boot();
+        // It may have been taken over since, and a depot that ignores conditions would let us write over that.
+        if self.written.is_some_and(|written| began.saturating_sub(written) >= SEND_WITHIN) && self.is_taken(depot)? {
+            return Ok((HeadWritten::Lost, began));
+        }
         let mut next = self.head.clone();
         change(&mut next);
         next.renewed = next.renewed.saturating_add(1);
@@ -97,22 +103,29 @@ impl StreamHead {
                 (self.head, self.version, self.written) = (next, Some(version), Some(began));
                 return Ok((HeadWritten::Ours, began));
             }
-            Err(DepotError::Lost { .. }) => self.find(depot, next)?,
+            Err(error @ DepotError::Lost { .. }) => (self.find(depot, next)?, error),
             Err(error @ DepotError::UnknownOutcome { .. }) => match self.find(depot, next) {
-                Ok(written) => written,
+                Ok(written) => (written, error),
                 Err(_) => return Err(error),
             },
             Err(error) => return Err(error),
         };
         match written {
             // It was written by this call or an earlier one, the answer was lost: the caller repeats from its version.
-            Some(written) => Ok((written, began)),
-            None => Err(DepotError::UnknownOutcome {
+            (Some(written), _) => Ok((written, began)),
+            (None, error @ DepotError::UnknownOutcome { .. }) => Err(error),
+            (None, _) => Err(DepotError::UnknownOutcome {
                 at: depot.describe().url,
                 name: self.name.clone(),
                 reason: "it is as it was before".to_owned(),
             }),
         }
+    }
+
+    /// Returns whether the head that is there is certainly that of another process.
+    fn is_taken(&self, depot: &dyn Depot) -> Result<bool, DepotError> {
+        let read = read_head(depot, self.stream)?;
+        Ok(read.is_none_or(|read| Some(&read.version) != self.version.as_ref() && !is_by(&read.head, &self.head)))
     }
 
     /// Finds out who wrote the head that is there: `None` if it is the one that was to be replaced.
@@ -147,5 +160,50 @@ pub fn this_process(nonce: &str) -> HeadOwner {
         pid: std::process::id(),
         nonce: nonce.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depot::model::ModelDepot;
+    use crate::fleet::head::HeadState;
+
+    fn head() -> Head {
+        Head {
+            state: HeadState::Open,
+            epoch: 1,
+            owner: this_process("an agent"),
+            bundles: 1,
+            shipped: 1,
+            waiting: 1,
+            oldest_ms: None,
+            renewed: 0,
+            renewed_at_ms: 0,
+            silence_ms: 0,
+        }
+    }
+
+    /// Time is all that fences a depot that ignores conditions.
+    #[test]
+    fn a_head_that_may_have_been_taken_over_is_not_written_over() {
+        let depot = ModelDepot::new();
+        depot.set(|faults| faults.ignores_conditions = true);
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let mut head = StreamHead::new(stream, head(), None).expect("a name");
+        let write = |head: &mut StreamHead| head.write(&depot, |_| {}).expect("the depot is there").0;
+        assert_eq!(write(&mut head), HeadWritten::Ours);
+        let read = read_head(&depot, stream).expect("the depot is there").expect("it was written");
+        let long_ago = since_boot().saturating_sub(SEND_WITHIN * 2);
+        // Suspended, and nobody has taken it.
+        head.written = Some(long_ago);
+        assert_eq!(write(&mut head), HeadWritten::Ours, "a laptop that slept loses its stream to nobody");
+        let taken = read.head.taken_by(this_process("a replayer"));
+        let name = depot_name(&ObjectName::Head(stream)).expect("a name");
+        depot.swap(&name, None, &taken.encode()).expect("this depot takes every write");
+        head.written = Some(long_ago);
+        assert_eq!(write(&mut head), HeadWritten::Lost, "two senders deliver one stream");
+        let now = read_head(&depot, stream).expect("the depot is there").expect("it is there").head;
+        assert_eq!((now.state, now.epoch), (HeadState::Taken, taken.epoch), "the new owner would be written over");
     }
 }

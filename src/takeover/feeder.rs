@@ -306,7 +306,7 @@ impl Feeder<'_> {
         let found = free.head.as_ref().map(|(head, version)| (head, version));
         let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
         info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
-        let read = self.read(stream);
+        let read = self.read(stream, head.bundles);
         if read.is_err() {
             // So that it need not become silent first.
             let _ = self.holdings.give_back(stream, head.waiting);
@@ -314,8 +314,9 @@ impl Feeder<'_> {
         read.map(Some)
     }
 
-    fn read(&self, stream: StreamId) -> Result<(TakenStream, Option<UnreadableObject>), DepotError> {
-        let bundles = self.reader.bundles(stream)?;
+    /// Reads the marks of a stream and the names of its bundles, of which this many were shipped.
+    fn read(&self, stream: StreamId, shipped: u32) -> Result<(TakenStream, Option<UnreadableObject>), DepotError> {
+        let (bundles, missing) = self.reader.all_bundles(stream, shipped)?;
         let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
         let mut settled = SettledMessages::new();
         let read = self.reader.marks(stream)?.and_then(|marks| {
@@ -330,7 +331,7 @@ impl Feeder<'_> {
             prefetched: None,
             planned: None,
             imported: BTreeSet::new(),
-            left: 0,
+            left: missing.as_ref().map_or(0, |missing| missing.messages),
             back: HeldBack::default(),
             without_key: BTreeMap::new(),
             is_closed_to_us: false,
@@ -346,7 +347,7 @@ impl Feeder<'_> {
         {
             taken.prefetched = Some(self.reader.bundle(stream, *only)?);
         }
-        Ok((taken, None))
+        Ok((taken, missing))
     }
 
     /// Imports the next bundles while there is room.
@@ -460,7 +461,9 @@ impl Feeder<'_> {
         if listed.iter().any(|bundle| !taken.imported.contains(bundle)) {
             return Ok(Swept::More(listed));
         }
-        delete_stream(self.depot, stream, &listed, |message| self.ledger.keeps_file(stream, message))?;
+        // Also those that this listing does not show: nobody could tell later that they are settled.
+        let all: Vec<BundleName> = taken.imported.iter().copied().collect();
+        delete_stream(self.depot, stream, &all, |message| self.ledger.keeps_file(stream, message))?;
         self.holdings.forget(stream);
         self.ledger.forget(stream);
         info!(target: "fleet", %stream, "delivered and deleted a stream");

@@ -230,11 +230,14 @@ impl FleetPurge {
         for marks in marks.chunks(MARKS_AT_ONCE) {
             writer.mark(&self.keys.seals, stream, head.epoch, marks.to_vec())?;
         }
+        let reader = StreamReader::new(self.depot.clone(), self.keys.identities.clone());
+        if !selection.is_whole_stream() {
+            selected.unreadable.extend(reader.all_bundles(stream, head.bundles)?.1);
+        }
         let is_all = selected.others == 0 && selected.unreadable.is_empty();
         let others = selected.others;
         purged.add(&mut selected);
         if is_all || selection.is_whole_stream() {
-            let reader = StreamReader::new(self.depot.clone(), self.keys.identities.clone());
             delete_stream(&*self.depot, stream, &reader.bundles(stream)?, |_| false)?;
             holdings.forget(stream);
         } else {

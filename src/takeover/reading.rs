@@ -4,8 +4,10 @@
 //! newer version or for another identity is skipped as a whole, and marks that can't be read keep the whole stream from
 //! being replayed, because what they settled would be sent again over newer writes.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 
@@ -17,6 +19,9 @@ use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::record::{FleetRecord, ShippedFile};
 use crate::sealing::{Identity, OpenReader, SealError, is_sealed};
 
+/// How often bundles are listed until all that were shipped are there, and the pause between: a listing may lag behind.
+const LISTS_MAX: usize = 6;
+const LIST_PAUSE: Duration = Duration::from_secs(1);
 /// Objects of one stream that are read at a time.
 const READS_AT_ONCE: usize = 4;
 
@@ -69,6 +74,42 @@ impl StreamReader {
         let mut bundles: Vec<BundleName> = listed.iter().filter_map(|entry| bundle(&entry.name)).collect();
         bundles.sort_unstable();
         Ok(bundles)
+    }
+
+    /// Returns the names of a stream's bundles, and what is missing of the bundles with numbers below `shipped`, which its
+    /// owner says are there. Waits for a listing that lags behind.
+    pub(super) fn all_bundles(
+        &self,
+        stream: StreamId,
+        shipped: u32,
+    ) -> Result<(Vec<BundleName>, Option<UnreadableObject>), DepotError> {
+        let mut lists = 1;
+        loop {
+            let bundles = self.bundles(stream)?;
+            let listed: BTreeSet<u32> = bundles.iter().map(|bundle| bundle.number).collect();
+            let missing: Vec<u32> = (0..shipped).filter(|number| !listed.contains(number)).collect();
+            let Some(first) = missing.first() else { return Ok((bundles, None)) };
+            if self.is_finished(stream)? {
+                // Its replayer was ended while it deleted the stream.
+                return Ok((bundles, None));
+            }
+            if lists == LISTS_MAX {
+                let object = format!("{}/{first}", names::bundles_of(&stream));
+                let messages = missing.len() as u64;
+                let reason = format!(
+                    "{} of {shipped} that were shipped are not there, or the listing does not show them; if they were \
+                     deleted, their messages are lost: `opik-offline purge --fleet URL --stream {stream}` deletes the rest",
+                    crate::figures::count(messages, "bundle")
+                );
+                return Ok((bundles, Some(UnreadableObject { object, messages, reason })));
+            }
+            std::thread::sleep(LIST_PAUSE);
+            lists += 1;
+        }
+    }
+
+    fn is_finished(&self, stream: StreamId) -> Result<bool, DepotError> {
+        Ok(self.depot.get(&name_of(&ObjectName::Finished(stream)))?.is_some())
     }
 
     /// Returns all marks of a stream, in the order in which they were written; or which of their objects can't be read.

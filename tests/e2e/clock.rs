@@ -8,6 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::fleet_streams::TestFleet;
 use crate::support::agent::{Agent, AgentBuilder, Home};
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::ledger::ClientLedger;
@@ -172,4 +173,30 @@ fn agents_whose_clocks_differ_by_hours_share_a_store_in_order() {
     server.assert_order(&ledger);
     server.assert_no_overlaps();
     server.assert_no_update_before_create();
+}
+
+/// What was accepted before the clock was set back is old enough for a copy by no clock of the wall.
+#[test]
+fn a_clock_that_jumps_by_hours_delays_no_copy_and_costs_no_stream() {
+    let (fleet, clock, server) = (TestFleet::new(), Clock::new(), FakeOpik::new_stopped());
+    let builder = agent(&server).arg("--fleet").arg(&fleet.url()).env("OPIK_OFFLINE_FLEET_INTERVAL_MAX", "1s");
+    let agent = clock.under(builder.env("OPIK_OFFLINE_FLEET_DELAY", "5s")).start();
+    let ledger = ClientLedger::new();
+    let mut shipped = 0;
+    // Back, far ahead and back again, each time between a write and its copy.
+    for (jump, n) in [(-6 * HOUR, 1), (9 * HOUR, 2), (-2 * HOUR, 3)] {
+        let ids = [uuid7(), uuid7()];
+        write_some(&[&agent], &ledger, &ids, 0);
+        clock.set(jump);
+        write_some(&[&agent], &ledger, &ids, n);
+        shipped += 4;
+        wait_until("copies wait until the clock has caught up", PATIENCE, || fleet.shipped() >= shipped);
+    }
+    assert_eq!(fleet.names("v1/heads").len(), 1, "the agent lost its stream to nobody");
+    server.start();
+    agent.wait_until_delivered();
+    wait_until("the depot fills up", PATIENCE, || fleet.left().is_empty());
+    server.assert_equals(&ledger);
+    server.assert_order(&ledger);
+    server.assert_no_violations();
 }

@@ -88,6 +88,11 @@ impl TestFleet {
         listed.into_iter().map(|entry| entry.name.to_string()).collect()
     }
 
+    /// Returns how many messages are in bundles, by the names of these.
+    pub(crate) fn shipped(&self) -> u64 {
+        messages_in(&self.names("v1/bundles"))
+    }
+
     /// Returns what is left of streams.
     pub(crate) fn left(&self) -> Vec<String> {
         ["v1/heads", "v1/bundles", "v1/marks", "v1/files"].iter().flat_map(|under| self.names(under)).collect()
@@ -205,6 +210,15 @@ impl TestFleet {
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
         command.spawn().expect("the replayer can be started")
     }
+}
+
+/// Returns how many messages are in bundles of these names.
+pub(crate) fn messages_in(names: &[String]) -> u64 {
+    let messages = |name: &String| match ObjectName::parse(name) {
+        Some(ObjectName::Bundle(_, bundle)) => u64::from(bundle.messages),
+        _ => 0,
+    };
+    names.iter().map(messages).sum()
 }
 
 /// Returns the head of an agent's stream.

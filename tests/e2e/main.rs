@@ -26,12 +26,18 @@ mod early_answers;
 mod encryption;
 mod fake_opik;
 mod fleet_dial;
+mod fleet_engines;
+mod fleet_faults;
+mod fleet_garage;
 mod fleet_keys;
+mod fleet_kills;
 mod fleet_people;
 mod fleet_replay;
 mod fleet_selection;
 mod fleet_shipping;
 mod fleet_streams;
+mod fleet_testament;
+mod fleet_versions;
 mod flushing;
 mod foreign_answers;
 mod forwarding;
@@ -71,6 +77,9 @@ mod outage;
 mod overtaking;
 mod panics;
 mod parallel_batches;
+#[path = "../depot/postgres/servers.rs"]
+#[allow(dead_code, reason = "tests/depot uses all of it")]
+mod postgres_servers;
 mod prism;
 mod proxy;
 mod python_module;

@@ -142,11 +142,11 @@ def scores():
     unscored.clear()
 
 
-def attach(number):
+def attach(number, large_bytes=1_300_000):
     global count
     for _ in range(number):
         count += 1
-        small, large, odd = b"Gr\xfc\xdfe" * 100, os.urandom(1_300_000), os.urandom(70_000)
+        small, large, odd = b"Gr\xfc\xdfe" * 100, os.urandom(large_bytes), os.urandom(70_000)
         files = ((f"small {count}.txt", small, "text/plain"), (f"large-{count}.bin", large, "application/octet-stream"))
         trace = client.trace(name=f"attached {count}", input={"n": count}, tags=[RUN], attachments=[
             opik.Attachment(data=data, file_name=name, content_type=kind) for name, data, kind in files])
@@ -171,7 +171,7 @@ for line in sys.stdin:
     elif command == "scores":
         scores()
     elif command == "attach":
-        attach(int(arguments[0]))
+        attach(*map(int, arguments))
     elif command == "flush":
         result["flushed"] = flush()
     elif command == "quit":

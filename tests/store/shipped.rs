@@ -558,6 +558,50 @@ fn messages_that_a_replayer_delivered_meanwhile_are_not_sent_again_unless_the_de
     }
 }
 
+/// As object storage answers those who may not list: what is not there is refused.
+#[test]
+fn an_agent_that_may_not_list_learns_that_its_stream_was_finished_and_sends_nothing_while_it_does_not_know() {
+    for is_finished in [true, false] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let depot = Arc::new(ModelDepot::new());
+        let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
+        depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
+        depot.set(|faults| (faults.refuses_absent, faults.refused) = (true, vec![Verb::List, Verb::Delete]));
+        let store: Arc<dyn Store> = Arc::new(open(&path));
+        // Killed before its head was made.
+        let abandoned = StreamRecord { depot: depot.describe().url, ..record(3) };
+        store.note_stream(&abandoned).expect("it can be written");
+        let ship = Ship::start(store, &depot, at_once());
+        register(ship.store.as_ref(), "a");
+        ship.wait_until("it waits for ever for a head that was never made", |ship| {
+            InDepot::of(&ship.depot).shipped.len() == 1
+        });
+        drop(ship);
+        let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
+        let stream = head.as_str().rsplit('/').next().expect("a name").to_owned();
+        depot.set(|faults| faults.refused.clear());
+        let gone: Vec<Name> = depot.names().into_iter().filter(|name| name.as_str().contains(&stream)).collect();
+        depot.delete(&gone).expect("it is there");
+        if is_finished {
+            depot.create(&Name::new(&format!("v1/finished/{stream}")).expect("a name"), b"{}").expect("it is there");
+        }
+        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        let stored = |ship: &Ship| ship.store.backlog(&Filter::default()).expect("it can be read").messages();
+        if is_finished {
+            ship.wait_until("it waits for ever for a stream that was finished", |ship| stored(ship) == 0);
+            continue;
+        }
+        // Its head may be there, and a replayer at work: nothing tells.
+        ship.wait_until("nobody learns why it waits", |ship| {
+            ship.ledger.standing().problem.is_some_and(|problem| problem.contains("allow this agent to list"))
+        });
+        assert_eq!(stored(&ship), 1, "an acknowledged write is lost");
+        let sent = ship.store.acquire(&Owner::this_process("replay"), Duration::from_secs(1));
+        assert!(sent.is_err(), "it delivers what its successor may have delivered long ago");
+    }
+}
+
 #[test]
 fn deleted_messages_are_marked_and_a_depot_without_recipients_gets_nothing() {
     let depot = Arc::new(ModelDepot::new());

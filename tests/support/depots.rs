@@ -107,6 +107,11 @@ impl SeaweedFs {
         self.0.url()
     }
 
+    /// Returns the port at which it answers.
+    pub(crate) fn port(&self) -> u16 {
+        self.0.port
+    }
+
     /// Returns the variables with which this person reaches it.
     pub(crate) fn variables(&self, person: Person) -> Variables {
         let name = match person {

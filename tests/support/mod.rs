@@ -11,6 +11,8 @@ pub(crate) mod background;
 pub(crate) mod cgroup;
 pub(crate) mod depots;
 pub(crate) mod fake_opik;
+pub(crate) mod faulty;
+pub(crate) mod garage;
 pub(crate) mod http;
 pub(crate) mod json;
 pub(crate) mod ledger;

@@ -3,8 +3,9 @@
 use tracing::{info, warn};
 
 use super::{
-    DELETE_STEP, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store, StreamHead,
-    StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot, this_process,
+    DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store,
+    StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot,
+    this_process,
 };
 
 impl Shipper {
@@ -32,7 +33,12 @@ impl Shipper {
         }
         // Marks need to know for whom to seal.
         self.seals()?;
-        let Some(read) = read_head(self.ledger.depot.as_ref(), stream)? else {
+        let read = match self.head_of(stream) {
+            // All that was shipped is settled: whatever the depot still has, nobody needs it.
+            Err(DepotError::NotAuthorised { .. }) if !record.is_outstanding => None,
+            read => read?,
+        };
+        let Some(read) = read else {
             self.stream_is_gone(store, &record)?;
             return Ok(true);
         };
@@ -55,6 +61,30 @@ impl Shipper {
         self.renew(store, turns, HeadState::Open)?;
         info!(target: "fleet", "continues with stream {stream} in the depot {depot}");
         Ok(true)
+    }
+
+    /// Reads the head of a stream; `None` if it has none.
+    ///
+    /// Where we may not list, object storage answers a read of what is not there with a refusal. Then the record that a
+    /// replayer made before it deleted the head tells that it is gone. Without that record nothing is proved: the head
+    /// may be there, and its new owner at work.
+    fn head_of(&self, stream: StreamId) -> Result<Option<HeadRead>, DepotError> {
+        match read_head(self.ledger.depot.as_ref(), stream) {
+            Err(DepotError::NotAuthorised { .. }) if self.is_known_finished(stream) => Ok(None),
+            Err(DepotError::NotAuthorised { at, action, reason }) => {
+                let reason = format!(
+                    "{reason}; without a right to list, an object that is missing is refused as well: if stream {stream} \
+                     was deleted by hand, allow this agent to list until it has delivered its messages"
+                );
+                Err(DepotError::NotAuthorised { at, action, reason })
+            }
+            read => read,
+        }
+    }
+
+    /// Returns whether a replayer has certainly finished the stream.
+    pub(super) fn is_known_finished(&self, stream: StreamId) -> bool {
+        self.is_finished(stream.uuid()).unwrap_or(false)
     }
 
     /// Decides about a stream without a head: a replayer has finished it, and left a record of that; or the depot lost it,
@@ -106,7 +136,7 @@ impl Shipper {
             return Err(self.beside_another(turns));
         }
         // A head that is gone or closed by another process was taken as well.
-        if let Some(read) = read_head(self.ledger.depot.as_ref(), owned.stream)? {
+        if let Some(read) = self.head_of(owned.stream)? {
             self.hand_over(store, owned.stream.uuid(), &read.head)?;
         }
         self.resume(store, turns)
@@ -129,7 +159,7 @@ impl Shipper {
         let handed_over: Vec<_> = records.iter().filter(|it| it.state == StreamState::HandedOver).collect();
         self.ledger.change(|state| state.standing.handed_over = handed_over.len());
         for record in handed_over {
-            if read_head(self.ledger.depot.as_ref(), StreamId::new(record.stream))?.is_some() {
+            if self.head_of(StreamId::new(record.stream))?.is_some() {
                 continue;
             }
             if !self.is_finished(record.stream)? {

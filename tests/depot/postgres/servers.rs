@@ -21,7 +21,7 @@ use crate::support::{PATIENCE, reserve_port, tempdir, wait_until};
 pub(crate) const PASSWORD: &str = "geheim:@/Gr\u{fc}n";
 /// The same in a URL.
 const PASSWORD_IN_URL: &str = "geheim%3A%40%2FGr%C3%BCn";
-const USER: &str = "tester";
+pub(crate) const USER: &str = "tester";
 
 /// The programs, and who runs them.
 pub(crate) struct Installation {
