@@ -46,6 +46,7 @@
 //! | [`translate`] | the configuration as the plain values that the rooms take |
 //! | [`report`] | the reports of commands: documents for programs, text for people |
 //! | [`completion`] | values for the shell's completions |
+//! | `failure` | the message, hint and exit code of every error |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
 //! | [`shutdown`] | one value that tells every loop to stop |
@@ -65,6 +66,7 @@ pub mod config;
 pub mod delivery;
 pub mod depot;
 pub(crate) mod export;
+pub(crate) mod failure;
 pub(crate) mod figures;
 pub mod fleet;
 pub(crate) mod give_way;

@@ -10,7 +10,6 @@
 mod agent;
 mod background;
 mod dial;
-mod failure;
 mod fleet;
 mod healthcheck;
 mod inspect;
@@ -32,6 +31,7 @@ use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand
 
 use crate::completion;
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
+pub use crate::failure::{Exit, Failure};
 use crate::printable;
 use crate::shutdown::Shutdown;
 use crate::signals;
@@ -41,7 +41,6 @@ use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{OutputStream, Shown};
 use crate::translate;
 use crate::upstream::Upstream;
-pub use failure::{Exit, Failure};
 
 /// Prints values for the shell's completions. It is not part of the definition, because people don't type it.
 const COMPLETION_COMMAND: &str = "__values";

@@ -6,9 +6,9 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::failure::{Exit, Failure};
 use crate::config::units::parse_duration;
 use crate::config::{ServerUrl, ServerUrlError};
+use crate::failure::{Exit, Failure};
 use crate::fleet::names::StreamId;
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
 use crate::printable::name;
