@@ -45,6 +45,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             break
         }
         'opik-offline;agent' {
+            [CompletionResult]::new('--idle-exit', '--idle-exit', [CompletionResultType]::ParameterName, 'End when no client is connected and no message waits for this long [default: none]')
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Listen on this address [default: 127.0.0.1:6745]')
             [CompletionResult]::new('--allowed-hosts', '--allowed-hosts', [CompletionResultType]::ParameterName, 'Accept requests for these hosts and from web pages of these origins [default: none]')
             [CompletionResult]::new('--hub-token-file', '--hub-token-file', [CompletionResultType]::ParameterName, 'Send the token in this file to the hub, if --upstream is a hub')
@@ -79,6 +80,10 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use this Opik server, such as http://127.0.0.1:5173/api')
             [CompletionResult]::new('--fleet', '--fleet', [CompletionResultType]::ParameterName, 'Keep copies in this depot, such as s3://BUCKET/PREFIX')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--background', '--background', [CompletionResultType]::ParameterName, 'Start the agent in the background, unless it runs')
+            [CompletionResult]::new('--stop', '--stop', [CompletionResultType]::ParameterName, 'Stop the background agent for this server and store')
+            [CompletionResult]::new('--print-url', '--print-url', [CompletionResultType]::ParameterName, 'With --background: print the address for OPIK_URL_OVERRIDE and nothing else')
+            [CompletionResult]::new('--detached', '--detached', [CompletionResultType]::ParameterName, 'Run as the background agent, for a starter that holds its lock')
             [CompletionResult]::new('--insecure-listen', '--insecure-listen', [CompletionResultType]::ParameterName, 'Listen beyond this machine without requiring an intake token')
             [CompletionResult]::new('--hub', '--hub', [CompletionResultType]::ParameterName, 'Be a hub: other agents use this one as their --upstream')
             [CompletionResult]::new('--adopt-orphans', '--adopt-orphans', [CompletionResultType]::ParameterName, 'Salvage and deliver what killed Python processes leave behind')

@@ -41,6 +41,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand help 'Print this message or the help of the given subcommand(s)'
         }
         &'opik-offline;agent'= {
+            cand --idle-exit 'End when no client is connected and no message waits for this long [default: none]'
             cand --listen 'Listen on this address [default: 127.0.0.1:6745]'
             cand --allowed-hosts 'Accept requests for these hosts and from web pages of these origins [default: none]'
             cand --hub-token-file 'Send the token in this file to the hub, if --upstream is a hub'
@@ -75,6 +76,10 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --upstream 'Use this Opik server, such as http://127.0.0.1:5173/api'
             cand --fleet 'Keep copies in this depot, such as s3://BUCKET/PREFIX'
             cand --format 'Write results in this format'
+            cand --background 'Start the agent in the background, unless it runs'
+            cand --stop 'Stop the background agent for this server and store'
+            cand --print-url 'With --background: print the address for OPIK_URL_OVERRIDE and nothing else'
+            cand --detached 'Run as the background agent, for a starter that holds its lock'
             cand --insecure-listen 'Listen beyond this machine without requiring an intake token'
             cand --hub 'Be a hub: other agents use this one as their --upstream'
             cand --adopt-orphans 'Salvage and deliver what killed Python processes leave behind'

@@ -44,6 +44,7 @@ complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "replay" -
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "inspect" -d 'List stored messages, or show one in full'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "purge" -d 'Delete stored messages permanently'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l idle-exit -d 'End when no client is connected and no message waits for this long [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l listen -d 'Listen on this address [default: 127.0.0.1:6745]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l allowed-hosts -d 'Accept requests for these hosts and from web pages of these origins [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub-token-file -d 'Send the token in this file to the hub, if --upstream is a hub' -r -F
@@ -81,6 +82,10 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l form
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l background -d 'Start the agent in the background, unless it runs'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l stop -d 'Stop the background agent for this server and store'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l print-url -d 'With --background: print the address for OPIK_URL_OVERRIDE and nothing else'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l detached -d 'Run as the background agent, for a starter that holds its lock'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without requiring an intake token'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub -d 'Be a hub: other agents use this one as their --upstream'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'

@@ -18,8 +18,7 @@ fn start(home: &BackgroundHome, version: &str, environment: &[(&str, &str)]) -> 
     let mut command = home.command(python_sdk(version));
     command.arg(format!("{ROOT}/tests/sdk/protected.py")).env("PYTHONPATH", format!("{ROOT}/python"));
     command.env("OPIK_OFFLINE_BINARY", program()).envs(environment.iter().copied());
-    let url = environment.iter().find(|(name, _)| *name == "OPIK_URL_OVERRIDE").map_or(&*home.server, |(_, url)| url);
-    SdkApp::start_command(command, Home::new(), url)
+    SdkApp::start_command(command, Home::new(), &home.server)
 }
 
 #[track_caller]
@@ -169,7 +168,7 @@ fn twenty_processes_that_protect_themselves_at_once_share_one_agent() {
     // Each interpreter is as heavy as the SDK, so they protect before they import it.
     let mut apps: Vec<SdkApp> = (0..20).map(|_| start(&home, OPIK_VERSION, &[])).collect();
     let statuses: Vec<_> = std::thread::scope(|scope| {
-        let protecting: Vec<_> = apps.iter_mut().map(|app| scope.spawn(|| protect(app))).collect();
+        let protecting: Vec<_> = apps.iter_mut().map(|app| scope.spawn(move || protect(app))).collect();
         protecting.into_iter().map(|one| one.join().expect("it is protected")).collect()
     });
     assert!(statuses.iter().all(|status| status["pid"] == statuses[0]["pid"]), "{statuses:?}");

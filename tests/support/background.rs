@@ -35,7 +35,7 @@ impl BackgroundHome {
     /// Starts the agent, or finds it, and returns what it says about itself.
     #[track_caller]
     pub(crate) fn launch(&self, args: &[&str]) -> Value {
-        let output = self.agent(&[&["--background", "--format", "json"], args].concat());
+        let output = self.agent(&[&["--background", "--format", "json"][..], args].concat());
         assert_eq!(output.code(), Some(0), "{}{}", output.stdout, output.stderr);
         output.json()
     }
