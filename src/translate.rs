@@ -258,6 +258,7 @@ pub(crate) fn fleet_use(config: &Config) -> Result<Option<FleetUse>, FleetError>
     let settings_of_fleet = FleetSettings {
         recipients: keys.map_err(bad_key)?,
         is_plain: config.fleet_plain.value,
+        is_by_reference: config.fleet_credentials.value == config::FleetCredentials::Reference,
         schedule: ShippingSettings {
             delay: config.fleet_delay.value,
             interval_max: config.fleet_interval_max.value,

@@ -11,6 +11,7 @@ use crate::config::ConfigError;
 use crate::depot::DepotError;
 use crate::health::CheckError;
 use crate::moving::MovingError;
+use crate::printable::shell_word;
 use crate::protocol::answers::SendFailure;
 use crate::replay::session::reassignment::ReassignError;
 use crate::replay::session::{ServerAway, SessionError};
@@ -151,9 +152,13 @@ impl From<StoreError> for Failure {
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
             StoreError::AttachmentGone => "send the file again; none of it was kept",
             StoreError::DepotAway { .. } => "nothing is lost; try again when the depot can be reached",
-            StoreError::InDepot { .. } => {
-                "name the depot: `opik-offline agent --fleet URL` delivers and marks them, `opik-offline replay --fleet URL` \
-                 delivers the copies once the agent is gone"
+            StoreError::InDepot { at, depot } => {
+                let (db, url) = (shell_word(at.as_str().as_ref()), shell_word(depot.as_ref()));
+                let hint = format!(
+                    "`opik-offline agent --db {db} --fleet {url}` delivers and marks them; once their agent is gone for \
+                     good, `opik-offline replay --fleet {url}` delivers the copies"
+                );
+                return Self::new(Exit::Failure, error.to_string(), Some(&hint));
             }
             StoreError::LeaseLost => "the other process continues; `opik-offline status` shows its progress",
         };
@@ -232,6 +237,14 @@ impl From<TakeoverError> for Failure {
             TakeoverError::FleetFile { .. } => {
                 (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed")
             }
+            TakeoverError::KeyFolder { .. } => (
+                Exit::Usage,
+                "name a folder with one file for each key, with --credentials-dir or OPIK_OFFLINE_FLEET_CREDENTIALS_DIR",
+            ),
+            TakeoverError::NoFleetFile { .. } => (
+                Exit::Usage,
+                "check the prefix in the URL; `opik-offline replay --make-identity FILE --fleet URL` makes the file",
+            ),
             TakeoverError::NotExclusive { .. } => (
                 Exit::Usage,
                 "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",

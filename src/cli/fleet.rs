@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::fleet_keys::{ensure_readable, identity_files, keys};
 use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::agent::files;
@@ -19,10 +20,11 @@ use crate::report::fleet::purge::FleetPurgeReport;
 use crate::report::fleet::replay::FleetReplayReport;
 use crate::report::fleet::status::FleetStatusReport;
 use crate::shutdown::Shutdown;
-use crate::store::{Limits, StoredMessage, WhenFull, now_ms};
+use crate::store::{Filter, Limits, StoredMessage, WhenFull, now_ms};
 use crate::takeover::browse::FleetBrowser;
 use crate::takeover::keys::FleetKeys;
 use crate::takeover::purging::{FleetPurge, PurgeSelection};
+use crate::takeover::selection::FleetReplaySelection;
 use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings, ensure_exclusive};
 use crate::takeover::survey::{FleetSurvey, streams_of};
 use crate::terminal::progress::ProgressDisplay;
@@ -41,6 +43,10 @@ pub(super) struct FleetReplayArgs {
     /// With --fleet: keep at most this many bytes of messages on this machine
     #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size, hide_short_help = true)]
     pub stage: ByteSize,
+
+    /// With --fleet: read the API keys that messages only name from this folder, one file for each
+    #[arg(long, value_name = "DIR", hide_short_help = true, value_hint = clap::ValueHint::DirPath)]
+    pub credentials_dir: Option<PathBuf>,
 
     /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
     #[arg(long, hide_short_help = true)]
@@ -69,13 +75,6 @@ pub(super) fn open_depot(config: &Config) -> Result<Arc<dyn Depot>, Failure> {
     Ok(depot::open(&settings)?)
 }
 
-/// Reads the keys of a replayer: of these files, or of the configured one.
-pub(super) fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf]) -> Result<FleetKeys, Failure> {
-    let configured = config.fleet_identity_file.value.clone();
-    let files = if named.is_empty() { configured.into_iter().collect() } else { named.to_vec() };
-    Ok(FleetKeys::read(depot, &files)?)
-}
-
 /// `replay --fleet`
 pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
@@ -84,7 +83,10 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let default = if args.follow { LogLevel::Info } else { LogLevel::Error };
     common.start_logging(&config, Some(default))?;
     let depot = open_depot(&config)?;
-    let keys = keys(&*depot, &config, order.identities)?;
+    let credentials_dir = args.credentials_dir.as_ref().or(config.fleet_credentials_dir.value.as_ref());
+    let keys =
+        FleetKeys::read(&*depot, &identity_files(&config, order.identities), credentials_dir.map(PathBuf::as_path))?;
+    let unusable_keys = keys.folder.clone();
     let upstream = super::upstream(&config)?;
     let shutdown = Shutdown::new();
     if !args.follow {
@@ -100,7 +102,7 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let concluded = session.run(&upstream, &progress);
     progress.finish();
     let concluded = concluded?;
-    let report = FleetReplayReport::of(url, &concluded);
+    let report = FleetReplayReport::of(url, &concluded, &unusable_keys.unusable());
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text())?;
     }
@@ -155,6 +157,7 @@ fn settings(
         single_replayer: config.fleet_single_replayer.value,
         follows: args.follow,
         timeout,
+        selection: FleetReplaySelection::default(),
     })
 }
 
@@ -198,8 +201,9 @@ pub(super) fn inspect(
     let browser = browser(&depot, &keys, config)?;
     match order.id {
         Some(NamedMessage::InStream(stream, message)) => match browser.whole(stream, message)? {
-            Some(found) => return Ok(Some(found)),
-            None => {
+            (Some(found), _) => return Ok(Some(found)),
+            (None, unreadable) => {
+                ensure_readable(&keys, &unreadable)?;
                 let text = format!("there is no message {message} in stream {stream} of {}", depot.describe());
                 let hint = "it was delivered or purged; `opik-offline inspect --fleet URL` lists what is there";
                 return Err(Failure::new(Exit::Failure, text, Some(hint)));
@@ -217,7 +221,10 @@ pub(super) fn inspect(
     }
     let filter = order.selection.filter(now_ms());
     let mut list = FleetList::new(depot.describe().url, order.limit);
-    list.add(browser.rejected(&filter)?);
+    let mut unreadable = Vec::new();
+    let rejected = browser.rejected(&filter)?;
+    unreadable.extend_from_slice(&rejected.unreadable);
+    list.add(rejected);
     let mut streams = streams_of(&*depot)?;
     if order.newest {
         streams.reverse();
@@ -226,13 +233,16 @@ pub(super) fn inspect(
         if list.is_full() {
             break;
         }
-        list.add(browser.select(stream, &filter)?);
+        let selected = browser.select(stream, &filter)?;
+        unreadable.extend_from_slice(&selected.unreadable);
+        list.add(selected);
     }
     if common.format == OutputFormat::Jsonl {
         OutputStream::Out.machine(&list.lines().map_err(std::io::Error::other)?)?;
     } else {
         common.renderer().result(&list, |renderer, list| list.text(renderer))?;
     }
+    ensure_readable(&keys, &unreadable)?;
     Ok(None)
 }
 
@@ -263,7 +273,10 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
     let renderer = common.renderer();
     let report = FleetPurgeReport::of(&url, &would, true);
     if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
-        return Ok(renderer.result(&report, |renderer, report| report.text(renderer))?);
+        renderer.result(&report, |renderer, report| report.text(renderer))?;
+        // Whole streams are deleted without being read.
+        let needs_all = order.selection.streams.is_empty() || order.selection.filter != Filter::default();
+        return if needs_all { ensure_readable(&purge.keys, &would.unreadable) } else { Ok(()) };
     }
     if !order.yes {
         if !is_interactive() {

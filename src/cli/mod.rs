@@ -10,6 +10,8 @@
 mod agent;
 mod failure;
 mod fleet;
+mod fleet_keys;
+mod founding;
 mod healthcheck;
 mod inspect;
 mod moving;

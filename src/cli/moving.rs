@@ -48,6 +48,8 @@ pub(super) struct MovingArgs {
     pub identity: Vec<PathBuf>,
 
     /// Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient
+    ///
+    /// With --fleet, also make the depot's fleet.json, which names the fleet and this public key: agents seal for it.
     #[arg(long, value_name = "KEYFILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
     #[arg(conflicts_with_all = ["to", "from", "dry_run"], conflicts_with_all = NOT_SENDING)]
     pub make_identity: Option<PathBuf>,
@@ -99,7 +101,7 @@ pub(super) struct SealedReport {
 #[derive(Serialize)]
 pub(super) struct IdentityReport {
     file: String,
-    recipient: String,
+    pub recipient: String,
 }
 
 /// Makes a key pair.

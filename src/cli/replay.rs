@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
+use super::founding;
 use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
@@ -201,7 +202,10 @@ impl ReplayReport {
 pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     if let Some(path) = &args.moving.make_identity {
-        let identity = Some(moving::new_identity(common, path)?);
+        let identity = Some(match common.fleet.is_some() {
+            true => founding::found(common, path)?,
+            false => moving::new_identity(common, path)?,
+        });
         let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
         let text =
             |_: &Renderer, report: &ReplayReport| report.identity.as_ref().map_or_else(Shown::default, identity_text);
@@ -258,10 +262,14 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
 impl ReplayArgs {
     /// Refuses flags that are for a depot.
     fn refuse_without_fleet(&self) -> Result<(), Failure> {
-        if self.fleet.follow || self.fleet.fail_if_backlog {
+        if self.fleet.follow || self.fleet.fail_if_backlog || self.fleet.credentials_dir.is_some() {
             let hint =
                 "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
-            return Err(Failure::new(Exit::Usage, "--follow and --fail-if-backlog are for a depot", Some(hint)));
+            return Err(Failure::new(
+                Exit::Usage,
+                "--follow, --fail-if-backlog and --credentials-dir are for a depot",
+                Some(hint),
+            ));
         }
         if !self.moving.identity.is_empty() && self.from.is_empty() {
             let hint = "name the sealed copy with --from FILE, or the depot with --fleet URL";

@@ -58,7 +58,7 @@ pub use setting::{Keeps, Setting};
 pub use settings::{Config, Flags, SETTINGS, SettingLine, token_in};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
-pub use value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, WhenFull};
+pub use value::{AcknowledgeAt, DepotAwayPolicy, FleetCredentials, LogFormat, LogLevel, WhenFull};
 pub use wrapped::{WRAPPED_BY, WRAPPED_PROXY, url_in_home_file};
 
 /// Returns whether the user disabled colours: `NO_COLOR` is set and not empty (<https://no-color.org>).

@@ -22,7 +22,9 @@ use super::server_url::{self, ServerUrl};
 use super::setting::{Keeps, Setting};
 use super::sources::{ConfigFile, Layers, Source, Sourced};
 use super::units::ByteSize;
-use super::value::{AcknowledgeAt, DepotAwayPolicy, LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
+use super::value::{
+    AcknowledgeAt, DepotAwayPolicy, FleetCredentials, LogFormat, LogLevel, Value, WhenFull, any, at_least, within,
+};
 use super::wrapped;
 
 /// One line of the settings that `healthcheck` prints.
@@ -197,6 +199,12 @@ settings! {
 
     /// Depot of the fleet, where copies of stored messages outlive this machine: s3://, gs://, az://, file:// or postgres://
     fleet: Option<FleetUrl> = "none", "OPIK_OFFLINE_FLEET", "--fleet", ConfigYaml, plain(any);
+
+    /// Whether copies in the depot of the fleet hold API keys, sealed, or only name them: sealed or reference
+    fleet_credentials: FleetCredentials = "sealed", "OPIK_OFFLINE_FLEET_CREDENTIALS", ConfigYaml, plain(any);
+
+    /// Folder with the API keys that copies in the depot of the fleet only name, one file for each, for a replayer
+    fleet_credentials_dir: Option<PathBuf> = "none", "OPIK_OFFLINE_FLEET_CREDENTIALS_DIR", ConfigYaml, plain(any);
 
     /// How old a stored message has to be before it is copied to the depot of the fleet
     fleet_delay: Duration = "2s", "OPIK_OFFLINE_FLEET_DELAY", ConfigYaml, plain(within(Duration::ZERO, DAY));

@@ -270,6 +270,16 @@ words! {
 }
 
 words! {
+    /// The place of secrets in copies in the fleet's depot.
+    FleetCredentials {
+        /// Inside the copies, which are sealed.
+        Sealed = "sealed",
+        /// Nowhere: copies name them by fingerprint.
+        Reference = "reference",
+    }
+}
+
+words! {
     /// The policy for writes that wait for a copy in a depot that is away.
     DepotAwayPolicy {
         /// Acknowledges them after the local commit, and counts them.

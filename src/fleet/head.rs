@@ -14,6 +14,8 @@ pub const FORMAT: u16 = 1;
 pub const BYTES_MAX: usize = 16 * 1024;
 /// The longest text in a head, in characters; longer ones are cut.
 const TEXT_CHARS_MAX: usize = 256;
+/// Keys that a head names at most.
+pub const MISSING_KEYS_MAX: usize = 16;
 
 /// Whether a stream's owner still works with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,6 +80,19 @@ pub struct Head {
     /// How long its owner relies on being left alone after a renewal, in milliseconds: a successor waits at least this
     /// long, even if its own settings say less. 0 relies on the settings.
     pub silence_ms: u64,
+    /// Keys that a replayer did not have when it released the stream, the ones that most messages wait for.
+    pub missing_keys: Vec<MissingKey>,
+}
+
+/// A key that messages wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingKey {
+    /// The workspace of the messages, as people read it.
+    pub workspace: String,
+    /// The key's fingerprint, in hexadecimal digits.
+    pub key: String,
+    /// How many messages wait for it.
+    pub messages: u64,
 }
 
 /// Why a head can't be used.
@@ -119,6 +134,8 @@ struct HeadFields {
     renewed_at_ms: u64,
     #[serde(default)]
     silence_ms: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing_keys: Vec<MissingKey>,
 }
 
 /// The fields of every format.
@@ -145,6 +162,7 @@ impl Head {
             renewed: head.renewed,
             renewed_at_ms: head.renewed_at_ms,
             silence_ms: head.silence_ms,
+            missing_keys: harmless_keys(head.missing_keys),
         };
         serde_json::to_vec(&fields).unwrap_or_default()
     }
@@ -176,6 +194,7 @@ impl Head {
             renewed: fields.renewed,
             renewed_at_ms: fields.renewed_at_ms,
             silence_ms: fields.silence_ms,
+            missing_keys: harmless_keys(fields.missing_keys),
         })
     }
 
@@ -217,6 +236,15 @@ impl std::fmt::Display for HeadOwner {
     }
 }
 
+fn harmless_keys(keys: Vec<MissingKey>) -> Vec<MissingKey> {
+    let harmless = |key: MissingKey| MissingKey {
+        workspace: harmless(&key.workspace),
+        key: harmless(&key.key),
+        messages: key.messages,
+    };
+    keys.into_iter().take(MISSING_KEYS_MAX).map(harmless).collect()
+}
+
 /// Returns a text from elsewhere as one short line that can't control a terminal.
 fn harmless(text: &str) -> String {
     let short: String = text.chars().take(TEXT_CHARS_MAX).collect();
@@ -245,6 +273,7 @@ mod tests {
             renewed: 17,
             renewed_at_ms: 1_790_000_060_000,
             silence_ms: 90_000,
+            missing_keys: vec![MissingKey { workspace: "research".to_owned(), key: "9f3c".to_owned(), messages: 3 }],
         }
     }
 

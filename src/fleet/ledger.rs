@@ -20,6 +20,7 @@ use super::mark_writer::MarkWriter;
 use super::marks::{Fate, Mark};
 use super::names::StreamId;
 use super::record::MessageRef;
+use super::reference::withhold_from_marks;
 use super::schedule::ShippingSettings;
 use super::seals::Seals;
 use super::spooled::{Removal, ShippedLedger};
@@ -64,6 +65,8 @@ pub struct FleetSettings {
     pub recipients: Vec<Recipient>,
     /// Whether nothing needs to be sealed, if there are no recipients.
     pub is_plain: bool,
+    /// Whether secrets are named by fingerprints instead of being shipped.
+    pub is_by_reference: bool,
     /// When bundles are made.
     pub schedule: ShippingSettings,
     /// When writes are acknowledged.
@@ -114,6 +117,8 @@ pub(super) struct HeldStream {
 #[derive(Default)]
 pub(super) struct LedgerState {
     pub(super) seals: Option<Seals>,
+    /// The fleet under whose id secrets are named; `None` where they are shipped.
+    pub(super) names_secrets_in: Option<Uuid>,
     pub(super) owned: Option<HeldStream>,
     /// Whether the streams of the open store are ours, or handed over: until then none of their messages is sent.
     pub(super) is_resumed: bool,
@@ -211,7 +216,11 @@ impl AgentLedger {
 
     /// Makes marks of these messages durable.
     fn mark(&self, store: &dyn Store, marks: Vec<(Uuid, Mark)>) -> Result<(), StoreError> {
-        let Some(seals) = self.lock().seals.clone() else {
+        let (seals, names_secrets_in) = {
+            let state = self.lock();
+            (state.seals.clone(), state.names_secrets_in)
+        };
+        let Some(seals) = seals else {
             let reason = format!("the depot {} was not asked yet for whom to seal", self.depot.describe().url);
             return Err(StoreError::DepotAway { reason });
         };
@@ -223,7 +232,10 @@ impl AgentLedger {
                 None => of_streams.push((stream, vec![mark])),
             }
         }
-        for (stream, marks) in of_streams {
+        for (stream, mut marks) in of_streams {
+            if let Some(fleet) = names_secrets_in {
+                withhold_from_marks(fleet, &mut marks, |_| true);
+            }
             let epoch = epochs.get(&stream).copied().unwrap_or(0);
             self.marks.mark(&seals, StreamId::new(stream), epoch, marks).map_err(|error| self.away(&error))?;
         }

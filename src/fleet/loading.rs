@@ -1,6 +1,7 @@
 //! Puts chosen messages of a store into the depot: their files first, then the bundles that name them.
 
 use ring::digest::{SHA256, digest};
+use uuid::Uuid;
 
 use super::bundle::{BundleBuilder, PlainBundle, Pushed};
 use super::names::{ObjectName, StreamId};
@@ -8,6 +9,7 @@ use super::object_names::depot_name;
 use super::record::{
     FILE_PART_BYTES, FileContent, FleetRecord, INLINE_BODY_BYTES_MAX, MessageRef, RecordState, ShippedFile,
 };
+use super::reference::withhold;
 use super::seals::Seals;
 use crate::depot::{Depot, DepotError};
 use crate::message::{Attachment, Message, MessageId, MessageStatus, Sha256};
@@ -49,6 +51,8 @@ pub struct Loader<'a> {
     pub seals: &'a Seals,
     /// The stream.
     pub stream: StreamId,
+    /// The fleet under whose id secrets are named instead of being shipped, if they are.
+    pub names_secrets_in: Option<Uuid>,
 }
 
 impl Loader<'_> {
@@ -131,7 +135,12 @@ impl Loader<'_> {
             project: listed.project,
             accepted_at_ms: listed.accepted_at_ms,
         };
-        Ok(FleetRecord { reference, position, message, fingerprint: None, attempts: listed.attempts, state, file })
+        let attempts = listed.attempts;
+        let mut record = FleetRecord { reference, position, message, fingerprint: None, attempts, state, file };
+        if let Some(fleet) = self.names_secrets_in {
+            withhold(fleet, &mut record, |_| true);
+        }
+        Ok(record)
     }
 
     fn put_attachment(

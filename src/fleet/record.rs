@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::json::{AnswerFields, RequestFields, digest_from_hex, from_base64, to_base64};
+use super::reference::is_secret_header;
 use crate::message::{
-    Attachment, Credential, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256,
+    Attachment, Credential, HeaderSet, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256,
 };
 use crate::store::LastAnswer;
 
@@ -66,10 +67,15 @@ impl MessageRef {
 /// Returns the digest that names a part of a divided message.
 ///
 /// Two parts of one message with the same request have the same digest; marks of it count, see
-/// [`super::import::SettledMessages`].
+/// [`super::import::SettledMessages`]. The values of secret headers are left out: a mark may hold them by reference, and
+/// they may be replaced by others.
 pub fn part_digest(request: &Request) -> Sha256 {
     let mut context = Context::new(&SHA256);
-    let headers = request.headers.to_wire();
+    let named = request.headers.iter().map(|(name, value)| {
+        let value = if is_secret_header(name) { Vec::new() } else { value.to_vec() };
+        (name.to_owned(), value)
+    });
+    let headers = HeaderSet::new(named.collect()).to_wire();
     let encoding = request.body.encoding.name();
     for field in [request.method.as_bytes(), request.path.as_bytes(), &headers, encoding.as_bytes()] {
         context.update(&(field.len() as u64).to_be_bytes());

@@ -30,14 +30,12 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::fleet_file::FleetFile;
 use super::head::{Head, HeadState};
 use super::ledger::{Acknowledge, AgentLedger, HeldStream};
 use super::loading::{LoadError, Loaded, Loader};
 use super::names::{ObjectName, StreamId, all_files_of, bundles_of, marks_of};
 use super::object_names::{depot_name, folder_name};
 use super::schedule::{ShipNext, ShippingSchedule, Unshipped};
-use super::seals::Seals;
 use super::spooled::Removal;
 use super::stream_head::{HeadRead, HeadWritten, StreamHead, read_head, this_process};
 use super::takeover::{Fence, RENEW_EVERY, TAKEOVER_AFTER};
@@ -296,7 +294,8 @@ impl Shipper {
         };
         let first = turns.head.as_ref().map_or(0, |head| head.head().bundles);
         let first = store.streams()?.iter().find(|it| it.stream == stream.uuid()).map_or(first, |it| it.next_bundle);
-        let loader = Loader { store, depot: self.ledger.depot.as_ref(), seals: &seals, stream };
+        let names_secrets_in = self.ledger.lock().names_secrets_in;
+        let loader = Loader { store, depot: self.ledger.depot.as_ref(), seals: &seals, stream, names_secrets_in };
         match loader.load(&chosen, first) {
             Ok(loaded) => self.loaded(store, turns, stream, loaded),
             Err(LoadError::Store(error)) => {
@@ -331,51 +330,6 @@ impl Shipper {
         }
         debug!(target: "fleet", messages = loaded.messages, bundles = loaded.next_bundle, "shipped");
         Ok(())
-    }
-
-    /// Returns for whom to seal.
-    fn seals(&self) -> Result<Seals, ShipError> {
-        if let Some(seals) = &self.ledger.lock().seals {
-            return Ok(seals.clone());
-        }
-        let settings = &self.ledger.settings;
-        let seals = match settings.recipients.is_empty() {
-            false => Seals::For(settings.recipients.clone()),
-            true => match self.recipients_of_fleet()? {
-                Some(seals) => seals,
-                None if settings.is_plain => Seals::Plain,
-                None => return Err(ShipError::Hopeless(self.no_recipients())),
-            },
-        };
-        self.ledger.change(|state| state.seals = Some(seals.clone()));
-        Ok(seals)
-    }
-
-    /// Returns the recipients that the depot names.
-    fn recipients_of_fleet(&self) -> Result<Option<Seals>, ShipError> {
-        let depot = self.ledger.depot.as_ref();
-        let name = depot_name(&ObjectName::FleetFile)?;
-        let bytes = match depot.get(&name) {
-            Ok(Some((bytes, _))) => bytes,
-            Ok(None) => return Ok(None),
-            // Agents that may only write can't read it.
-            Err(DepotError::NotAuthorised { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let unreadable = |reason: String| DepotError::Unusable { at: depot.describe().url, reason };
-        let file = FleetFile::decode(&bytes).map_err(|fault| unreadable(fault.to_string()))?;
-        let recipients: Result<Vec<_>, _> = file.recipients.iter().map(|text| text.parse()).collect();
-        let recipients = recipients.map_err(|_| unreadable("fleet.json names a recipient that is not a key".into()))?;
-        Ok((!recipients.is_empty()).then_some(Seals::For(recipients)))
-    }
-
-    fn no_recipients(&self) -> String {
-        format!(
-            "nothing is shipped to {}: no public key is known for which bodies and keys could be sealed; name the \
-             replayers' keys with fleet_recipients (`opik-offline replay --make-identity FILE` makes a pair), or set fleet_plain if the depot's own \
-             encryption is enough",
-            self.ledger.depot.describe()
-        )
     }
 
     /// Returns the stream that this process owns, beginning one if there is none.
@@ -436,6 +390,7 @@ impl Shipper {
             renewed: 0,
             renewed_at_ms: 0,
             silence_ms: u64::try_from(TAKEOVER_AFTER.as_millis()).unwrap_or(u64::MAX),
+            missing_keys: Vec::new(),
         }
     }
 
@@ -474,6 +429,7 @@ impl Shipper {
 
 mod ending;
 mod resuming;
+mod sealing;
 
 /// Returns a number from 0 to 1 that differs between agents.
 fn jitter() -> f64 {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A SHA-256 digest; displayed in hexadecimal.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sha256([u8; Sha256::LEN]);
 
 impl Sha256 {

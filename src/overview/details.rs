@@ -33,6 +33,25 @@ pub(crate) struct StoreDetails {
     pub near_window_ms: Option<i64>,
     /// Messages that wait for a create that the server refused, by lane.
     pub stranded: Vec<Stranded>,
+    /// The messages with copies in a depot, if there are any.
+    pub copies: Option<StoredCopies>,
+}
+
+/// Messages of a store that have copies in a depot, which has to learn what becomes of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredCopies {
+    /// The depot's URL, without secrets.
+    pub depot: String,
+    /// How many of the messages that wait have a copy.
+    pub messages: u64,
+}
+
+impl StoredCopies {
+    fn read(store: &dyn Store, backlog: &Backlog) -> Result<Option<Self>, StoreError> {
+        let Some(stream) = store.streams()?.into_iter().find(|stream| stream.is_outstanding) else { return Ok(None) };
+        let messages = backlog.waiting().saturating_sub(store.unshipped()?.messages);
+        Ok(Some(Self { depot: stream.depot, messages }))
+    }
 }
 
 impl StoreDetails {
@@ -49,7 +68,8 @@ impl StoreDetails {
         let reasons = if is_readable { reasons(store)? } else { Vec::new() };
         let near_window_ms = near_id_window(store, now_ms)?;
         let stranded = store.stranded()?;
-        Ok(Self { backlog, condition: Some(condition), reasons, near_window_ms, stranded })
+        let copies = StoredCopies::read(store, &backlog)?;
+        Ok(Self { backlog, condition: Some(condition), reasons, near_window_ms, stranded, copies })
     }
 
     /// Returns what the store alone says about when it will be empty.

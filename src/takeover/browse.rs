@@ -22,6 +22,9 @@ use crate::store::{BacklogGroup, Filter, Keys, Limits, Listed, Page, SalvagedRow
 /// Where a message of the scratch store comes from: its stream, its place there, and its copy if it is rejected.
 type BrowsedOrigin = (StreamId, MessageRef, Option<Name>);
 
+/// A message, if it was found, and what can't be read where it could be.
+pub(crate) type FoundWhole = (Option<StoredMessage>, Vec<UnreadableObject>);
+
 /// Rows of one commit.
 const ROWS: usize = 500;
 
@@ -103,30 +106,31 @@ impl FleetBrowser {
         Ok(FleetSelection { unreadable, ..self.selected(records, filter)? })
     }
 
-    /// Returns one message whole, with its body unless that is a file.
+    /// Returns one message whole, with its body unless that is a file; and what can't be read where it could be.
     ///
     /// # Errors
     ///
     /// As [`FleetBrowser::select`].
-    pub(crate) fn whole(&self, stream: StreamId, message: u64) -> Result<Option<StoredMessage>, TakeoverError> {
-        let (records, _) = self.records(stream)?;
+    pub(crate) fn whole(&self, stream: StreamId, message: u64) -> Result<FoundWhole, TakeoverError> {
+        let (records, mut unreadable) = self.records(stream)?;
         let mut records: Vec<_> = records.into_iter().map(|record| (stream, record, None)).collect();
         records.retain(|(_, record, _)| record.reference.message == message);
         records.truncate(1);
         if records.is_empty() {
             let copies = self.rejected(&Filter::default())?;
             let is_it = |found: &&FleetMessage| found.stream == stream && found.reference.message == message;
+            unreadable.extend(copies.unreadable);
             let Some(copy) = copies.messages.iter().find(is_it).and_then(|found| found.rejected_copy.clone()) else {
-                return Ok(None);
+                return Ok((None, unreadable));
             };
-            let Some(bytes) = read_whole(&*self.depot, &copy)? else { return Ok(None) };
+            let Some(bytes) = read_whole(&*self.depot, &copy)? else { return Ok((None, unreadable)) };
             let contents = self.reader.records_of(&copy, 1, &bytes);
             records.extend(contents.records.into_iter().map(|record| (stream, record, None)));
         }
         let stored = self.store(records)?;
         let found = stored.keys().next().map(|id| self.scratch.store().get(MessageId(*id))).transpose()?;
         self.empty()?;
-        Ok(found.flatten())
+        Ok((found.flatten(), unreadable))
     }
 
     /// Returns the records of a stream that are not settled, and what of it can't be read.

@@ -1,5 +1,7 @@
 //! Errors of a takeover.
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 use super::scratch::ScratchError;
@@ -30,6 +32,20 @@ pub enum TakeoverError {
         depot: String,
         /// The fault.
         fault: FleetFileFault,
+    },
+    /// The folder with the keys can't be used.
+    #[error("cannot read the keys in {}: {reason}", path.display())]
+    KeyFolder {
+        /// The folder.
+        path: PathBuf,
+        /// The reason.
+        reason: String,
+    },
+    /// Keys can't be matched with what messages name.
+    #[error("the depot {depot} has no v1/fleet.json, whose id keys are named with")]
+    NoFleetFile {
+        /// The depot.
+        depot: String,
     },
     /// Two replayers could own one stream.
     #[error(

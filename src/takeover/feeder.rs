@@ -17,17 +17,21 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::error::TakeoverError;
+use super::held_back::HeldBack;
 use super::holdings::Holdings;
 use super::importer::{Imported, ImportedBundle, Importer, LeftBehind};
+use super::key_folder::KeyFolder;
 use super::ledger::{ReplayerLedger, Staged};
 use super::objects::in_parallel;
 use super::reading::{BundleContents, StreamReader, UnreadableObject};
 use super::sweep::delete_stream;
 use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
+use crate::fleet::head::{MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::import::{ImportPlan, SettledMessages};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::record::FleetRecord;
+use crate::message::Sha256;
 use crate::store::{Filter, Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
@@ -42,6 +46,8 @@ const MESSAGES_MAX: u64 = 200_000;
 const PREFETCH_BYTES: u64 = 1 << 20;
 /// How long a stream of which something can't be delivered here is left to others, in times to take over.
 const SET_ASIDE_TIMES: u32 = 10;
+/// Entities of messages that stay behind, at most: beyond it, the rest of a stream stays as well.
+const HELD_BACK_MAX: usize = 500_000;
 /// Objects that can't be read and are named in a report.
 const NAMED_MAX: usize = 100;
 
@@ -73,8 +79,12 @@ pub(crate) struct FeedTotals {
     pub expired: u64,
     /// Messages for other servers, which stay.
     pub elsewhere: u64,
-    /// Messages whose key is not in the depot, which stay.
-    pub without_key: u64,
+    /// Messages that were not selected, which stay.
+    pub unselected: u64,
+    /// Messages behind one that stays.
+    pub behind: u64,
+    /// Messages whose key is not here, which stay: by workspace and the key's fingerprint.
+    pub without_key: WithoutKey,
     /// Messages that can't be read, at least.
     pub unreadable_messages: u64,
     /// The first objects that can't be read.
@@ -98,9 +108,13 @@ impl FeedTotals {
     fn add(&mut self, left: &LeftBehind) {
         self.expired += left.expired;
         self.elsewhere += left.elsewhere;
-        self.without_key += left.without_key;
+        self.unselected += left.unselected;
+        self.behind += left.behind;
     }
 }
+
+/// Messages without a key, by their workspace and the key's fingerprint.
+pub(crate) type WithoutKey = BTreeMap<(String, Sha256), u64>;
 
 /// A stream that this replayer holds.
 struct TakenStream {
@@ -115,6 +129,10 @@ struct TakenStream {
     imported: BTreeSet<BundleName>,
     /// Messages that can't be delivered here.
     left: u64,
+    /// What they are about.
+    back: HeldBack,
+    /// How many of them wait for which key, by workspace and the key's fingerprint.
+    without_key: WithoutKey,
     /// Whether none of it may be imported: its marks are unreadable.
     is_closed_to_us: bool,
 }
@@ -161,6 +179,7 @@ pub(super) struct Feeder<'a> {
     pub store: &'a dyn Store,
     pub state: &'a FeedState,
     pub settings: FeedSettings,
+    pub keys: &'a KeyFolder,
     pub progress: FeedProgress,
 }
 
@@ -171,6 +190,8 @@ pub(super) struct FeedProgress {
     streams: Vec<TakenStream>,
     /// Streams that are not taken again before then.
     set_aside: HashMap<StreamId, Duration>,
+    /// Streams that were released and wait for keys.
+    keyless: BTreeMap<StreamId, WithoutKey>,
     looked: Option<Duration>,
     undecided: usize,
     totals: FeedTotals,
@@ -183,6 +204,7 @@ impl FeedProgress {
             free: VecDeque::new(),
             streams: Vec::new(),
             set_aside: HashMap::new(),
+            keyless: BTreeMap::new(),
             looked: None,
             undecided: 0,
             totals: FeedTotals::default(),
@@ -214,10 +236,13 @@ impl Feeder<'_> {
 
     fn look(&mut self) -> Result<(), TakeoverError> {
         let now = since_boot();
+        let has_new_keys = self.keys.refresh();
         let progress = &mut self.progress;
-        progress.set_aside.retain(|_, until| *until > now);
-        let (holdings, set_aside) = (self.holdings, &progress.set_aside);
-        let is_ours = |stream| holdings.epoch(stream).is_some() || set_aside.contains_key(&stream);
+        let keyless = &progress.keyless;
+        progress.set_aside.retain(|stream, until| *until > now && !(has_new_keys && keyless.contains_key(stream)));
+        let (holdings, set_aside, selection) = (self.holdings, &progress.set_aside, self.importer.selection);
+        let is_ours =
+            |stream| holdings.epoch(stream).is_some() || set_aside.contains_key(&stream) || !selection.takes(stream);
         let Look { mut free, undecided, alive, waiting_alive, unreadable } =
             progress.watch.look(self.depot, is_ours)?;
         // Two replayers that look at the same time begin at different places.
@@ -257,6 +282,7 @@ impl Feeder<'_> {
             self.progress.watch.forget(free.stream);
             if let Some((stream, unreadable)) = prepared? {
                 self.progress.totals.taken += 1;
+                self.progress.keyless.remove(&stream.stream);
                 if let Some(unreadable) = unreadable {
                     self.progress.totals.add_unreadable(unreadable);
                 }
@@ -297,6 +323,8 @@ impl Feeder<'_> {
             planned: None,
             imported: BTreeSet::new(),
             left: 0,
+            back: HeldBack::default(),
+            without_key: BTreeMap::new(),
             is_closed_to_us: false,
         };
         if let Err(unreadable) = read {
@@ -327,6 +355,8 @@ impl Feeder<'_> {
 
     fn import_next(&mut self, at: usize) -> Result<(), TakeoverError> {
         let FeedProgress { streams, totals, .. } = &mut self.progress;
+        let others = streams.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, other)| other.back.len());
+        let room = HELD_BACK_MAX.saturating_sub(others.sum());
         let taken = &mut streams[at];
         let Some(group) = taken.pending.front().cloned() else { return Ok(()) };
         if taken.planned.is_none() {
@@ -353,11 +383,15 @@ impl Feeder<'_> {
             bytes: group.iter().map(|bundle| bundle.bytes).sum(),
             settled: taken.plan.settled(),
         };
-        let Imported { messages, left } = self.importer.import(bundle, records)?;
+        // A repeat after an error may find more: what stays is only ever added to.
+        let Imported { messages, left } = self.importer.import(bundle, records, (&mut taken.back, room))?;
         taken.planned = None;
         taken.pending.pop_front();
         taken.imported.extend(group);
         taken.left += left.messages();
+        for (key, messages) in &left.without_key {
+            *taken.without_key.entry(key.clone()).or_default() += messages;
+        }
         totals.add(&left);
         for unreadable in left.unreadable {
             totals.add_unreadable(unreadable);
@@ -382,6 +416,9 @@ impl Feeder<'_> {
                 Ok(Swept::GivenBack) => {
                     self.progress.totals.given_back += 1;
                     self.progress.totals.left_waiting += taken.left;
+                    if !taken.without_key.is_empty() {
+                        self.progress.keyless.insert(taken.stream, std::mem::take(&mut taken.without_key));
+                    }
                     let until = since_boot() + self.settings.takeover_after * SET_ASIDE_TIMES;
                     self.progress.set_aside.insert(taken.stream, until);
                 }
@@ -406,7 +443,7 @@ impl Feeder<'_> {
             return Ok(Swept::GivenBack);
         }
         if taken.left > 0 {
-            self.holdings.give_back(stream, taken.left)?;
+            self.holdings.release(stream, taken.left, Some(missing_keys(&taken.without_key)))?;
             self.ledger.forget(stream);
             return Ok(Swept::GivenBack);
         }
@@ -456,8 +493,13 @@ impl Feeder<'_> {
         let given = in_parallel(&rest, SWEPT_AT_ONCE, |taken| {
             let pending = taken.pending.iter().flatten().map(|bundle| u64::from(bundle.messages)).sum::<u64>();
             let waiting = taken.left + self.ledger.outstanding(taken.stream) + pending;
-            (waiting, self.holdings.give_back(taken.stream, waiting))
+            (waiting, self.holdings.release(taken.stream, waiting, Some(missing_keys(&taken.without_key))))
         });
+        let keyless = rest.into_iter().map(|taken| (taken.stream, taken.without_key));
+        self.progress.keyless.extend(keyless);
+        for (key, messages) in std::mem::take(&mut self.progress.keyless).into_values().flatten() {
+            *self.progress.totals.without_key.entry(key).or_default() += messages;
+        }
         for (waiting, given) in given {
             self.progress.totals.given_back += 1;
             self.progress.totals.left_waiting += waiting;
@@ -467,6 +509,21 @@ impl Feeder<'_> {
         }
         (self.progress.totals, result)
     }
+}
+
+/// Returns the keys that messages wait for as a head names them.
+fn missing_keys(without: &WithoutKey) -> Vec<MissingKey> {
+    let mut keys: Vec<MissingKey> = without
+        .iter()
+        .map(|((workspace, key), messages)| MissingKey {
+            workspace: workspace.clone(),
+            key: key.to_string(),
+            messages: *messages,
+        })
+        .collect();
+    keys.sort_by_key(|key| std::cmp::Reverse(key.messages));
+    keys.truncate(MISSING_KEYS_MAX);
+    keys
 }
 
 /// The outcome of a sweep.

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::objects::{in_parallel, name_of};
 use crate::depot::{Depot, DepotError, Version};
-use crate::fleet::head::{Head, HeadOwner, HeadState};
+use crate::fleet::head::{Head, HeadOwner, HeadState, MissingKey};
 use crate::fleet::names::{ObjectName, StreamId};
 use crate::store::{StoreError, now_ms, since_boot};
 
@@ -116,6 +116,7 @@ impl Holdings {
             renewed: 0,
             renewed_at_ms: 0,
             silence_ms: 0,
+            missing_keys: Vec::new(),
         }
     }
 
@@ -226,9 +227,24 @@ impl Holdings {
     ///
     /// If the depot can't be used: it becomes silent and is taken later.
     pub(crate) fn give_back(&self, stream: StreamId, waiting: u64) -> Result<(), DepotError> {
+        self.release(stream, waiting, None)
+    }
+
+    /// The same, and says in the head which keys its messages wait for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Holdings::give_back`].
+    pub(crate) fn release(
+        &self,
+        stream: StreamId,
+        waiting: u64,
+        missing: Option<Vec<MissingKey>>,
+    ) -> Result<(), DepotError> {
         let _renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(held) = self.lock().remove(&stream).filter(|held| !held.is_lost) else { return Ok(()) };
-        let head = self.written(Head { state: HeadState::Closed, waiting, ..held.head });
+        let missing_keys = missing.unwrap_or_else(|| held.head.missing_keys.clone());
+        let head = self.written(Head { state: HeadState::Closed, waiting, missing_keys, ..held.head });
         if self.write(stream, Some(&held.version), &head)?.is_none() {
             info!(target: "fleet", %stream, "another process took this stream over before it was released");
         }

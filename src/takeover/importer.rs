@@ -5,22 +5,30 @@
 //! | waiting or held, for our server | a message that waits or is held |
 //! | rejected | copied to the folder of rejected messages, and stored as rejected: what depends on it waits |
 //! | older than `max_age` | marked as expired |
-//! | for another server, or without its key | stays: another replayer may deliver it |
+//! | for another server, or not selected | stays: another replayer may deliver it |
+//! | without its key | stays: it is delivered once its key is in the folder of keys |
+//! | newer than one of these, and about the same | stays: it must not be overtaken later |
 //! | its file can't be read | stays, and is named |
 //!
 //! Each is stored once, by the digest of its stream and message ([`crate::fleet::record::MessageRef::import_digest`]). Rows are stored some
 //! hundred in a commit, in the order of delivery.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::error::TakeoverError;
+use super::held_back::HeldBack;
+use super::key_folder::KeyFolder;
 use super::ledger::{ImportRow, MessageOrigin, ReplayerLedger};
 use super::reading::{StreamReader, UnreadableObject};
+use super::selection::FleetReplaySelection;
 use crate::fleet::import::{MessageStanding, SettledMessages};
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::StreamId;
 use crate::fleet::record::{FileContent, FleetRecord, RecordState, ShippedFile};
-use crate::message::{Body, Server};
+use crate::fleet::reference::{MissingSecret, is_by_reference};
+use crate::message::{Body, Server, Sha256};
 use crate::store::attachment::AttachmentWriter;
 use crate::store::{SalvagedRow, Store, StoreError, now_ms};
 
@@ -52,8 +60,12 @@ pub(super) struct Imported {
 pub(super) struct LeftBehind {
     /// Messages for other servers.
     pub elsewhere: u64,
-    /// Messages whose key is not in their record.
-    pub without_key: u64,
+    /// Messages that were not selected.
+    pub unselected: u64,
+    /// Messages behind one that stays.
+    pub behind: u64,
+    /// Messages whose key is not here, by their workspace and the key's fingerprint.
+    pub without_key: BTreeMap<(String, Sha256), u64>,
     /// Files that can't be read.
     pub unreadable: Vec<UnreadableObject>,
     /// Messages that are settled as expired.
@@ -63,7 +75,24 @@ pub(super) struct LeftBehind {
 impl LeftBehind {
     /// Returns how many messages stay in the depot.
     pub(super) fn messages(&self) -> u64 {
-        self.elsewhere + self.without_key + self.unreadable.iter().map(|object| object.messages).sum::<u64>()
+        let without_key: u64 = self.without_key.values().sum();
+        let unreadable: u64 = self.unreadable.iter().map(|object| object.messages).sum();
+        self.elsewhere + self.unselected + self.behind + without_key + unreadable
+    }
+}
+
+impl LeftBehind {
+    fn add(&mut self, record: &FleetRecord, reason: &LeftReason) {
+        match reason {
+            LeftReason::Elsewhere => self.elsewhere += 1,
+            LeftReason::Unselected => self.unselected += 1,
+            LeftReason::Behind => self.behind += 1,
+            LeftReason::Expired => self.expired += 1,
+            LeftReason::WithoutKey(key) => {
+                let workspace = record.message.lane.workspace_name().to_owned();
+                *self.without_key.entry((workspace, *key)).or_default() += 1;
+            }
+        }
     }
 }
 
@@ -77,6 +106,10 @@ pub(super) struct Importer<'a> {
     pub server: &'a Server,
     /// How old a message may be.
     pub max_age: Option<Duration>,
+    /// Only these messages are imported.
+    pub selection: &'a FleetReplaySelection,
+    /// The keys of messages that only name them.
+    pub keys: &'a KeyFolder,
 }
 
 /// Rows that are stored with the next commit.
@@ -89,7 +122,9 @@ struct RowBatch {
 /// Why a record is not stored.
 enum LeftReason {
     Elsewhere,
-    WithoutKey,
+    Unselected,
+    Behind,
+    WithoutKey(Sha256),
     Expired,
 }
 
@@ -103,21 +138,27 @@ impl Importer<'_> {
         &self,
         bundle: ImportedBundle<'_>,
         records: &[FleetRecord],
+        (back, room): (&mut HeldBack, usize),
     ) -> Result<Imported, TakeoverError> {
         let mut imported = Imported::default();
         let mut batch = RowBatch::default();
         let mut marks = Vec::new();
         for record in records {
-            match self.kept(record) {
-                Some(LeftReason::Elsewhere) => imported.left.elsewhere += 1,
-                Some(LeftReason::WithoutKey) => imported.left.without_key += 1,
-                Some(LeftReason::Expired) => {
+            match self.whole(record, back) {
+                Err(LeftReason::Expired) => {
                     imported.left.expired += 1;
                     marks.push(Mark { reference: record.reference, fate: Fate::Expired });
                 }
-                None => {
-                    marks.extend(self.put_aside(&bundle, record)?);
-                    self.add(&bundle, record, &mut batch, &mut imported)?;
+                Err(reason) => {
+                    // What is for elsewhere, or in a workspace that is not selected, shares no entity with the rest.
+                    if !matches!(reason, LeftReason::Elsewhere) && self.selection.is_of_workspace(&record.message) {
+                        back.add(&record.message, room);
+                    }
+                    imported.left.add(record, &reason);
+                }
+                Ok(record) => {
+                    marks.extend(self.put_aside(&bundle, &record)?);
+                    self.add(&bundle, &record, &mut batch, &mut imported)?;
                 }
             }
         }
@@ -127,20 +168,36 @@ impl Importer<'_> {
         Ok(imported)
     }
 
-    fn kept(&self, record: &FleetRecord) -> Option<LeftReason> {
+    /// Returns the record with its secrets, or why it is not imported.
+    fn whole<'record>(
+        &self,
+        record: &'record FleetRecord,
+        back: &HeldBack,
+    ) -> Result<Cow<'record, FleetRecord>, LeftReason> {
         let message = &record.message;
         let is_rejected = matches!(record.state, RecordState::Rejected(_));
         let max_age_ms = self.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-        if !is_rejected && max_age_ms.is_some_and(|age| message.accepted_at_ms < now_ms().saturating_sub(age)) {
-            return Some(LeftReason::Expired);
+        let is_selected = self.selection.selects(record);
+        let is_old = max_age_ms.is_some_and(|age| message.accepted_at_ms < now_ms().saturating_sub(age));
+        if is_old && is_selected && !is_rejected {
+            return Err(LeftReason::Expired);
         }
         if message.lane.server.as_ref() != Some(self.server) {
-            return Some(LeftReason::Elsewhere);
+            return Err(LeftReason::Elsewhere);
         }
-        if record.fingerprint.is_some() && message.lane.credential.is_none() {
-            return Some(LeftReason::WithoutKey);
+        if !is_selected {
+            return Err(LeftReason::Unselected);
         }
-        None
+        if back.holds(message) {
+            return Err(LeftReason::Behind);
+        }
+        // A rejected message is not sent, so it needs no key.
+        match is_rejected || !is_by_reference(record) {
+            true => Ok(Cow::Borrowed(record)),
+            false => {
+                self.keys.restore(record).map(Cow::Owned).map_err(|MissingSecret(key)| LeftReason::WithoutKey(key))
+            }
+        }
     }
 
     /// Copies a rejected message, which its bundle will not outlive; returns the mark that it needs.

@@ -22,6 +22,8 @@ use ring::digest::{SHA256, digest};
 use tracing::warn;
 
 use super::holdings::Holdings;
+use super::key_folder::KeyFolder;
+use super::keys::FleetKeys;
 use super::objects::name_of;
 use crate::depot::{Depot, DepotError};
 use crate::fleet::bundle::{RecordTooLarge, encode_bundle};
@@ -146,13 +148,14 @@ pub(super) struct ReplayerLedger {
     holdings: Arc<Holdings>,
     marks: MarkWriter,
     seals: Seals,
+    folder: Arc<KeyFolder>,
     origins: Mutex<Origins>,
 }
 
 impl ReplayerLedger {
-    pub(super) fn new(depot: Arc<dyn Depot>, holdings: Arc<Holdings>, seals: Seals) -> Self {
-        let marks = MarkWriter::new(depot.clone());
-        Self { depot, holdings, marks, seals, origins: Mutex::default() }
+    pub(super) fn new(depot: Arc<dyn Depot>, holdings: Arc<Holdings>, keys: &FleetKeys) -> Self {
+        let (marks, seals, folder) = (MarkWriter::new(depot.clone()), keys.seals.clone(), keys.folder.clone());
+        Self { depot, holdings, marks, seals, folder, origins: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Origins> {
@@ -278,7 +281,9 @@ impl ReplayerLedger {
     }
 
     /// Copies a rejected message to the folder of rejected messages.
-    fn keep_rejected(&self, stream: StreamId, record: &FleetRecord) -> Result<(), DepotError> {
+    fn keep_rejected(&self, stream: StreamId, mut record: FleetRecord) -> Result<(), DepotError> {
+        self.folder.withhold(&mut record);
+        let record = &record;
         let status = record.state.answer().and_then(|answer| answer.status).unwrap_or(0);
         let name = ObjectName::Rejected {
             workspace: WorkspaceName::of(&record.message.lane),
@@ -319,13 +324,14 @@ impl ReplayerLedger {
 
     /// Keeps a record that was rejected before it was imported.
     pub(super) fn put_aside(&self, stream: StreamId, record: &FleetRecord) -> Result<(), DepotError> {
-        self.keep_rejected(stream, record)?;
+        self.keep_rejected(stream, record.clone())?;
         self.lock().files_kept.insert((stream, record.reference.message));
         Ok(())
     }
 
     /// Marks messages that are not delivered, and will not be.
-    pub(super) fn mark(&self, stream: StreamId, marks: Vec<Mark>) -> Result<(), DepotError> {
+    pub(super) fn mark(&self, stream: StreamId, mut marks: Vec<Mark>) -> Result<(), DepotError> {
+        self.folder.withhold_from(&mut marks);
         match self.holdings.epoch(stream) {
             Some(epoch) if !marks.is_empty() => self.marks.mark(&self.seals, stream, epoch, marks),
             _ => Ok(()),
@@ -379,7 +385,7 @@ impl ReplayerLedger {
             file,
             ..FleetRecord::waiting(origin.reference.message, message_of(stored))
         };
-        self.keep_rejected(origin.stream, &record).map_err(away)
+        self.keep_rejected(origin.stream, record).map_err(away)
     }
 
     /// Notes the parts of a divided message that wait, and copies those that were rejected.
@@ -404,7 +410,7 @@ impl ReplayerLedger {
                 state: RecordState::Rejected(answer.clone()),
                 ..FleetRecord::waiting(reference.message, message)
             };
-            self.keep_rejected(origin.stream, &record).map_err(away)?;
+            self.keep_rejected(origin.stream, record).map_err(away)?;
         }
         Ok(())
     }

@@ -8,6 +8,8 @@
 //! | `holdings` | the heads that are held: taken, renewed, released, and whether anything may be sent |
 //! | `ledger` | where each message comes from, and the marks that are made before it is settled |
 //! | `reading`, `importer` | from bundles to messages of the scratch store |
+//! | `selection`, `held_back` | which messages are left in the depot, and what is newer about the same |
+//! | `key_folder` | the keys of messages that only name them |
 //! | `scratch` | the scratch store |
 //! | [`survey`] | the contents of a depot, by names and heads: `status --fleet` |
 //! | [`browse`], [`purging`] | the messages of streams for people: `inspect --fleet`, `purge --fleet` |
@@ -25,14 +27,17 @@
 pub(crate) mod browse;
 pub(crate) mod error;
 pub(crate) mod feeder;
+mod held_back;
 pub(crate) mod holdings;
 mod importer;
+pub(crate) mod key_folder;
 pub(crate) mod keys;
 mod ledger;
 mod objects;
 pub(crate) mod purging;
 pub(crate) mod reading;
 pub(crate) mod scratch;
+pub(crate) mod selection;
 pub(crate) mod session;
 pub(crate) mod survey;
 mod sweep;

@@ -29,6 +29,7 @@ use super::keys::FleetKeys;
 use super::ledger::ReplayerLedger;
 use super::reading::StreamReader;
 use super::scratch::ScratchStore;
+use super::selection::FleetReplaySelection;
 use super::sweep::delete_outdated_records;
 use crate::depot::{Depot, prove};
 use crate::fleet::head::HeadOwner;
@@ -81,6 +82,8 @@ pub(crate) struct FleetReplaySettings {
     pub follows: bool,
     /// How long it may take.
     pub timeout: Option<Duration>,
+    /// Only these messages are delivered; the others stay.
+    pub selection: FleetReplaySelection,
 }
 
 /// How a session ended.
@@ -141,7 +144,7 @@ impl FleetReplay {
         let scratch = ScratchStore::create(&settings.scratch_folder, settings.store_limits, &settings.store_keys)?;
         let timing = HeadTiming { takeover_after: settings.takeover_after };
         let holdings = Arc::new(Holdings::new(depot.clone(), owner, timing));
-        let ledger = Arc::new(ReplayerLedger::new(depot.clone(), holdings.clone(), keys.seals.clone()));
+        let ledger = Arc::new(ReplayerLedger::new(depot.clone(), holdings.clone(), &keys));
         let spooled = Arc::new(Spooled::new(scratch.store().clone(), ledger.clone()));
         let (metrics, shutdown) = (Metrics::default(), shutdown.clone());
         Ok(Self { depot, keys, settings, scratch, holdings, ledger, spooled, metrics, shutdown })
@@ -212,6 +215,8 @@ impl FleetReplay {
             store,
             server: &self.settings.server,
             max_age: self.settings.max_age,
+            selection: &self.settings.selection,
+            keys: &self.keys.folder,
         };
         let FleetReplaySettings { stage_bytes, takeover_after, .. } = self.settings;
         let mut feeder = Feeder {
@@ -223,6 +228,7 @@ impl FleetReplay {
             store,
             state,
             settings: FeedSettings { stage_bytes, takeover_after },
+            keys: &self.keys.folder,
             progress: FeedProgress::new(takeover_after),
         };
         let now = Duration::from_millis(u64::try_from(now_ms()).unwrap_or(0));

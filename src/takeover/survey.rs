@@ -7,7 +7,7 @@ use super::error::TakeoverError;
 use super::objects::{folder, list_all};
 use super::watch::{list_heads, read_heads, streams_with_bundles};
 use crate::depot::{Depot, DepotDescription};
-use crate::fleet::head::{Head, HeadFault, HeadState};
+use crate::fleet::head::{Head, HeadFault, HeadState, MissingKey};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::store::now_ms;
 
@@ -149,6 +149,21 @@ impl FleetSurvey {
         let oldest =
             |stream: &StreamSurvey| stream.head.as_ref().and_then(|head| head.oldest_ms).or(stream.sums.oldest_ms);
         waiting.filter_map(oldest).min()
+    }
+
+    /// Returns the keys that messages wait for, as replayers left word of it when they released their streams.
+    pub(crate) fn missing_keys(&self) -> Vec<MissingKey> {
+        let mut found: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        let closed = self.streams.iter().filter(|stream| stream.standing == StreamStanding::Closed);
+        for key in closed.filter_map(|stream| stream.head.as_ref()).flat_map(|head| &head.missing_keys) {
+            *found.entry((&key.workspace, &key.key)).or_default() += key.messages;
+        }
+        let key = |((workspace, key), messages): ((&str, &str), u64)| MissingKey {
+            workspace: workspace.to_owned(),
+            key: key.to_owned(),
+            messages,
+        };
+        found.into_iter().map(key).collect()
     }
 
     /// Returns the processes that have taken streams, each with their number and the messages that wait in them.

@@ -11,7 +11,7 @@ use jsonschema::Validator;
 use opik_offline::depot::folder::FolderDepot;
 use opik_offline::depot::{Depot, Name};
 use opik_offline::fleet::bundle::encode_bundle;
-use opik_offline::fleet::head::{Head, HeadOwner, HeadState};
+use opik_offline::fleet::head::{Head, HeadOwner, HeadState, MissingKey};
 use opik_offline::fleet::names::{BundleName, ObjectName, StreamId};
 use opik_offline::fleet::record::FleetRecord;
 use opik_offline::message::{Effect, EntityKind, MessageType};
@@ -147,6 +147,7 @@ fn of_a_depot(found: &mut Documents, server: &FakeOpik) {
             renewed: 1,
             renewed_at_ms: 1_767_323_045_000,
             silence_ms: 0,
+            missing_keys: vec![MissingKey { workspace: "research".to_owned(), key: "9f3c".to_owned(), messages: 1 }],
         };
         put(&ObjectName::Head(stream), &head.encode());
         stream

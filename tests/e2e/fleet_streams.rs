@@ -212,6 +212,7 @@ pub(crate) fn head(state: HeadState, bundles: u32, messages: u64) -> Head {
         renewed: 1,
         renewed_at_ms: 0,
         silence_ms: 0,
+        missing_keys: Vec::new(),
     }
 }
 

@@ -24,6 +24,7 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_keys;
 mod fleet_replay;
 mod fleet_shipping;
 mod fleet_streams;

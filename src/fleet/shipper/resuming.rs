@@ -47,7 +47,8 @@ impl Shipper {
         let epoch = record.epoch.saturating_add(1);
         store.note_stream(&StreamRecord { epoch, ..record.clone() })?;
         turns.shipped = head.shipped;
-        let next = Head { state: HeadState::Open, epoch, owner: this_process(&turns.nonce), ..head };
+        let (owner, missing_keys) = (this_process(&turns.nonce), Vec::new());
+        let next = Head { state: HeadState::Open, epoch, owner, missing_keys, ..head };
         turns.head = Some(StreamHead::new(stream, next, Some(version))?);
         (turns.may_be_there, turns.silent) = (true, None);
         self.own(stream, epoch);

@@ -3,12 +3,16 @@
 use serde::Serialize;
 
 use crate::figures::count;
+use crate::printable::name;
+use crate::takeover::key_folder::UnusableKeyFile;
 use crate::takeover::reading::UnreadableObject;
 use crate::takeover::session::FleetConclusion;
 use crate::terminal::Shown;
 
 /// How many objects are named for people.
 const NAMED_MAX: usize = 10;
+/// Digits of a fingerprint for people: as many as the name of a file of keys needs.
+const KEY_DIGITS: usize = 12;
 
 /// The outcome for streams and messages.
 #[derive(Serialize)]
@@ -25,14 +29,48 @@ pub(crate) struct FleetReplayReport {
     remaining: u64,
     /// Messages for other servers, which stay in the depot.
     elsewhere: u64,
-    /// Messages whose key is not in the depot.
+    /// Messages whose key is not here.
     without_key: u64,
+    /// The keys that they wait for.
+    missing_keys: Vec<MissingKeyLine>,
+    /// Files of the folder of keys that hold no usable key.
+    unusable_key_files: Vec<String>,
+    /// Messages behind one that stays, about the same.
+    behind: u64,
+    /// Messages that were not selected, which stay in the depot.
+    unselected: u64,
     streams: StreamCounts,
     unreadable: UnreadableReport,
     requests: u64,
     seconds: f64,
     /// Why messages remain, for people.
     reasons: Vec<String>,
+}
+
+/// A key that messages wait for.
+#[derive(Serialize)]
+pub(super) struct MissingKeyLine {
+    workspace: String,
+    /// Its fingerprint.
+    key: String,
+    messages: u64,
+}
+
+impl MissingKeyLine {
+    pub(super) fn new(workspace: &str, key: &str, messages: u64) -> Self {
+        Self { workspace: workspace.to_owned(), key: key.to_owned(), messages }
+    }
+
+    /// Returns it for people: `workspace research, key 9f3c1a2b4d5e: 1,204 messages wait for its key`.
+    pub(super) fn text(&self) -> String {
+        let key: String = self.key.chars().take(KEY_DIGITS).collect();
+        let verb = if self.messages == 1 { "waits" } else { "wait" };
+        format!(
+            "workspace {}, key {key}: {} {verb} for its key",
+            name(&self.workspace),
+            count(self.messages, "message")
+        )
+    }
 }
 
 #[derive(Serialize)]
@@ -77,8 +115,9 @@ impl UnreadableLine {
 }
 
 impl FleetReplayReport {
-    pub(crate) fn of(depot: String, conclusion: &FleetConclusion) -> Self {
+    pub(crate) fn of(depot: String, conclusion: &FleetConclusion, unusable: &[UnusableKeyFile]) -> Self {
         let totals = &conclusion.totals;
+        let missing = totals.without_key.iter();
         Self {
             schema_version: 1,
             depot,
@@ -88,7 +127,16 @@ impl FleetReplayReport {
             held: conclusion.held,
             remaining: totals.left_waiting,
             elsewhere: totals.elsewhere,
-            without_key: totals.without_key,
+            without_key: totals.without_key.values().sum(),
+            missing_keys: missing
+                .map(|((workspace, key), n)| MissingKeyLine::new(workspace, &key.to_string(), *n))
+                .collect(),
+            unusable_key_files: unusable
+                .iter()
+                .map(|file| format!("{}: {}", file.path.display(), file.reason))
+                .collect(),
+            behind: totals.behind,
+            unselected: totals.unselected,
             streams: StreamCounts {
                 taken: totals.taken,
                 finished: totals.finished,
@@ -109,8 +157,8 @@ impl FleetReplayReport {
 
     /// Returns how many messages that were taken are not delivered, for any reason.
     pub(crate) fn left_here(&self) -> u64 {
-        // Those for other servers are somebody else's.
-        self.remaining.saturating_sub(self.elsewhere) + self.rejected + self.unreadable.objects.len() as u64
+        // Those for other servers are somebody else's, and others were not asked for.
+        self.remaining.saturating_sub(self.elsewhere + self.unselected) + self.rejected + self.unreadable.objects.len() as u64
     }
 
     /// Returns how many messages are left in the depot, as far as is known.
@@ -140,8 +188,15 @@ impl FleetReplayReport {
         row(self.expired, "expired", ", older than max_age");
         row(self.held, "held", ": their ids are outside the server's window");
         row(self.elsewhere, "elsewhere", " for other servers: replay them with their --upstream");
-        row(self.without_key, "no key", " whose API key is not in the depot");
+        row(self.unselected, "others", ", not selected: left in the depot");
         row(self.remaining, "remaining", " of streams that were released again");
+        for line in &self.missing_keys {
+            shown.add_line(&format!("no key    {}", line.text()));
+        }
+        if self.behind > 0 {
+            shown.add_line(&format!("behind    {} newer than these, about the same", count(self.behind, "message")));
+        }
+        self.unusable_key_files.iter().for_each(|file| shown.add_line(&format!("unusable key file {file}")));
         self.reasons.iter().for_each(|reason| shown.add_line(&format!("  {reason}")));
         let UnreadableReport { messages, objects } = &self.unreadable;
         if !objects.is_empty() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::replay::MissingKeyLine;
 use crate::figures::{count, short_duration, size, time};
 use crate::takeover::survey::{FleetSurvey, StreamStanding, StreamSurvey};
 use crate::terminal::Shown;
@@ -21,6 +22,8 @@ pub(crate) struct FleetStatusReport {
     pub(crate) waiting: WaitingReport,
     rejected: RejectedInDepot,
     replayers: Vec<ReplayerLine>,
+    /// Keys that messages of closed streams wait for, as their last replayer has found.
+    missing_keys: Vec<MissingKeyLine>,
     /// The streams, the one with the oldest message first.
     list: Vec<StreamLine>,
     unreadable: Vec<UnreadableHead>,
@@ -143,6 +146,9 @@ impl FleetStatusReport {
                 messages: survey.rejected.values().sum(),
                 by_workspace: by_workspace.collect(),
             },
+            missing_keys: (survey.missing_keys().iter())
+                .map(|key| MissingKeyLine::new(&key.workspace, &key.key, key.messages))
+                .collect(),
             replayers: replayers.map(|(owner, streams, messages)| ReplayerLine { owner, streams, messages }).collect(),
             list,
             unreadable: (survey.unreadable.iter())
@@ -181,6 +187,9 @@ impl FleetStatusReport {
         for replayer in self.replayers.iter().take(LISTED_MAX) {
             let streams = count(replayer.streams, "stream");
             row("replayer", &format!("{}: {streams}, {} waiting", replayer.owner, count(replayer.messages, "message")));
+        }
+        for key in self.missing_keys.iter().take(LISTED_MAX) {
+            row("no key", &key.text());
         }
         for head in self.unreadable.iter().take(LISTED_MAX) {
             row("unreadable", &format!("stream {}: {}", head.stream, head.reason));

@@ -1,11 +1,13 @@
 //! The report of `status` as JSON and YAML: an overview in the fields of its schema.
 
+mod copies;
 pub(crate) mod gather;
 pub(crate) mod screen;
 pub(crate) mod watch;
 
 use serde::Serialize;
 
+use self::copies::CopiesReport;
 use self::gather::Gathered;
 use crate::config::Config;
 use crate::delivery::id_window;
@@ -47,6 +49,9 @@ pub(crate) struct StatusReport {
     /// The copies in the fleet's depot, as the running agent knows them; only with a depot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetOverview>,
+    /// Messages with copies in a depot; only if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies: Option<CopiesReport>,
     pub held: Vec<HeldLane>,
     /// Messages that were accepted for other servers than `server`.
     pub elsewhere: Vec<ElsewhereOverview>,
@@ -70,6 +75,7 @@ impl StatusReport {
         let condition = details.and_then(|details| details.condition.as_ref());
         let held = condition.map_or(&[][..], |condition| &condition.held);
         let adoptions = condition.map_or(&[][..], |condition| &condition.adoptions);
+        let copies = CopiesReport::of(config, gathered);
         Self {
             schema_version: overview.schema_version,
             server: ServerReport::of(gathered),
@@ -80,9 +86,10 @@ impl StatusReport {
             held_ids: details.map(HeldIds::of),
             stranded: details.map(|details| details.stranded.iter().map(StrandedLine::of).collect()),
             rates: overview.rates,
-            eta: overview.eta.clone(),
+            eta: copies.as_ref().and_then(CopiesReport::eta).or_else(|| overview.eta.clone()),
             store: StoreReport::of(config, gathered),
             fleet: overview.fleet.clone(),
+            copies,
             held: held.iter().map(|(lane, hold)| HeldLane::of(lane, hold, overview.at_ms)).collect(),
             elsewhere: overview.store.elsewhere.clone(),
             adopted: adoptions.iter().map(Adopted::of).collect(),

@@ -20,6 +20,7 @@ const SECTIONS: &[Section] = &[
     agent,
     edges,
     fleet,
+    copies,
     store,
     full,
     waiting,
@@ -202,6 +203,11 @@ fn fleet(report: &StatusReport) -> Vec<StatusLine> {
         line("", format!("{} taken over by a replayer, which delivers it", count(fleet.handed_over, "stream")))
     });
     [Some(first), only_here, taken].into_iter().flatten().collect()
+}
+
+/// Messages with copies in a depot that nobody delivers.
+fn copies(report: &StatusReport) -> Vec<StatusLine> {
+    report.copies.as_ref().and_then(|copies| copies.text()).map(|text| line("depot", text)).into_iter().collect()
 }
 
 fn store(report: &StatusReport) -> Vec<StatusLine> {

@@ -1,0 +1,53 @@
+//! Which messages of a depot are replayed, where a person selects some.
+
+use crate::fleet::names::StreamId;
+use crate::fleet::record::{FleetRecord, RecordState};
+use crate::message::{Message, MessageStatus, workspace_shown};
+use crate::store::Filter;
+
+/// The messages to replay. What it leaves out stays in the depot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FleetReplaySelection {
+    /// Only these streams; empty: all.
+    pub streams: Vec<StreamId>,
+    /// As in a store; the ids are those of a stream.
+    pub filter: Filter,
+}
+
+impl FleetReplaySelection {
+    /// Returns whether a stream is selected.
+    pub(super) fn takes(&self, stream: StreamId) -> bool {
+        self.streams.is_empty() || self.streams.contains(&stream)
+    }
+
+    /// Returns whether a message is selected.
+    pub(super) fn selects(&self, record: &FleetRecord) -> bool {
+        let (filter, message) = (&self.filter, &record.message);
+        let status = match record.state {
+            RecordState::Waiting => MessageStatus::Failed,
+            RecordState::Held(_) => MessageStatus::Held,
+            RecordState::Rejected(_) => MessageStatus::Rejected,
+        };
+        let id = i64::try_from(record.reference.message).unwrap_or(i64::MAX);
+        is_one_of(&filter.statuses, |wanted| *wanted == status)
+            && is_one_of(&filter.types, |wanted| *wanted == message.message_type)
+            && self.is_of_workspace(message)
+            && is_one_of(&filter.servers, |wanted| message.lane.server.as_ref() == Some(wanted))
+            && is_one_of(&filter.projects, |wanted| message.project.as_ref() == Some(wanted))
+            && is_one_of(&filter.ids, |wanted| wanted.0 == id)
+            && is_one_of(&filter.entities, |wanted| message.touches.iter().any(|touch| touch.key == *wanted))
+            && filter.accepted_before_ms.is_none_or(|before| message.accepted_at_ms < before)
+            && filter.accepted_since_ms.is_none_or(|since| message.accepted_at_ms >= since)
+    }
+
+    /// Returns whether the workspace of a message is selected: otherwise none of its workspace is.
+    pub(super) fn is_of_workspace(&self, message: &Message) -> bool {
+        let workspace = message.lane.workspace.as_deref().unwrap_or("default");
+        is_one_of(&self.filter.workspaces, |wanted| wanted == workspace || wanted == workspace_shown(workspace))
+    }
+}
+
+/// Returns whether one of the wanted values fits; without any, everything does.
+fn is_one_of<T>(wanted: &[T], fits: impl Fn(&T) -> bool) -> bool {
+    wanted.is_empty() || wanted.iter().any(fits)
+}
