@@ -158,6 +158,8 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--readdress', '--readdress', [CompletionResultType]::ParameterName, 'Deliver messages for this server to --upstream instead')
             [CompletionResult]::new('--lane', '--lane', [CompletionResultType]::ParameterName, 'With --rekey or --readdress: only this lane, by its number in --dry-run')
             [CompletionResult]::new('--stage', '--stage', [CompletionResultType]::ParameterName, 'With --fleet: keep at most this many bytes of messages on this machine')
+            [CompletionResult]::new('--credentials-dir', '--credentials-dir', [CompletionResultType]::ParameterName, 'With --fleet: read the API keys that messages only name from this folder, one file for each')
+            [CompletionResult]::new('--stream', '--stream', [CompletionResultType]::ParameterName, 'With --fleet: only messages of this stream (may be given more than once)')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use this Opik server, such as http://127.0.0.1:5173/api')
             [CompletionResult]::new('--fleet', '--fleet', [CompletionResultType]::ParameterName, 'Keep copies in this depot, such as s3://BUCKET/PREFIX')

@@ -151,6 +151,8 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --readdress 'Deliver messages for this server to --upstream instead'
             cand --lane 'With --rekey or --readdress: only this lane, by its number in --dry-run'
             cand --stage 'With --fleet: keep at most this many bytes of messages on this machine'
+            cand --credentials-dir 'With --fleet: read the API keys that messages only name from this folder, one file for each'
+            cand --stream 'With --fleet: only messages of this stream (may be given more than once)'
             cand --db 'Use this message store'
             cand --upstream 'Use this Opik server, such as http://127.0.0.1:5173/api'
             cand --fleet 'Keep copies in this depot, such as s3://BUCKET/PREFIX'

@@ -205,6 +205,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l new
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l readdress -d 'Deliver messages for this server to --upstream instead' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lane -d 'With --rekey or --readdress: only this lane, by its number in --dry-run' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stage -d 'With --fleet: keep at most this many bytes of messages on this machine' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l credentials-dir -d 'With --fleet: read the API keys that messages only name from this folder, one file for each' -r -f -a "(__fish_complete_directories)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stream -d 'With --fleet: only messages of this stream (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
@@ -35,6 +36,8 @@ use crate::sealing::{Recipient, SealError};
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
 use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
+use crate::takeover::selection::FleetReplaySelection;
+use crate::takeover::session::FleetReplaySettings;
 use crate::telemetry::log;
 use crate::upstream::route::{Proxies, Proxy, ProxyKind};
 use crate::upstream::tls::{ClientCertificate, TlsSettings};
@@ -271,6 +274,49 @@ pub(crate) fn fleet_use(config: &Config) -> Result<Option<FleetUse>, FleetError>
         },
     };
     Ok(Some(FleetUse { depot: depot::open(&settings)?, settings: settings_of_fleet }))
+}
+
+/// Returns how streams of a depot are replayed: `stage_bytes` of messages at a time, for `timeout` at most, following
+/// agents that go away or not.
+///
+/// # Errors
+///
+/// If a key of the scratch store can't be used.
+pub(crate) fn fleet_replay(
+    config: &Config,
+    stage_bytes: u64,
+    (follows, timeout): (bool, Option<Duration>),
+    selection: FleetReplaySelection,
+) -> Result<FleetReplaySettings, KeyError> {
+    let files = files::share(files::allowed(), 1, 0);
+    Ok(FleetReplaySettings {
+        scratch_folder: fleet_scratch(config),
+        // Rows, indexes and the log take more than the bodies.
+        store_limits: Limits {
+            size_max: stage_bytes.saturating_mul(3).max(1 << 30),
+            disk_reserve: disk_reserve(config),
+            when_full: WhenFull::Refuse,
+        },
+        store_keys: store_keys(config)?,
+        server: server(config),
+        monitor: monitor(config),
+        replay: ReplaySettings { filter: Filter::default(), ..replay_settings(config) },
+        memory_budget: memory_budget(config),
+        workers_max: usize::try_from(files.replay_workers).unwrap_or(usize::MAX),
+        stage_bytes,
+        takeover_after: config.fleet_takeover_after.value,
+        max_age: config.max_age.value,
+        single_replayer: config.fleet_single_replayer.value,
+        follows,
+        timeout,
+        selection,
+    })
+}
+
+/// Returns the folder of the stores that are thrown away, beside the message store.
+pub(crate) fn fleet_scratch(config: &Config) -> PathBuf {
+    let folder = config.db.value.parent().map(PathBuf::from).unwrap_or_default();
+    folder.join("fleet-scratch")
 }
 
 fn proxies(config: &Config) -> Proxies {

@@ -22,6 +22,7 @@ use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
 use crate::takeover::error::TakeoverError;
 use crate::takeover::scratch::ScratchError;
+use crate::takeover::unreadable::DepotUnreadable;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
@@ -241,6 +242,10 @@ impl From<TakeoverError> for Failure {
                 Exit::Usage,
                 "name a folder with one file for each key, with --credentials-dir or OPIK_OFFLINE_FLEET_CREDENTIALS_DIR",
             ),
+            TakeoverError::FleetFileExists { .. } => (
+                Exit::Failure,
+                "make a key pair without --fleet, and add its public key to `recipients` in v1/fleet.json",
+            ),
             TakeoverError::NoFleetFile { .. } => (
                 Exit::Usage,
                 "check the prefix in the URL; `opik-offline replay --make-identity FILE --fleet URL` makes the file",
@@ -251,6 +256,12 @@ impl From<TakeoverError> for Failure {
             ),
         };
         Self::new(exit, message, Some(hint))
+    }
+}
+
+impl From<DepotUnreadable> for Failure {
+    fn from(error: DepotUnreadable) -> Self {
+        Self::new(Exit::Failure, error.to_string(), Some(&error.hint))
     }
 }
 

@@ -1,18 +1,18 @@
 //! The parts of `replay`, `status`, `inspect` and `purge` that work with a fleet's depot (`--fleet URL`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::fleet_keys::{ensure_readable, identity_files, keys};
-use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl};
+use super::moving::{IdentityReport, new_identity};
+use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl, stream};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
-use crate::agent::files;
 use crate::config::units::ByteSize;
 use crate::config::{Config, Flags, LogLevel};
 use crate::depot::{self, Depot};
+use crate::fleet::names::StreamId;
 use crate::fleet::stream_head::this_process;
 use crate::protocol::recognise::Presence;
 use crate::report::fleet::list::FleetList;
@@ -22,11 +22,14 @@ use crate::report::fleet::status::FleetStatusReport;
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, Limits, StoredMessage, WhenFull, now_ms};
 use crate::takeover::browse::FleetBrowser;
+use crate::takeover::founding;
 use crate::takeover::keys::FleetKeys;
 use crate::takeover::purging::{FleetPurge, PurgeSelection};
+use crate::takeover::resending::Resending;
 use crate::takeover::selection::FleetReplaySelection;
-use crate::takeover::session::{FleetEnding, FleetReplay, FleetReplaySettings, ensure_exclusive};
+use crate::takeover::session::{FleetEnding, FleetReplay, ensure_exclusive};
 use crate::takeover::survey::{FleetSurvey, streams_of};
+use crate::takeover::unreadable::ensure_readable;
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::OutputFormat;
 use crate::terminal::{OutputStream, is_interactive};
@@ -48,6 +51,10 @@ pub(super) struct FleetReplayArgs {
     #[arg(long, value_name = "DIR", hide_short_help = true, value_hint = clap::ValueHint::DirPath)]
     pub credentials_dir: Option<PathBuf>,
 
+    /// With --fleet: only messages of this stream (may be given more than once)
+    #[arg(long, value_name = "STREAM", value_parser = stream, hide_short_help = true)]
+    pub stream: Vec<StreamId>,
+
     /// With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive
     #[arg(long, hide_short_help = true)]
     pub fail_if_backlog: bool,
@@ -62,6 +69,7 @@ pub(super) struct FleetReplayOrder<'a> {
     pub args: &'a FleetReplayArgs,
     /// Files with the keys that open what is sealed.
     pub identities: &'a [PathBuf],
+    pub selection: &'a SelectionArgs,
     pub flags: Flags,
     pub timeout: Option<Duration>,
 }
@@ -75,6 +83,22 @@ pub(super) fn open_depot(config: &Config) -> Result<Arc<dyn Depot>, Failure> {
     Ok(depot::open(&settings)?)
 }
 
+/// Reads the keys of a replayer: of these files, or of the configured one.
+fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf], folder: Option<&Path>) -> Result<FleetKeys, Failure> {
+    let configured = config.fleet_identity_file.value.clone();
+    let files = if named.is_empty() { configured.into_iter().collect() } else { named.to_vec() };
+    Ok(FleetKeys::read(depot, &files, folder)?)
+}
+
+/// `replay --make-identity FILE --fleet URL`: a key pair, and the fleet's file that names its public key.
+pub(super) fn found(common: &Common, path: &Path) -> Result<IdentityReport, Failure> {
+    let depot = open_depot(&configuration(&common.flags())?)?;
+    founding::ensure_none(&*depot)?;
+    let made = new_identity(common, path)?;
+    founding::found(&*depot, &made.recipient)?;
+    Ok(made)
+}
+
 /// `replay --fleet`
 pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
@@ -83,9 +107,8 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let default = if args.follow { LogLevel::Info } else { LogLevel::Error };
     common.start_logging(&config, Some(default))?;
     let depot = open_depot(&config)?;
-    let credentials_dir = args.credentials_dir.as_ref().or(config.fleet_credentials_dir.value.as_ref());
-    let keys =
-        FleetKeys::read(&*depot, &identity_files(&config, order.identities), credentials_dir.map(PathBuf::as_path))?;
+    let folder = args.credentials_dir.as_ref().or(config.fleet_credentials_dir.value.as_ref());
+    let keys = keys(&*depot, &config, order.identities, folder.map(PathBuf::as_path))?;
     let unusable_keys = keys.folder.clone();
     let upstream = super::upstream(&config)?;
     let shutdown = Shutdown::new();
@@ -94,14 +117,20 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     }
     stop_on_signals(&shutdown)?;
     let url = depot.describe().url;
-    let settings = settings(&config, args, order.timeout)?;
-    let session =
-        FleetReplay::open(depot, keys, this_process(&uuid::Uuid::now_v7().simple().to_string()), settings, &shutdown)?;
+    let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
+    let (streams, filter) = (args.stream.clone(), order.selection.filter(now_ms()));
+    let mut selection = FleetReplaySelection { streams, filter, moved: Vec::new() };
+    let (server, single_replayer) = (translate::server(&config), config.fleet_single_replayer.value);
+    let resending = Resending { depot: &depot, keys: &keys, owner: owner.clone(), server: &server, single_replayer };
+    let unreadable = resending.run(&mut selection)?;
+    let settings = translate::fleet_replay(&config, args.stage.bytes(), (args.follow, order.timeout), selection)?;
+    let session = FleetReplay::open(depot, keys, owner, settings, &shutdown)?;
     let mut progress = ProgressDisplay::new(common.quiet);
     progress.start(0);
     let concluded = session.run(&upstream, &progress);
     progress.finish();
-    let concluded = concluded?;
+    let mut concluded = concluded?;
+    concluded.totals.add_unreadable_of(unreadable);
     let report = FleetReplayReport::of(url, &concluded, &unusable_keys.unusable());
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text())?;
@@ -129,44 +158,6 @@ fn check_server(upstream: &Upstream, config: &Config) -> Result<(), Failure> {
     }
 }
 
-fn settings(
-    config: &Config,
-    args: &FleetReplayArgs,
-    timeout: Option<Duration>,
-) -> Result<FleetReplaySettings, Failure> {
-    let files = files::share(files::allowed(), 1, 0);
-    let (stage_bytes, mut replay) = (args.stage.bytes(), translate::replay_settings(config));
-    replay.filter = crate::store::Filter::default();
-    Ok(FleetReplaySettings {
-        scratch_folder: scratch_folder(config),
-        // Rows, indexes and the log take more than the bodies.
-        store_limits: Limits {
-            size_max: stage_bytes.saturating_mul(3).max(1 << 30),
-            disk_reserve: translate::disk_reserve(config),
-            when_full: WhenFull::Refuse,
-        },
-        store_keys: translate::store_keys(config)?,
-        server: translate::server(config),
-        monitor: translate::monitor(config),
-        replay,
-        memory_budget: translate::memory_budget(config),
-        workers_max: usize::try_from(files.replay_workers).unwrap_or(usize::MAX),
-        stage_bytes,
-        takeover_after: config.fleet_takeover_after.value,
-        max_age: config.max_age.value,
-        single_replayer: config.fleet_single_replayer.value,
-        follows: args.follow,
-        timeout,
-        selection: FleetReplaySelection::default(),
-    })
-}
-
-/// Returns the folder of the stores that are thrown away, beside the message store.
-pub(super) fn scratch_folder(config: &Config) -> PathBuf {
-    let folder = config.db.value.parent().map(PathBuf::from).unwrap_or_default();
-    folder.join("fleet-scratch")
-}
-
 /// `status --fleet`
 pub(super) fn status(config: &Config) -> Result<FleetStatusReport, Failure> {
     let depot = open_depot(config)?;
@@ -178,7 +169,7 @@ fn browser(depot: &Arc<dyn Depot>, keys: &FleetKeys, config: &Config) -> Result<
     let limits =
         Limits { size_max: u64::MAX, disk_reserve: translate::disk_reserve(config), when_full: WhenFull::Refuse };
     let store_keys = translate::store_keys(config)?;
-    Ok(FleetBrowser::new(depot.clone(), keys, &scratch_folder(config), (limits, &store_keys))?)
+    Ok(FleetBrowser::new(depot.clone(), keys, &translate::fleet_scratch(config), (limits, &store_keys))?)
 }
 
 /// The arguments of `inspect --fleet`.
@@ -197,7 +188,7 @@ pub(super) fn inspect(
     order: &FleetInspection<'_>,
 ) -> Result<Option<StoredMessage>, Failure> {
     let depot = open_depot(config)?;
-    let keys = keys(&*depot, config, order.identities)?;
+    let keys = keys(&*depot, config, order.identities, None)?;
     let browser = browser(&depot, &keys, config)?;
     match order.id {
         Some(NamedMessage::InStream(stream, message)) => match browser.whole(stream, message)? {
@@ -257,7 +248,7 @@ pub(super) struct FleetPurgeOrder<'a> {
 /// `purge --fleet`
 pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_>) -> Result<(), Failure> {
     let depot = open_depot(config)?;
-    let keys = keys(&*depot, config, order.identities)?;
+    let keys = keys(&*depot, config, order.identities, None)?;
     let (browser, url) = (browser(&depot, &keys, config)?, depot.describe().url);
     let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
     let takeover_after = config.fleet_takeover_after.value;
@@ -276,7 +267,7 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
         renderer.result(&report, |renderer, report| report.text(renderer))?;
         // Whole streams are deleted without being read.
         let needs_all = order.selection.streams.is_empty() || order.selection.filter != Filter::default();
-        return if needs_all { ensure_readable(&purge.keys, &would.unreadable) } else { Ok(()) };
+        return if needs_all { Ok(ensure_readable(&purge.keys, &would.unreadable)?) } else { Ok(()) };
     }
     if !order.yes {
         if !is_interactive() {

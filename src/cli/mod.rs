@@ -10,8 +10,6 @@
 mod agent;
 mod failure;
 mod fleet;
-mod fleet_keys;
-mod founding;
 mod healthcheck;
 mod inspect;
 mod moving;

@@ -8,7 +8,6 @@ use clap::Args;
 use serde::Serialize;
 
 use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
-use super::founding;
 use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
@@ -23,7 +22,7 @@ use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, Sess
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, now_ms};
+use crate::store::now_ms;
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{OutputStream, Shown};
@@ -203,7 +202,7 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     if let Some(path) = &args.moving.make_identity {
         let identity = Some(match common.fleet.is_some() {
-            true => founding::found(common, path)?,
+            true => fleet::found(common, path)?,
             false => moving::new_identity(common, path)?,
         });
         let report = ReplayReport { identity, ..ReplayReport::of_nothing(false) };
@@ -219,7 +218,8 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     if common.fleet.is_some() {
         args.refuse_beside_fleet()?;
         let identities = &args.moving.identity;
-        let order = FleetReplayOrder { args: &args.fleet, identities, flags, timeout: args.timeout };
+        let selection = &args.selection;
+        let order = FleetReplayOrder { args: &args.fleet, identities, selection, flags, timeout: args.timeout };
         return fleet::replay(common, &order);
     }
     args.refuse_without_fleet()?;
@@ -262,12 +262,16 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
 impl ReplayArgs {
     /// Refuses flags that are for a depot.
     fn refuse_without_fleet(&self) -> Result<(), Failure> {
-        if self.fleet.follow || self.fleet.fail_if_backlog || self.fleet.credentials_dir.is_some() {
+        if self.fleet.follow
+            || self.fleet.fail_if_backlog
+            || self.fleet.credentials_dir.is_some()
+            || !self.fleet.stream.is_empty()
+        {
             let hint =
                 "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
             return Err(Failure::new(
                 Exit::Usage,
-                "--follow, --fail-if-backlog and --credentials-dir are for a depot",
+                "--follow, --stream, --fail-if-backlog and --credentials-dir are for a depot",
                 Some(hint),
             ));
         }
@@ -287,10 +291,10 @@ impl ReplayArgs {
             (self.dry_run, "--dry-run"),
             (self.moving.to.is_some(), "--to"),
             (self.reassign.is_asked(), "--readdress and --rekey"),
-            (self.selection.filter(now_ms()) != Filter::default(), "filters such as --workspace"),
         ];
         let Some((_, flag)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
-        let hint = "streams are replayed as a whole; `opik-offline inspect --fleet URL` shows what is in them";
+        let hint = "`opik-offline inspect --fleet URL` shows what is in the depot, and --workspace, --stream and other filters \
+                    select from it";
         Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))
     }
 }

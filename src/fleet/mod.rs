@@ -63,6 +63,7 @@ pub mod reference;
 mod samples;
 pub mod schedule;
 pub mod seals;
+mod secret_header;
 pub mod shipper;
 pub mod spooled;
 pub mod stream_head;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::json::{AnswerFields, RequestFields, digest_from_hex, from_base64, to_base64};
-use super::reference::is_secret_header;
+use super::secret_header::is_secret_header;
 use crate::message::{
     Attachment, Credential, HeaderSet, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256,
 };

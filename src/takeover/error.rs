@@ -47,6 +47,12 @@ pub enum TakeoverError {
         /// The depot.
         depot: String,
     },
+    /// The fleet has an id and keys already.
+    #[error("the depot {depot} has a v1/fleet.json already")]
+    FleetFileExists {
+        /// The depot.
+        depot: String,
+    },
     /// Two replayers could own one stream.
     #[error(
         "the depot {depot} does not keep conditional writes, so two replayers could deliver the same stream: {reason}"

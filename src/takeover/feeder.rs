@@ -97,6 +97,11 @@ pub(crate) struct FeedTotals {
 }
 
 impl FeedTotals {
+    /// Adds what could not be read before anything was taken.
+    pub(crate) fn add_unreadable_of(&mut self, objects: Vec<UnreadableObject>) {
+        objects.into_iter().for_each(|object| self.add_unreadable(object));
+    }
+
     fn add_unreadable(&mut self, object: UnreadableObject) {
         warn!(target: "fleet", "left in the depot: {} can't be read: {}", object.object, object.reason);
         self.unreadable_messages += object.messages;
@@ -383,7 +388,7 @@ impl Feeder<'_> {
             bytes: group.iter().map(|bundle| bundle.bytes).sum(),
             settled: taken.plan.settled(),
         };
-        // A repeat after an error may find more: what stays is only ever added to.
+        // A retry after an error may find more: messages that stay are only ever added.
         let Imported { messages, left } = self.importer.import(bundle, records, (&mut taken.back, room))?;
         taken.planned = None;
         taken.pending.pop_front();

@@ -3,6 +3,7 @@
 //! | record | what becomes of it |
 //! | --- | --- |
 //! | waiting or held, for our server | a message that waits or is held |
+//! | rejected, and selected to be retried | a message that waits |
 //! | rejected | copied to the folder of rejected messages, and stored as rejected: what depends on it waits |
 //! | older than `max_age` | marked as expired |
 //! | for another server, or not selected | stays: another replayer may deliver it |
@@ -144,7 +145,7 @@ impl Importer<'_> {
         let mut batch = RowBatch::default();
         let mut marks = Vec::new();
         for record in records {
-            match self.whole(record, back) {
+            match self.whole(&bundle, record, back) {
                 Err(LeftReason::Expired) => {
                     imported.left.expired += 1;
                     marks.push(Mark { reference: record.reference, fate: Fate::Expired });
@@ -171,13 +172,14 @@ impl Importer<'_> {
     /// Returns the record with its secrets, or why it is not imported.
     fn whole<'record>(
         &self,
+        bundle: &ImportedBundle<'_>,
         record: &'record FleetRecord,
         back: &HeldBack,
     ) -> Result<Cow<'record, FleetRecord>, LeftReason> {
         let message = &record.message;
         let is_rejected = matches!(record.state, RecordState::Rejected(_));
         let max_age_ms = self.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-        let is_selected = self.selection.selects(record);
+        let is_selected = self.selection.selects_in(bundle.stream, record);
         let is_old = max_age_ms.is_some_and(|age| message.accepted_at_ms < now_ms().saturating_sub(age));
         if is_old && is_selected && !is_rejected {
             return Err(LeftReason::Expired);
@@ -188,16 +190,23 @@ impl Importer<'_> {
         if !is_selected {
             return Err(LeftReason::Unselected);
         }
+        let is_retried = is_rejected && self.selection.retries_rejected();
+        // A rejected message that stays one is not sent, so it needs no key.
+        let whole = match is_rejected && !is_retried || !is_by_reference(record) {
+            true => Cow::Borrowed(record),
+            false => {
+                let restored = self.keys.restore(record);
+                Cow::Owned(restored.map_err(|MissingSecret(key)| LeftReason::WithoutKey(key))?)
+            }
+        };
         if back.holds(message) {
             return Err(LeftReason::Behind);
         }
-        // A rejected message is not sent, so it needs no key.
-        match is_rejected || !is_by_reference(record) {
-            true => Ok(Cow::Borrowed(record)),
-            false => {
-                self.keys.restore(record).map(Cow::Owned).map_err(|MissingSecret(key)| LeftReason::WithoutKey(key))
-            }
+        if !is_retried {
+            return Ok(whole);
         }
+        self.ledger.retry(bundle.stream, record);
+        Ok(Cow::Owned(FleetRecord { state: RecordState::Waiting, ..whole.into_owned() }))
     }
 
     /// Copies a rejected message, which its bundle will not outlive; returns the mark that it needs.

@@ -7,7 +7,7 @@
 //!
 //! Names that begin with a dot are left out: Kubernetes and editors use them. Line ends behind the key do not belong to it.
 //!
-//! The folder is read again when it has changed. A file that can't be used is named, and costs only its own key; a folder
+//! The keys are cached; the folder is parsed again when it has changed. A file that can't be used is named, and costs only its own key; a folder
 //! that can't be read any more leaves the keys as they were.
 
 use std::collections::{HashMap, HashSet};
@@ -74,7 +74,7 @@ impl KnownKeys {
     }
 }
 
-/// The keys that this replayer has.
+/// The cached keys of this replayer.
 pub(crate) struct KeyFolder {
     folder: Option<(PathBuf, Uuid)>,
     known: Mutex<KnownKeys>,
@@ -102,7 +102,7 @@ impl KeyFolder {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the folder again if it has changed; returns whether it has.
+    /// Reads the folder again if the cached keys are outdated; returns whether they were.
     pub(crate) fn refresh(&self) -> bool {
         let Some((path, fleet)) = &self.folder else { return false };
         let stamps = stamps_of(path);

@@ -15,9 +15,9 @@ use crate::sealing::{Identity, Recipient, read_identities};
 /// The keys of a replayer.
 #[derive(Clone)]
 pub(crate) struct FleetKeys {
-    /// Opens what is sealed for us; none where the fleet is kept in plain.
+    /// Decrypts what is encrypted for us; none where the fleet is kept in plain.
     pub identities: Arc<[Identity]>,
-    /// Seals marks and rejected messages for every replayer.
+    /// Encrypts marks and rejected messages for every replayer.
     pub seals: Seals,
     /// The keys of messages that only name them.
     pub folder: Arc<KeyFolder>,

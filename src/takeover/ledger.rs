@@ -14,29 +14,23 @@
 //! Importing holds the lock from before the commit that stores messages until their origins are noted, so that an
 //! outcome never meets a message whose origin is unknown. The lock is held over no request to the depot.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ring::digest::{SHA256, digest};
 use tracing::warn;
 
 use super::holdings::Holdings;
 use super::key_folder::KeyFolder;
 use super::keys::FleetKeys;
-use super::objects::name_of;
+use super::rejected_copies::RejectedCopies;
 use crate::depot::{Depot, DepotError};
-use crate::fleet::bundle::{RecordTooLarge, encode_bundle};
 use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
-use crate::fleet::names::{ObjectName, StreamId, WorkspaceName};
-use crate::fleet::record::{
-    FILE_PART_BYTES, FileContent, FleetRecord, MessageRef, RecordState, ShippedFile, part_digest,
-};
+use crate::fleet::names::StreamId;
+use crate::fleet::record::{FileContent, FleetRecord, MessageRef, RecordState, ShippedFile, part_digest};
 use crate::fleet::seals::Seals;
 use crate::fleet::spooled::{Removal, ShippedLedger};
-use crate::message::{Attachment, Body, Lane, Message, MessageId, Sha256};
-use crate::sealing::SealError;
+use crate::message::{Lane, Message, MessageId, Sha256};
 use crate::store::{LastAnswer, Lease, Outcome, Part, SalvagedRow, Store, StoreError, StoredMessage};
 
 /// Where a message of the scratch store comes from.
@@ -144,18 +138,19 @@ impl Origins {
 
 /// The origins of a replayer's messages, and its marks.
 pub(super) struct ReplayerLedger {
-    depot: Arc<dyn Depot>,
     holdings: Arc<Holdings>,
     marks: MarkWriter,
     seals: Seals,
     folder: Arc<KeyFolder>,
+    copies: RejectedCopies,
     origins: Mutex<Origins>,
 }
 
 impl ReplayerLedger {
     pub(super) fn new(depot: Arc<dyn Depot>, holdings: Arc<Holdings>, keys: &FleetKeys) -> Self {
         let (marks, seals, folder) = (MarkWriter::new(depot.clone()), keys.seals.clone(), keys.folder.clone());
-        Self { depot, holdings, marks, seals, folder, origins: Mutex::default() }
+        let copies = RejectedCopies::new(depot, keys);
+        Self { holdings, marks, seals, folder, copies, origins: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Origins> {
@@ -210,6 +205,7 @@ impl ReplayerLedger {
 
     /// Forgets a stream of which the scratch store holds nothing.
     pub(super) fn forget(&self, stream: StreamId) {
+        self.copies.forget(stream);
         let mut known = self.lock();
         known.files_kept.retain(|(of, _)| *of != stream);
         known.of.retain(|_, origin| origin.stream != stream);
@@ -274,59 +270,16 @@ impl ReplayerLedger {
         part.ok_or_else(|| StoreError::DepotAway { reason: format!("message {id} comes from no stream") })
     }
 
-    fn sealed<'bytes>(&self, plain: &'bytes [u8]) -> Result<Cow<'bytes, [u8]>, DepotError> {
-        let unusable =
-            |error: SealError| DepotError::Unusable { at: self.depot.describe().url, reason: error.to_string() };
-        self.seals.seal(plain).map_err(unusable)
-    }
-
-    /// Copies a rejected message to the folder of rejected messages.
-    fn keep_rejected(&self, stream: StreamId, mut record: FleetRecord) -> Result<(), DepotError> {
-        self.folder.withhold(&mut record);
-        let record = &record;
-        let status = record.state.answer().and_then(|answer| answer.status).unwrap_or(0);
-        let name = ObjectName::Rejected {
-            workspace: WorkspaceName::of(&record.message.lane),
-            stream,
-            number: part_number(&record.reference),
-            status,
-            message: record.reference.message,
-        };
-        let plain = match encode_bundle(std::slice::from_ref(record)) {
-            Ok(Some(bundle)) => bundle.bytes,
-            Ok(None) => return Ok(()),
-            Err(RecordTooLarge { .. }) => return self.keep_large(&name, stream, record),
-        };
-        self.depot.create(&name_of(&name), &self.sealed(&plain)?).map(drop)
-    }
-
-    /// Copies a rejected message whose body is too large for a bundle: as a file, in parts.
-    fn keep_large(&self, name: &ObjectName, stream: StreamId, record: &FleetRecord) -> Result<(), DepotError> {
-        let body = &record.message.request.body;
-        let message = record.reference.message;
-        for (number, part) in (0..).zip(body.bytes.chunks(FILE_PART_BYTES)) {
-            let part_name = name_of(&ObjectName::File { stream, message, number });
-            // The agent may have shipped it as the same file.
-            self.depot.create(&part_name, &self.sealed(part)?)?;
-        }
-        let digest = digest(&SHA256, &body.bytes);
-        let mut sha256 = [0; Sha256::LEN];
-        sha256.copy_from_slice(digest.as_ref());
-        let file = Attachment { bytes: body.bytes.len() as u64, sha256: Sha256::new(sha256) };
-        let mut small = record.clone();
-        small.message.request.body = Body::new(Vec::new(), body.encoding);
-        small.file = Some(ShippedFile::new(FileContent::Body, file));
-        match encode_bundle(&[small]) {
-            Ok(Some(bundle)) => self.depot.create(&name_of(name), &self.sealed(&bundle.bytes)?).map(drop),
-            _ => Ok(()),
-        }
-    }
-
     /// Keeps a record that was rejected before it was imported.
     pub(super) fn put_aside(&self, stream: StreamId, record: &FleetRecord) -> Result<(), DepotError> {
-        self.keep_rejected(stream, record.clone())?;
+        self.copies.keep(stream, record.clone())?;
         self.lock().files_kept.insert((stream, record.reference.message));
         Ok(())
+    }
+
+    /// Notes that a rejected message is imported as one that waits: its copy goes once it is settled.
+    pub(super) fn retry(&self, stream: StreamId, record: &FleetRecord) {
+        self.copies.retry(stream, record);
     }
 
     /// Marks messages that are not delivered, and will not be.
@@ -366,6 +319,11 @@ impl ReplayerLedger {
             // A stream that was lost meanwhile is its new owner's, who may have deleted it.
             self.mark(stream, marks).map_err(away)?;
         }
+        for (_, origin) in &settling.settled {
+            if !settling.rejected.contains(origin) {
+                self.copies.settled(origin.stream, &origin.reference).map_err(away)?;
+            }
+        }
         Ok(settling)
     }
 
@@ -385,7 +343,7 @@ impl ReplayerLedger {
             file,
             ..FleetRecord::waiting(origin.reference.message, message_of(stored))
         };
-        self.keep_rejected(origin.stream, record).map_err(away)
+        self.copies.keep(origin.stream, record).map_err(away)
     }
 
     /// Notes the parts of a divided message that wait, and copies those that were rejected.
@@ -410,7 +368,7 @@ impl ReplayerLedger {
                 state: RecordState::Rejected(answer.clone()),
                 ..FleetRecord::waiting(reference.message, message)
             };
-            self.keep_rejected(origin.stream, record).map_err(away)?;
+            self.copies.keep(origin.stream, record).map_err(away)?;
         }
         Ok(())
     }
@@ -449,16 +407,6 @@ impl ReplayerLedger {
         }
         committed
     }
-}
-
-/// Returns the number that tells parts of one message apart among the rejected ones: of a part the beginning of its
-/// digest, so that a retry writes the same name.
-fn part_number(reference: &MessageRef) -> u32 {
-    reference.part.map_or(0, |part| {
-        let mut number = [0; 4];
-        number.copy_from_slice(&part.as_bytes()[..4]);
-        u32::from_be_bytes(number).max(1)
-    })
 }
 
 fn message_of(stored: StoredMessage) -> Message {

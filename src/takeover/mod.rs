@@ -13,7 +13,9 @@
 //! | `scratch` | the scratch store |
 //! | [`survey`] | the contents of a depot, by names and heads: `status --fleet` |
 //! | [`browse`], [`purging`] | the messages of streams for people: `inspect --fleet`, `purge --fleet` |
+//! | `rejected_copies`, [`resending`] | messages that the server rejected, and how they are sent again |
 //! | `sweep` | deletes a stream of which everything is settled |
+//! | `founding`, `unreadable` | the fleet's file, and the error that names keys |
 //! | `objects` | listings, and several requests at a time |
 //!
 //! # Invariants
@@ -27,6 +29,7 @@
 pub(crate) mod browse;
 pub(crate) mod error;
 pub(crate) mod feeder;
+pub(crate) mod founding;
 mod held_back;
 pub(crate) mod holdings;
 mod importer;
@@ -36,9 +39,12 @@ mod ledger;
 mod objects;
 pub(crate) mod purging;
 pub(crate) mod reading;
+mod rejected_copies;
+pub(crate) mod resending;
 pub(crate) mod scratch;
 pub(crate) mod selection;
 pub(crate) mod session;
 pub(crate) mod survey;
 mod sweep;
+pub(crate) mod unreadable;
 pub(crate) mod watch;

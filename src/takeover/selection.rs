@@ -12,12 +12,24 @@ pub(crate) struct FleetReplaySelection {
     pub streams: Vec<StreamId>,
     /// As in a store; the ids are those of a stream.
     pub filter: Filter,
+    /// Streams that are selected as a whole: rejected messages were moved into them.
+    pub moved: Vec<StreamId>,
 }
 
 impl FleetReplaySelection {
     /// Returns whether a stream is selected.
     pub(super) fn takes(&self, stream: StreamId) -> bool {
-        self.streams.is_empty() || self.streams.contains(&stream)
+        self.streams.is_empty() || self.streams.contains(&stream) || self.moved.contains(&stream)
+    }
+
+    /// Returns whether rejected messages are retried.
+    pub(crate) fn retries_rejected(&self) -> bool {
+        self.filter.statuses.contains(&MessageStatus::Rejected)
+    }
+
+    /// Returns whether a message of this stream is selected.
+    pub(super) fn selects_in(&self, stream: StreamId, record: &FleetRecord) -> bool {
+        self.moved.contains(&stream) || self.selects(record)
     }
 
     /// Returns whether a message is selected.

@@ -111,6 +111,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "takeover",
             "fleet",
             "sealing",
             "depot",
@@ -286,6 +287,8 @@ const PURE: &[&str] = &[
     "src/fleet/marks.rs",
     "src/fleet/names.rs",
     "src/fleet/record.rs",
+    "src/fleet/reference.rs",
+    "src/fleet/secret_header.rs",
     "src/fleet/schedule.rs",
     "src/fleet/takeover.rs",
 ];

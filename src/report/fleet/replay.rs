@@ -158,7 +158,9 @@ impl FleetReplayReport {
     /// Returns how many messages that were taken are not delivered, for any reason.
     pub(crate) fn left_here(&self) -> u64 {
         // Those for other servers are somebody else's, and others were not asked for.
-        self.remaining.saturating_sub(self.elsewhere + self.unselected) + self.rejected + self.unreadable.objects.len() as u64
+        self.remaining.saturating_sub(self.elsewhere + self.unselected)
+            + self.rejected
+            + self.unreadable.objects.len() as u64
     }
 
     /// Returns how many messages are left in the depot, as far as is known.

@@ -1,43 +1,41 @@
-//! The keys of a replayer on the command line, and the error when they do not open what is in the depot.
+//! The error that something in a depot can't be decrypted or parsed: which streams, and which keys were tried.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
-use super::{Exit, Failure};
-use crate::config::Config;
-use crate::depot::Depot;
+use thiserror::Error;
+
+use super::keys::FleetKeys;
+use super::reading::UnreadableObject;
 use crate::figures::count;
 use crate::fleet::names::ObjectName;
 use crate::sealing::Identity;
-use crate::takeover::keys::FleetKeys;
-use crate::takeover::reading::UnreadableObject;
 
 /// Streams and keys that are named in an error.
 const NAMED_MAX: usize = 5;
 
-/// Reads the keys of a replayer: of these files, or of the configured one.
-pub(super) fn keys(depot: &dyn Depot, config: &Config, named: &[PathBuf]) -> Result<FleetKeys, Failure> {
-    Ok(FleetKeys::read(depot, &identity_files(config, named), None)?)
+/// A part of what was asked for is unreadable.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub(crate) struct DepotUnreadable {
+    message: String,
+    /// The keys that were tried, and those that the fleet has.
+    pub hint: String,
 }
 
-/// Returns the files with identities.
-pub(super) fn identity_files(config: &Config, named: &[PathBuf]) -> Vec<PathBuf> {
-    let configured = config.fleet_identity_file.value.clone();
-    if named.is_empty() { configured.into_iter().collect() } else { named.to_vec() }
-}
-
-/// Checks that everything could be read: what was shown is not all otherwise.
-pub(super) fn ensure_readable(keys: &FleetKeys, unreadable: &[UnreadableObject]) -> Result<(), Failure> {
+/// Checks that everything was readable: otherwise what was shown is not all of it.
+///
+/// # Errors
+///
+/// [`DepotUnreadable`], with the first reason.
+pub(crate) fn ensure_readable(keys: &FleetKeys, unreadable: &[UnreadableObject]) -> Result<(), DepotUnreadable> {
     let Some(first) = unreadable.first() else { return Ok(()) };
     let names = || unreadable.iter().filter_map(|object| ObjectName::parse(&object.object));
     let bundles = names().filter(|name| matches!(name, ObjectName::Bundle(..))).count();
     let streams: BTreeSet<String> = names().filter_map(|name| Some(name.stream()?.to_string())).collect();
-    let what = match bundles == unreadable.len() {
-        true => count(bundles as u64, "bundle"),
-        false => count(unreadable.len() as u64, "object"),
-    };
+    let noun = if bundles == unreadable.len() { "bundle" } else { "object" };
     let message = format!(
-        "{what} of {} ({}) can't be read: {}",
+        "{} of {} ({}) can't be read: {}",
+        count(unreadable.len() as u64, noun),
         count(streams.len() as u64, "stream"),
         listed(streams.into_iter()),
         first.reason
@@ -48,7 +46,7 @@ pub(super) fn ensure_readable(keys: &FleetKeys, unreadable: &[UnreadableObject])
         "name the file of the secret key with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; tried: {tried}; fleet.json \
          names: {fleet}"
     );
-    Err(Failure::new(Exit::Failure, message, Some(&hint)))
+    Err(DepotUnreadable { message, hint })
 }
 
 fn listed(all: impl Iterator<Item = String>) -> String {
