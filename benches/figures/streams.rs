@@ -124,20 +124,20 @@ fn head(bundles: u32, messages: u64) -> Head {
     }
 }
 
-/// Returns the create of a trace of about 1 KB.
+/// Returns the create of a trace of about 1 KB, as the Python SDK sends it: replay joins those of one lane.
 fn trace(server: &str) -> Message {
     let id = Uuid::now_v7().to_string();
     // Not to be compressed to nothing.
     let noise: String = (0..26).map(|_| Uuid::now_v7().simple().to_string()).collect();
     let body = format!(
-        r#"{{"id":"{id}","name":"request","start_time":"2026-03-01T04:00:16Z","input":{{"question":"{noise}"}}}}"#
+        r#"{{"traces":[{{"id":"{id}","name":"request","start_time":"2026-03-01T04:00:16Z","input":{{"question":"{noise}"}}}}]}}"#
     );
     Message {
         lane: Lane { server: Some(Server::new(server)), workspace: Some("default".to_owned()), credential: None },
-        message_type: MessageType::CreateTrace,
+        message_type: MessageType::CreateTraceBatch,
         request: Request {
             method: "POST".to_owned(),
-            path: "v1/private/traces".to_owned(),
+            path: "v1/private/traces/batch".to_owned(),
             headers: HeaderSet::new(vec![("content-type".into(), b"application/json".to_vec())]),
             body: Body::new(body.into_bytes(), Encoding::Identity),
         },
