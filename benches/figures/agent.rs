@@ -65,6 +65,16 @@ impl Agent {
         Self::listening(default_command(home), home, upstream)
     }
 
+    /// Starts an agent with more arguments and variables, and waits until it listens.
+    pub(crate) fn start_with(home: &Path, upstream: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = command(home);
+        command.envs(variables.iter().copied());
+        let address = free_address();
+        let mut command = with_args(command, home, upstream, address);
+        command.args(args);
+        Self { process: Process::start(command, address), address }
+    }
+
     fn listening(command: Command, home: &Path, upstream: &str) -> Self {
         let address = free_address();
         let process = Process::start(with_args(command, home, upstream, address), address);

@@ -19,13 +19,18 @@
 //! | disk | what a stored span takes | the SDK's own store |
 //! | replay | a backlog is delivered | the SDK's replay |
 //! | large | commands and the agent's start on a large store | |
+//! | hub | an application behind edge and hub | the edge alone |
+//! | shipping | a backlog is copied to SeaweedFS | bare writes of the same bundles |
+//! | fleet | replayers deliver the streams of agents that are gone | a local store; one replayer |
+//! | survey | `status --fleet` of a large depot | |
 //!
 //! Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a comparison alternate, and the table shows
 //! medians: machines are noisy, and only what ran side by side compares. The load generator and the sink share the
 //! machine with what is measured. Baselines are processes of their own, as the agent is: nginx, or this program again
 //! with a hidden argument.
 //!
-//! `disk` and `replay` install the Python SDK under `target/tools`; `forward` and `mixed` need nginx.
+//! `disk` and `replay` install the Python SDK under `target/tools`, `shipping`, `fleet` and `survey` SeaweedFS; `forward`
+//! and `mixed` need nginx.
 
 #![allow(clippy::disallowed_methods, reason = "a bench is not part of the configuration")]
 
@@ -33,8 +38,10 @@ mod agent;
 mod backlog;
 mod bare;
 mod bodies;
+mod fleet;
 mod floor;
 mod forward;
+mod hub;
 mod intake;
 mod large;
 mod load;
@@ -45,7 +52,10 @@ mod recovery;
 mod replay;
 mod report;
 mod sdk;
+mod seaweedfs;
+mod shipping;
 mod sink;
+mod streams;
 mod templates;
 #[allow(dead_code)]
 #[path = "../../tests/support/tools.rs"]
@@ -116,7 +126,7 @@ fn main() {
         }
     }
     agent::BINARY.set(binary).expect("set once");
-    let groups: [Group; 12] = [
+    let groups: [Group; 16] = [
         ("forward", forward::run),
         ("mixed", forward::mixed),
         ("intake", intake::run),
@@ -129,6 +139,10 @@ fn main() {
         ("disk", intake::disk),
         ("replay", replay::run),
         ("large", large::run),
+        ("hub", hub::run),
+        ("shipping", shipping::run),
+        ("fleet", fleet::drain),
+        ("survey", fleet::survey),
     ];
     for name in &wanted {
         assert!(groups.iter().any(|(group, _)| group == name), "there is no group {name}");
