@@ -305,9 +305,17 @@ impl Shipper {
         let first = turns.head.as_ref().map_or(0, |head| head.head().bundles);
         let first = store.streams()?.iter().find(|it| it.stream == stream.uuid()).map_or(first, |it| it.next_bundle);
         let names_secrets_in = self.ledger.lock().names_secrets_in;
-        let loader = Loader { store, depot: self.ledger.depot.as_ref(), seals: &seals, stream, names_secrets_in };
+        let loader = Loader {
+            store,
+            depot: self.ledger.depot.as_ref(),
+            seals: &seals,
+            stream,
+            only_looks: false,
+            names_secrets_in,
+        };
         match loader.load(&chosen, first) {
             Ok(loaded) => self.loaded(store, turns, stream, loaded),
+            Err(LoadError::NotThere) => Ok(()),
             Err(LoadError::Store(error)) => {
                 turns.may_be_there = true;
                 Err(error.into())

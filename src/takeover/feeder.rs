@@ -463,7 +463,8 @@ impl Feeder<'_> {
         }
         // Also those that this listing does not show: nobody could tell later that they are settled.
         let all: Vec<BundleName> = taken.imported.iter().copied().collect();
-        delete_stream(self.depot, stream, &all, |message| self.ledger.keeps_file(stream, message))?;
+        let finished = taken.plan.finished();
+        delete_stream(self.depot, stream, (&all, &finished), |message| self.ledger.keeps_file(stream, message))?;
         self.holdings.forget(stream);
         self.ledger.forget(stream);
         info!(target: "fleet", %stream, "delivered and deleted a stream");
