@@ -128,7 +128,7 @@ impl Loader<'_> {
         let found = self.depot.get(&depot_name(name).map_err(failed)?);
         match found {
             Ok(Some(_)) => Ok(()),
-            // What is missing is refused to those who may not list.
+            // What is missing is refused to clients without a right to list.
             Ok(None) | Err(DepotError::NotAuthorised { .. }) => Err(LoadError::NotThere),
             // It is there, whatever became of it.
             Err(DepotError::Damaged { .. } | DepotError::TooNew { .. }) => Ok(()),

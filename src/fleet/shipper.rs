@@ -427,7 +427,7 @@ impl Shipper {
         let began = match written {
             Ok((HeadWritten::Ours, began)) => began,
             Ok((HeadWritten::Lost, _)) => return Err(ShipError::Lost),
-            // How a head that is gone looks to those who may not list.
+            // How a head that is gone looks to clients without a right to list.
             Err(DepotError::NotAuthorised { .. }) if head_is_finished() => return Err(ShipError::Lost),
             Err(error) => return Err(error.into()),
         };

@@ -136,7 +136,7 @@ struct TakenStream {
     imported: BTreeSet<BundleName>,
     /// Messages that can't be delivered here.
     left: u64,
-    /// What they are about.
+    /// Their entities.
     back: HeldBack,
     /// How many of them wait for which key, by workspace and the key's fingerprint.
     without_key: WithoutKey,
