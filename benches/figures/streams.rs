@@ -121,6 +121,7 @@ fn head(bundles: u32, messages: u64) -> Head {
         renewed: 1,
         renewed_at_ms: 0,
         silence_ms: 0,
+        missing_keys: Vec::new(),
     }
 }
 

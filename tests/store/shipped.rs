@@ -531,13 +531,13 @@ fn a_choice_that_was_not_confirmed_is_sent_by_whoever_has_it() {
         };
         put(ObjectName::FleetFile, &FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() }.encode());
         let stream = StreamId::new(Uuid::from_u128(1));
-        let store = open(&path);
-        let [first, second] = ["a", "b"].map(|trace| register(&store, trace));
+        let store: Arc<dyn Store> = Arc::new(open(&path));
+        let [first, second] = ["a", "b"].map(|trace| register(store.as_ref(), trace));
         store.note_stream(&StreamRecord { depot: depot.describe().url, ..record(1) }).expect("it is recorded");
         let chosen = store.begin_bundle(stream.uuid(), MANY).expect("a choice");
         assert_eq!(chosen, [first, second]);
         if was_put && !is_finished {
-            let (store, depot, seals) = (&store, depot.as_ref(), &Seals::Plain);
+            let (store, depot, seals) = (store.as_ref(), depot.as_ref(), &Seals::Plain);
             let loader = Loader { store, depot, seals, stream, only_looks: false, names_secrets_in: None };
             assert_eq!(loader.load(&chosen, 0).expect("the depot is there").messages, 2);
         }
