@@ -1,4 +1,4 @@
-//! What a person decides about the pace of a fleet, carried out: the order is left, then the dial is changed.
+//! The decisions of a person about the pace of a fleet, carried out: the order is left, then the dial is changed.
 
 use std::str::FromStr;
 use std::time::Duration;
