@@ -50,7 +50,7 @@ use crate::upstream::Upstream;
 
 /// How long to wait when there is nothing to do, or when something can't be done yet.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often to check whether the fleet's dial has to be read.
+/// The interval between checks whether it is time to read the fleet's dial.
 const DIAL_TICK: Duration = Duration::from_millis(250);
 /// The wait after an error of the depot or of the scratch store.
 const ERROR_PAUSE: Duration = Duration::from_secs(2);
