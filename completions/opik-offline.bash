@@ -106,7 +106,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__agent)
-            opts="-q -v -h --background --stop --print-url --detached --idle-exit --listen --allowed-hosts --insecure-listen --hub --hub-token-file --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --acknowledge --when-depot-away --fleet-recipients --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --background --stop --print-url --detached --idle-exit --listen --allowed-hosts --insecure-listen --hub --hub-token-file --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --acknowledge --when-depot-away --fleet-recipients --fleet-replay --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -696,7 +696,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__replay)
-            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --to --recipient --recipients-file --identity --make-identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --follow --stage --fail-if-backlog --pace --hold --resume --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --to --recipient --recipients-file --identity --make-identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --follow --stage --credentials-dir --stream --fail-if-backlog --pace --hold --resume --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -849,6 +849,17 @@ _opik__offline() {
                     return 0
                     ;;
                 --stage)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --credentials-dir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --stream)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -90,6 +90,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l inse
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l hub -d 'Be a hub: other agents use this one as their --upstream'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Salvage and deliver what killed Python processes leave behind'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Use the configured key for messages whose key the server rejects (401, 403), for the same server and workspace'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet-replay -d 'Also deliver what agents that are gone left in the depot'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Route all OTLP traces of the command to Opik, not only those that already went there'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Print only the requested result and errors'
@@ -210,6 +211,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l new
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l readdress -d 'Deliver messages for this server to --upstream instead' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lane -d 'With --rekey or --readdress: only this lane, by its number in --dry-run' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stage -d 'With --fleet: keep at most this many bytes of messages on this machine' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l credentials-dir -d 'With --fleet: read the API keys that messages only name from this folder, one file for each' -r -f -a "(__fish_complete_directories)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stream -d 'With --fleet: only messages of this stream (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l pace -d 'With --fleet: let the whole fleet deliver at most this many messages a second, such as 20000/s, or `none`' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l hold -d 'With --fleet: let the whole fleet deliver nothing that waits for this long, such as 30m; 7d at most' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F

@@ -269,6 +269,9 @@ impl From<TakeoverError> for Failure {
                 Exit::Usage,
                 "check the prefix in the URL; `opik-offline replay --make-identity FILE --fleet URL` makes the file",
             ),
+            TakeoverError::OwnStreams(_) => {
+                (Exit::Failure, "`opik-offline healthcheck` says what is wrong with the store")
+            }
             TakeoverError::NotExclusive { .. } => (
                 Exit::Usage,
                 "where only one replayer ever runs, set fleet_single_replayer: true (OPIK_OFFLINE_FLEET_SINGLE_REPLAYER=true); otherwise use a depot that keeps conditional writes",
@@ -417,8 +420,13 @@ impl From<FleetError> for Failure {
         let message = error.to_string();
         let hint = match error {
             FleetError::Depot(error) => return error.into(),
+            FleetError::Key(error) => return error.into(),
             FleetError::Recipient { .. } => "name public keys that begin with age1, separated by commas",
             FleetError::NoDepot { .. } => "name the depot with --fleet URL, or unset acknowledge",
+            FleetError::NothingToReplay { .. } => "name the depot with --fleet URL, or unset fleet_replay",
+            FleetError::NoIdentity { .. } | FleetError::Identity { .. } => {
+                "name the private key of a replayer with OPIK_OFFLINE_FLEET_IDENTITY_FILE, or unset fleet_replay"
+            }
         };
         Self::new(Exit::Usage, message, Some(hint))
     }

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::agent::AgentSettings;
 use crate::agent::files::{self, SoftLimit};
+use crate::agent::fleet_member::FleetMemberSettings;
 use crate::config::{
     self, Config, ConfigError, FleetScheme, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyRules,
     ProxyScheme, ReplayPace, Secret, ServiceManager, Sourced, temp_dir,
@@ -33,7 +34,7 @@ use crate::monitor::MonitorSettings;
 use crate::protocol::hub::TOKEN_HEADER;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
-use crate::sealing::{Recipient, SealError};
+use crate::sealing::{Recipient, SealError, read_identities};
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
 use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
@@ -237,6 +238,69 @@ pub enum FleetError {
         /// Where it was set.
         origin: String,
     },
+    /// An agent that replays has no depot.
+    #[error("fleet_replay is true, set by {origin}, and no depot is named")]
+    NothingToReplay {
+        /// Where it was set.
+        origin: String,
+    },
+    /// An agent that replays can open nothing.
+    #[error("fleet_replay is true, set by {origin}, and there is no key that opens the streams of other agents")]
+    NoIdentity {
+        /// Where it was set.
+        origin: String,
+    },
+    /// The key of an agent that replays can't be used.
+    #[error("fleet_identity_file, set by {origin}, can't be used: {error}")]
+    Identity {
+        /// Where it was set.
+        origin: String,
+        /// The problem.
+        error: SealError,
+    },
+    /// The key of the scratch store.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// How many bytes of other agents' messages an agent keeps on its disk at a time.
+const MEMBER_STAGE: u64 = 1 << 30;
+/// How many lanes of other agents' messages an agent delivers concurrently.
+const MEMBER_WORKERS_MAX: usize = 8;
+
+/// Returns how an agent replays the streams of agents that are gone; `None` if it does not.
+///
+/// # Errors
+///
+/// [`FleetError`] if it has no depot or no key for it.
+pub(crate) fn fleet_member(config: &Config) -> Result<Option<FleetMemberSettings>, FleetError> {
+    if !config.fleet_replay.value {
+        return Ok(None);
+    }
+    let origin = || config.fleet_replay.source.to_string();
+    if config.fleet.value.is_none() {
+        return Err(FleetError::NothingToReplay { origin: origin() });
+    }
+    let identity = &config.fleet_identity_file;
+    match &identity.value {
+        Some(file) => drop(read_identities(file).map_err(|error| {
+            let origin = identity.source.to_string();
+            FleetError::Identity { origin, error }
+        })?),
+        None if config.fleet_plain.value => {}
+        None => return Err(FleetError::NoIdentity { origin: origin() }),
+    }
+    let session = fleet_replay(config, MEMBER_STAGE, (true, None), FleetReplaySelection::default())?;
+    Ok(Some(FleetMemberSettings {
+        identity_files: identity.value.iter().cloned().collect(),
+        credentials_dir: config.fleet_credentials_dir.value.clone(),
+        session: FleetReplaySettings {
+            // Clients and the agent's own messages come first.
+            memory_budget: memory_budget(config) / 4,
+            workers_max: session.workers_max.min(MEMBER_WORKERS_MAX),
+            ..session
+        },
+    }))
 }
 
 /// Returns the depot that an agent ships to, and how; `None` without one.
@@ -510,6 +574,7 @@ pub(crate) fn agent_settings(
             listen: config.listen.value,
         }),
         fleet: None,
+        fleet_replay: None,
         identity: config.idle_exit.value.map(|_| Arc::new(AgentIdentity::new(&[]))),
         idle_exit: config.idle_exit.value,
         service_manager,

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use rustix::system::uname;
 use tracing::{info, warn};
 
+use super::fleet_member::{FleetMember, MemberStanding};
 use super::fleet_overview::fleet_overview;
 use super::flush::FlushEnd;
 use super::idle::IdleWatch;
@@ -98,6 +99,8 @@ pub(super) struct Composition {
     fleet: Option<Arc<AgentLedger>>,
     /// The reader of what people decided about the fleet's pace.
     dial: Option<Arc<DialReader>>,
+    /// The state of the replay of other agents' streams, if there is one.
+    member: Option<Arc<MemberStanding>>,
 }
 
 impl Composition {
@@ -117,7 +120,10 @@ impl Composition {
         let dial = settings.fleet.as_ref().map(of_fleet);
         let slot = Arc::new(store_slot(&settings, address, &server, fleet.as_ref()));
         log_capacity(&slot, &settings.store_limits);
-        let memory = Budget::new(settings.memory_budget);
+        let member = settings.fleet_replay.as_ref().map(|_| Arc::<MemberStanding>::default());
+        // The rest is the replay's.
+        let others = settings.fleet_replay.as_ref().map_or(0, |member| member.session.memory_budget);
+        let memory = Budget::new(settings.memory_budget.saturating_sub(others));
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone())?);
         let agent_mark = agent_mark();
@@ -129,10 +135,10 @@ impl Composition {
             server_url: settings.upstream.base_url.clone(),
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
-            fleet: fleet
-                .clone()
-                .zip(dial.clone())
-                .map(|(ledger, dial)| -> FleetSource { Box::new(move || fleet_overview(&ledger, &dial)) }),
+            fleet: fleet.clone().zip(dial.clone()).map(|(ledger, dial)| -> FleetSource {
+                let member = member.clone();
+                Box::new(move || fleet_overview(&ledger, &dial, member.as_deref()))
+            }),
         });
         let collector = Arc::new(collector);
         Ok(Self {
@@ -151,6 +157,7 @@ impl Composition {
             memory,
             fleet,
             dial,
+            member,
         })
     }
 
@@ -161,6 +168,7 @@ impl Composition {
         let mut components = vec![self.committer(), self.monitor(), self.replay(), self.history()];
         components.extend(self.fleet.as_ref().map(|ledger| self.shipper(ledger, stopping)));
         components.extend(self.dial.as_ref().zip(self.fleet.as_ref()).map(|(dial, ledger)| self.dial(dial, ledger)));
+        components.extend(self.fleet_replay(stopping));
         components.extend(self.settings.adopt.clone().map(|adoption| self.adoption(adoption)));
         components.push(self.upkeep());
         components.extend(self.idle_exit(stopping));
@@ -246,6 +254,31 @@ impl Composition {
             .checked(DISK_SILENCE_MAX, move || if is_opening() { Duration::ZERO } else { shutdown.silent_for() })
     }
 
+    /// Releases the streams that it holds as soon as the agent begins to stop, and has `shutdown_timeout` for it. A
+    /// stream that could not be released in time becomes silent: a request of it may be on its way.
+    fn fleet_replay(&self, stopping: &Shutdown) -> Option<Component> {
+        let (fleet, ledger) = (self.settings.fleet.as_ref()?, self.fleet.clone()?);
+        let standing = self.member.clone()?;
+        let member = FleetMember {
+            settings: self.settings.fleet_replay.clone()?,
+            depot: fleet.depot.clone(),
+            upstream: self.upstream.clone(),
+            slot: self.slot.clone(),
+            ledger,
+            metrics: self.metrics.clone(),
+            standing: standing.clone(),
+        };
+        let stopping = stopping.clone();
+        let replaying = Loop::new("fleet-replay", move |_: &Shutdown| member.run(&stopping));
+        let replaying = replaying.ends_within(self.settings.shutdown_timeout, move || {
+            let streams = standing.streams();
+            if streams > 0 {
+                warn!(target: "fleet", "{streams} streams were not released in time: another replayer takes them once they are silent");
+            }
+        });
+        Some(replaying.component(StopStage::Background))
+    }
+
     /// Reads what people decided about the fleet's pace, only while something waits: an idle agent asks the depot for
     /// nothing. It only reads, so it is not waited for when it stops.
     fn dial(&self, reader: &Arc<DialReader>, ledger: &Arc<AgentLedger>) -> Component {
@@ -271,9 +304,14 @@ impl Composition {
     fn idle_exit(&self, stopping: &Shutdown) -> Option<Component> {
         let (idle_exit, identity) = (self.settings.idle_exit?, self.settings.identity.clone()?);
         let (slot, metrics, stopping) = (self.slot.clone(), self.metrics.clone(), stopping.clone());
-        let own = self.own_messages();
+        let (own, member) = (self.own_messages(), self.member.clone());
         let watching = Loop::new("idle-exit", move |shutdown: &Shutdown| {
-            let waiting = || slot.with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting());
+            let waiting = || {
+                slot.with(|store| store.backlog(&own)).ok().map(|backlog| {
+                    // Streams of others that are held are work as well.
+                    backlog.waiting() + member.as_ref().map_or(0, |member| member.streams())
+                })
+            };
             let connections = || metrics.intake_connections.get() as u64;
             let (identity, waiting, connections) = (&*identity, &waiting, &connections);
             IdleWatch { idle_exit, identity, connections, waiting, stopping: &stopping }.run(shutdown);
@@ -318,13 +356,14 @@ impl Composition {
     /// Returns the component that reports to the service manager, if one started the agent. It comes last, because it
     /// reports the liveness of the others.
     pub(super) fn notifier(&self, liveness: &Arc<Liveness>, shutdown: &Shutdown) -> Option<Component> {
+        let waits = 3 + u32::from(self.fleet.is_some()) + u32::from(self.member.is_some());
         let notifier = Notifier {
             manager: self.settings.service_manager.clone()?,
             liveness: liveness.clone(),
             slot: self.slot.clone(),
             server: self.server.clone(),
             connection: self.connection.clone(),
-            stopping_max: self.settings.shutdown_timeout * if self.fleet.is_some() { 4 } else { 3 } + STOPPING_MARGIN,
+            stopping_max: self.settings.shutdown_timeout * waits + STOPPING_MARGIN,
             shutdown: shutdown.clone(),
         };
         Some(Component::new("service-manager", StopStage::Report, move || {
@@ -583,6 +622,7 @@ mod tests {
             rekey: None,
             adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
             fleet: None,
+            fleet_replay: None,
             identity: None,
             idle_exit: None,
             service_manager: Some(ServiceManager { socket: folder.join("notify").into_os_string(), watchdog: None }),

@@ -1,5 +1,6 @@
 //! The state of an agent's fleet, for its overview: the copies in the depot, and what people decided about the pace.
 
+use super::fleet_member::MemberStanding;
 use crate::fleet::dial_reader::{DialReader, DialStanding};
 use crate::fleet::ledger::AgentLedger;
 use crate::overview::FleetOverview;
@@ -7,7 +8,11 @@ use crate::overview::dial::{DialOverview, HoldOverview, PaceOverview};
 use crate::store::now_ms;
 
 /// Returns the state of the copies in the depot, and what people decided about the fleet.
-pub(super) fn fleet_overview(ledger: &AgentLedger, dial: &DialReader) -> FleetOverview {
+pub(super) fn fleet_overview(
+    ledger: &AgentLedger,
+    dial: &DialReader,
+    member: Option<&MemberStanding>,
+) -> FleetOverview {
     let standing = ledger.standing();
     FleetOverview {
         depot: standing.depot,
@@ -17,6 +22,7 @@ pub(super) fn fleet_overview(ledger: &AgentLedger, dial: &DialReader) -> FleetOv
         unshipped_messages: standing.unshipped.messages,
         unshipped_oldest_ms: standing.unshipped.oldest_accepted_at_ms,
         dial: dial_overview(dial.standing(), u64::try_from(now_ms()).unwrap_or(0)),
+        replay: member.map(MemberStanding::overview),
     }
 }
 

@@ -19,7 +19,7 @@
 //! 1. Intake accepts no new connections; requests in progress finish. Writes that the server does not answer in the
 //!    first half of `shutdown_timeout` are stored and acknowledged in the second half. Requests that are cut off after
 //!    that were never acknowledged.
-//! 2. Background maintenance stops. The committer commits its queue, and stops.
+//! 2. Background maintenance stops, and the replay of other agents' streams releases them. The committer commits its queue, and stops.
 //! 3. An agent that wraps a command flushes ([`mod@flush`]): it delivers as many stored messages as it can.
 //! 4. The replay manager finishes the request in flight, settles its batch, requeues the rest and releases the lease.
 //!    If the server does not answer in time, the lease is taken away and the messages in flight are *failed* again.
@@ -31,6 +31,7 @@ pub(crate) mod background;
 pub(crate) mod child;
 pub(crate) mod environment;
 pub(crate) mod files;
+pub(crate) mod fleet_member;
 mod fleet_overview;
 pub(crate) mod flush;
 pub(crate) mod hub_lock;

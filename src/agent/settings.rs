@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::files::FileShares;
+use super::fleet_member::FleetMemberSettings;
 use crate::config::ServiceManager;
 use crate::fleet::ledger::FleetUse;
 use crate::intake::IntakeLimits;
@@ -67,6 +68,8 @@ pub(crate) struct AgentSettings {
     pub adopt: Option<Adoption>,
     /// The depot that stored messages are copied to, and how.
     pub fleet: Option<FleetUse>,
+    /// How it replays the streams of agents that are gone, if it does.
+    pub fleet_replay: Option<FleetMemberSettings>,
     /// The secret with which a background agent proves its identity, and the requests that an agent with `--idle-exit` counts.
     pub identity: Option<Arc<AgentIdentity>>,
     /// After how long without clients and messages the agent ends by itself.

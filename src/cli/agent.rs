@@ -181,6 +181,12 @@ pub(super) struct AgentArgs {
     #[arg(long, value_name = "KEYS", hide_short_help = true)]
     fleet_recipients: Option<OsString>,
 
+    /// Also deliver what agents that are gone left in the depot
+    ///
+    /// Needs --fleet, and the private key of a replayer in the file that OPIK_OFFLINE_FLEET_IDENTITY_FILE names.
+    #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
+    fleet_replay: Option<OsString>,
+
     /// Drop messages that are older than this [default: none]
     #[arg(long, value_name = "DURATION")]
     max_age: Option<OsString>,
@@ -284,6 +290,7 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
         let listener = Narrator(Mutex::new(ProgressDisplay::new(common.quiet)));
         let settings = AgentSettings {
             fleet: translate::fleet_use(&config)?,
+            fleet_replay: translate::fleet_member(&config)?,
             // It lives as long as its command.
             idle_exit: None,
             ..translate::agent_settings(&config, upstream, None)?
@@ -308,6 +315,7 @@ pub(super) fn settings(config: &Config, service_manager: Option<ServiceManager>)
     let upstream = translate::upstream_settings(config)?;
     Ok(AgentSettings {
         fleet: translate::fleet_use(config)?,
+        fleet_replay: translate::fleet_member(config)?,
         ..translate::agent_settings(config, upstream, service_manager)?
     })
 }
@@ -365,6 +373,7 @@ impl AgentArgs {
             rejected_export: self.rejected_export.clone(),
             acknowledge: self.acknowledge.clone(),
             when_depot_away: self.when_depot_away.clone(),
+            fleet_replay: self.fleet_replay.clone(),
             fleet_recipients: self.fleet_recipients.clone(),
             max_age: self.max_age.clone(),
             max_attempts: self.max_attempts.clone(),

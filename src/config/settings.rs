@@ -225,6 +225,9 @@ settings! {
     /// Public keys (age1...) for which copies in the depot of the fleet are sealed, separated by commas; if unset, those in its fleet.json
     fleet_recipients: RecipientList = "none", "OPIK_OFFLINE_FLEET_RECIPIENTS", "--fleet-recipients", ConfigYaml, plain(any);
 
+    /// Whether the agent also delivers what agents that are gone left in the depot of the fleet; it needs fleet_identity_file
+    fleet_replay: bool = "false", "OPIK_OFFLINE_FLEET_REPLAY", "--fleet-replay", ConfigYaml, plain(any);
+
     /// Whether nobody else replays the fleet's depot: needed where the depot does not keep conditional writes
     fleet_single_replayer: bool = "false", "OPIK_OFFLINE_FLEET_SINGLE_REPLAYER", ConfigYaml, plain(any);
 

@@ -106,6 +106,22 @@ pub struct FleetOverview {
     /// The decisions of people about the pace of the fleet, as the agent knows it.
     #[serde(default)]
     pub dial: DialOverview,
+    /// The replay of streams of agents that are gone; `null` if the agent does not replay.
+    #[serde(default)]
+    pub replay: Option<FleetReplayOverview>,
+}
+
+/// The replay of streams of agents that are gone, by an agent (`fleet_replay`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetReplayOverview {
+    /// Why no more streams can be taken over now.
+    pub problem: Option<String>,
+    /// Streams that are held and being delivered.
+    pub streams: u64,
+    /// Their messages that the server confirmed, since the agent's start. The agent's own are not counted here.
+    pub delivered: u64,
+    /// Their messages that the server rejected, since the agent's start.
+    pub rejected: u64,
 }
 
 /// An [`Eta`] with its words.

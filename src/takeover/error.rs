@@ -1,6 +1,7 @@
 //! Errors of a takeover.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -53,6 +54,9 @@ pub enum TakeoverError {
         /// The depot.
         depot: String,
     },
+    /// It is not known which streams are our own.
+    #[error("cannot look up which streams are this agent's own, so none is taken over: {0}")]
+    OwnStreams(Arc<StoreError>),
     /// Two replayers could own one stream.
     #[error(
         "the depot {depot} does not keep conditional writes, so two replayers could deliver the same stream: {reason}"

@@ -24,6 +24,7 @@ use super::key_folder::KeyFolder;
 use super::ledger::{ReplayerLedger, Staged};
 use super::objects::in_parallel;
 use super::reading::{BundleContents, StreamReader, UnreadableObject};
+use super::standing::{OwnStreams, spare};
 use super::sweep::delete_stream;
 use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
@@ -187,6 +188,8 @@ pub(super) struct Feeder<'a> {
     pub state: &'a FeedState,
     pub settings: FeedSettings,
     pub keys: &'a KeyFolder,
+    /// The streams of this process, which are never taken.
+    pub own: Option<&'a OwnStreams>,
     pub progress: FeedProgress,
 }
 
@@ -255,6 +258,8 @@ impl Feeder<'_> {
         self.state.draining.store(draining, Ordering::Release);
         // Two replayers that look at the same time begin at different places.
         let turn = uuid::Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).as_bytes()[15];
+        spare(self.own, &mut free)?;
+        let progress = &mut self.progress;
         let middle = free.len() * usize::from(turn) / 256;
         free.rotate_left(middle);
         progress.free = free.into();
@@ -281,7 +286,9 @@ impl Feeder<'_> {
             return Ok(false);
         }
         let room = (STREAMS_MAX - self.progress.streams.len()).min(TAKEN_AT_ONCE).min(self.progress.free.len());
-        let next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
+        let mut next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
+        // An agent that stops may have closed its head since.
+        spare(self.own, &mut next)?;
         // Bundles don't say which updates may have reached the server before their creates: of all that is older than
         // this it is unknown.
         self.store.note_updates_ahead(&[], now_ms())?;

@@ -5,6 +5,7 @@
 //! | [`session`] | takes streams and delivers them until nothing is left; what `replay --fleet` calls |
 //! | `feeder` | takes free streams, imports them bundle by bundle, deletes what is finished |
 //! | `watch` | which streams are free |
+//! | [`standing`] | a session as others see it, and the streams that it never takes |
 //! | `holdings` | the heads that are held: taken, renewed, released, and whether anything may be sent |
 //! | `ledger` | where each message comes from, and the marks that are made before it is settled |
 //! | `reading`, `importer` | from bundles to messages of the scratch store |
@@ -46,6 +47,7 @@ pub(crate) mod resending;
 pub(crate) mod scratch;
 pub(crate) mod selection;
 pub(crate) mod session;
+pub(crate) mod standing;
 pub(crate) mod survey;
 mod sweep;
 pub(crate) mod unreadable;

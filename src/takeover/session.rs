@@ -17,10 +17,10 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::error::TakeoverError;
 use super::feeder::{FeedProgress, FeedSettings, FeedState, FeedTotals, Feeder};
@@ -31,6 +31,7 @@ use super::ledger::ReplayerLedger;
 use super::reading::StreamReader;
 use super::scratch::ScratchStore;
 use super::selection::FleetReplaySelection;
+use super::standing::{EndsAll, FailsByPanic, OwnStreams, SessionStanding};
 use super::sweep::delete_outdated_records;
 use crate::depot::{Depot, prove};
 use crate::fleet::dial_reader::DialReader;
@@ -57,6 +58,7 @@ const ERROR_PAUSE: Duration = Duration::from_secs(2);
 const ERRORS_MAX: u32 = 5;
 
 /// How streams are taken over and delivered.
+#[derive(Clone, Debug)]
 pub(crate) struct FleetReplaySettings {
     /// The folder in which the scratch store is made.
     pub scratch_folder: PathBuf,
@@ -131,6 +133,10 @@ pub(crate) struct FleetReplay {
     spooled: Arc<dyn Store>,
     metrics: Metrics,
     shutdown: Shutdown,
+    /// The streams that are never taken.
+    own: Option<OwnStreams>,
+    /// Why no more streams can be taken over now.
+    problem: Mutex<Option<String>>,
 }
 
 impl FleetReplay {
@@ -154,7 +160,37 @@ impl FleetReplay {
         let spooled = Arc::new(Spooled::new(scratch.store().clone(), ledger.clone()));
         let (metrics, shutdown) = (Metrics::default(), shutdown.clone());
         let dial = DialReader::new(depot.clone(), settings.takeover_after);
-        Ok(Self { depot, keys, settings, scratch, holdings, ledger, dial, spooled, metrics, shutdown })
+        let (own, problem) = (None, Mutex::default());
+        Ok(Self { depot, keys, settings, scratch, holdings, ledger, dial, spooled, metrics, shutdown, own, problem })
+    }
+
+    /// Never takes these streams, which are those of this process.
+    pub(crate) fn sparing(self, own: OwnStreams) -> Self {
+        Self { own: Some(own), ..self }
+    }
+
+    /// Returns what it has done so far.
+    pub(crate) fn standing(&self) -> SessionStanding {
+        SessionStanding {
+            streams: self.holdings.count(),
+            delivered: self.metrics.messages_delivered.get(),
+            rejected: self.metrics.messages_rejected.get(),
+            problem: self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Notes why no streams can be taken over, and logs it once.
+    fn note_problem(&self, error: Option<&TakeoverError>) {
+        let problem = error.map(ToString::to_string);
+        let mut noted = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        match &problem {
+            Some(problem) if noted.as_ref() != Some(problem) => {
+                warn!(target: "fleet", "cannot take streams over at the moment: {problem}");
+            }
+            None if noted.is_some() => info!(target: "fleet", "streams can be taken over again"),
+            _ => {}
+        }
+        *noted = problem;
     }
 
     /// Takes and delivers streams until nothing is left to do, or until it is stopped.
@@ -177,10 +213,10 @@ impl FleetReplay {
             scope.spawn(|| monitor::run(&connection, upstream, self.settings.monitor, &ended));
             let feeding = scope.spawn(|| self.feed(&feed, &connection, &ended));
             scope.spawn(|| self.watch_over(&feed, (started, listener), &ended, &round_stop));
+            let ends_all = EndsAll { ended: &ended, connection: &connection };
             let deliverer = Deliverer { session: self, feed: &feed, connection: &connection, upstream, started };
             let ending = deliverer.run(&ended, &round_stop);
-            ended.request();
-            connection.wake();
+            drop(ends_all);
             let fed = feeding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (ending, fed)
         });
@@ -238,6 +274,7 @@ impl FleetReplay {
         connection: &Connection,
         ended: &Shutdown,
     ) -> (FeedTotals, Result<(), TakeoverError>) {
+        let _fails = FailsByPanic(state);
         let reader = StreamReader::new(self.depot.clone(), self.keys.identities.clone());
         let store = &**self.scratch.store();
         let importer = Importer {
@@ -260,6 +297,7 @@ impl FleetReplay {
             state,
             settings: FeedSettings { stage_bytes, takeover_after },
             keys: &self.keys.folder,
+            own: self.own.as_ref(),
             progress: FeedProgress::new(takeover_after),
         };
         let now = Duration::from_millis(u64::try_from(now_ms()).unwrap_or(0));
@@ -273,11 +311,12 @@ impl FleetReplay {
             match feeder.step(may_take) {
                 Ok(has_worked) => {
                     errors = 0;
+                    self.note_problem(None);
                     pause = if has_worked { Duration::ZERO } else { PAUSE / 4 };
                 }
                 Err(error) => {
                     errors += 1;
-                    warn!(target: "fleet", "cannot take streams over at the moment: {error}");
+                    self.note_problem(Some(&error));
                     if !self.settings.follows && (errors >= ERRORS_MAX || !is_passing(&error)) {
                         state.has_failed.store(true, Ordering::Release);
                         ended.sleep(Duration::MAX);

@@ -36,6 +36,7 @@ pub(crate) const CONNECTION_MONITOR: &str = "connection_monitor";
 pub(crate) const REPLAY_MANAGER: &str = "replay_manager";
 pub(crate) const DB_MANAGER: &str = "db_manager";
 pub(crate) const INTAKE: &str = "intake";
+pub(crate) const FLEET: &str = "fleet";
 
 /// The SDK's log levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -268,7 +269,7 @@ impl<W: Write> Write for HarmlessJson<W> {
 }
 
 fn targets(level: Level) -> Targets {
-    let own = [CONNECTION_MONITOR, REPLAY_MANAGER, DB_MANAGER, INTAKE, env!("CARGO_CRATE_NAME")];
+    let own = [CONNECTION_MONITOR, REPLAY_MANAGER, DB_MANAGER, INTAKE, FLEET, env!("CARGO_CRATE_NAME")];
     let others = if level == Level::Debug { LevelFilter::DEBUG } else { level.filter().min(LevelFilter::WARN) };
     // A client could make it log every frame, and paths, which may contain a token.
     let silent = ("h2", LevelFilter::OFF);

@@ -133,6 +133,9 @@ metrics! {
     fleet_unshipped_messages: Gauge = "opik_offline_fleet_unshipped_messages", "Messages of the backlog that have no copy in the depot (fleet)";
     fleet_unshipped_age_seconds: Gauge = "opik_offline_fleet_unshipped_age_seconds", "Age of the oldest of these messages";
     fleet_shipped_messages: Counter = "opik_offline_fleet_shipped_messages_total", "Messages copied to the depot (fleet)";
+    fleet_streams_held: Gauge = "opik_offline_fleet_streams_held", "Streams of agents that are gone that this agent delivers (fleet_replay)";
+    fleet_replayed_messages: Counter = "opik_offline_fleet_replayed_messages_total", "Messages of these that the Opik server confirmed; not among the delivered ones of the store";
+    fleet_replay_rejected_messages: Counter = "opik_offline_fleet_replay_rejected_messages_total", "Messages of these that the Opik server rejected, kept in the depot";
     fleet_acknowledged_locally: Counter = "opik_offline_fleet_acknowledged_locally_total", "Messages acknowledged without a copy in the depot although acknowledge is fleet, because the depot was away";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }

@@ -31,6 +31,7 @@ mod fleet_faults;
 mod fleet_garage;
 mod fleet_keys;
 mod fleet_kills;
+mod fleet_member;
 mod fleet_people;
 mod fleet_replay;
 mod fleet_selection;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::StatusReport;
 use crate::figures::{count, short_duration, size};
-use crate::overview::FleetOverview;
 use crate::overview::edges::EdgeOverview;
+use crate::overview::{FleetOverview, FleetReplayOverview};
 use crate::printable::{self, name};
 use crate::report::fleet::dial::{hold_words, pace_words};
 use crate::report::groups::groups_text;
@@ -204,7 +204,19 @@ fn fleet(report: &StatusReport) -> Vec<StatusLine> {
     let taken = (fleet.handed_over > 0).then(|| {
         line("", format!("{} taken over by a replayer, which delivers it", count(fleet.handed_over, "stream")))
     });
-    [Some(first), only_here, taken].into_iter().flatten().chain(dial(fleet)).collect()
+    [Some(first), only_here, taken, replay(fleet)].into_iter().flatten().chain(dial(fleet)).collect()
+}
+
+/// Returns what the agent does with streams of agents that are gone, if it replays them.
+fn replay(fleet: &FleetOverview) -> Option<StatusLine> {
+    let FleetReplayOverview { problem, streams, delivered, rejected } = fleet.replay.as_ref()?;
+    if let Some(problem) = problem {
+        let text = format!("streams of other agents are not replayed: {problem}");
+        return Some(line("", text).painted(StatusMark::Bad, "not replayed"));
+    }
+    let (held, delivered) = (count(*streams, "stream"), count(*delivered, "message"));
+    let rejected = if *rejected > 0 { format!(", {rejected} rejected") } else { String::new() };
+    Some(line("", format!("replays agents that are gone: {held} held, {delivered} delivered{rejected}")))
 }
 
 /// Returns what people decided about the pace of the fleet: why nothing moves, or not faster.
