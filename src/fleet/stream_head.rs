@@ -181,6 +181,7 @@ mod tests {
             renewed: 0,
             renewed_at_ms: 0,
             silence_ms: 0,
+            missing_keys: Vec::new(),
         }
     }
 

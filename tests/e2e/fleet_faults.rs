@@ -217,3 +217,45 @@ fn an_agent_that_is_cut_off_from_its_depot_sends_nothing_of_a_stream_that_was_ta
     assert!(matches!(ObjectName::parse(&finished[0]), Some(ObjectName::Finished(_))), "{finished:?}");
     assert_all_delivered(&server, &ledger);
 }
+
+#[test]
+fn messages_whose_marks_a_listing_does_not_show_are_not_sent_again() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "marks/prod").through(&proxy.url(), true);
+    let mut agent = fleet.agent(&server).start();
+    for written in [6, 12, 18] {
+        write_mixed(&agent, &ledger, 1);
+        wait_until("it is not shipped", PATIENCE, || fleet.shipped() == written);
+    }
+    agent.kill9();
+    // A bundle that can't be read keeps the stream in the depot, with marks of the others.
+    let bad = format!("/{BUCKET}/marks/prod/{}", fleet.names("v1/bundles")[1]);
+    proxy.set(move |request| {
+        if request.method == "GET" && request.path.starts_with(&bad) { DepotFault::Flip } else { DepotFault::Pass }
+    });
+    server.start();
+    let report = fleet.replayed(&server, &[]);
+    let delivered = report["delivered"].as_u64().unwrap();
+    assert!((1..18).contains(&delivered) && report["streams"]["finished"] == 0, "{report}");
+    assert!(!fleet.names("v1/marks").is_empty(), "nothing is marked");
+    // The first listing of marks shows none.
+    let listed = AtomicUsize::new(0);
+    proxy.set(move |request| {
+        let is_first = request.lists() && request.is_about("marks%2F") && listed.fetch_add(1, Ordering::Relaxed) == 0;
+        if is_first { DepotFault::Omit("v1/marks/".to_owned()) } else { DepotFault::Pass }
+    });
+    let report = fleet.replayed(&server, &["--fail-if-backlog"]);
+    assert_eq!(proxy.hits(), 1, "no listing of marks was looked at");
+    assert_eq!(
+        (&report["delivered"], &report["streams"]["finished"]),
+        (&(18 - delivered).into(), &1.into()),
+        "{report}"
+    );
+    let sent: usize = server.requests().iter().map(|request| request.writes.len()).sum();
+    assert_eq!(sent, 18, "delivered messages were sent again, over what may be newer");
+    assert_eq!(fleet.left(), Vec::<String>::new());
+    server.assert_equals(&ledger);
+    server.assert_no_violations();
+}
