@@ -259,3 +259,67 @@ fn messages_whose_marks_a_listing_does_not_show_are_not_sent_again() {
     server.assert_equals(&ledger);
     server.assert_no_violations();
 }
+
+#[test]
+fn a_bundle_that_arrives_by_halves_is_read_again() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "half/prod").through(&proxy.url(), true);
+    let mut agent = fleet.agent(&server).arg("--acknowledge").arg("fleet").start();
+    write_mixed(&agent, &ledger, 2);
+    agent.kill9();
+    server.start();
+    let read = AtomicUsize::new(0);
+    proxy.set(move |request| {
+        let is_bundle = request.method == "GET" && request.is_about("/v1/bundles/");
+        match is_bundle && read.fetch_add(1, Ordering::Relaxed) < 5 {
+            true => DepotFault::Truncate,
+            false => DepotFault::Pass,
+        }
+    });
+    let report = fleet.replayed(&server, &["--fail-if-backlog"]);
+    assert_eq!((&report["delivered"], &report["streams"]["finished"]), (&12.into(), &1.into()), "{report}");
+    assert_eq!(report["unreadable"]["objects"].as_array().map_or(0, Vec::len), 0, "half a bundle was used: {report}");
+    assert_eq!(proxy.hits(), 5, "no half of a bundle arrived");
+    assert_eq!(fleet.left(), Vec::<String>::new());
+    assert_all_delivered(&server, &ledger);
+}
+
+#[test]
+fn a_depot_that_hangs_costs_no_answer_and_no_message() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "hang/prod").through(&proxy.url(), true);
+    proxy.set(|_| DepotFault::Hang);
+    let mut agent = fleet.agent(&server).start();
+    write_mixed(&agent, &ledger, 2);
+    wait_until("nobody sees that the depot hangs", PATIENCE, || fleet_status(&agent)["problem"].is_string());
+    assert_eq!(metric(&agent, "opik_offline_fleet_unshipped_messages"), 12.0);
+    let said = agent.cli(&["status"]).stdout;
+    assert!(said.contains("only in the local store"), "{said}");
+    write_mixed(&agent, &ledger, 1);
+    proxy.heal();
+    wait_until("it is never shipped", PATIENCE, || fleet.shipped() == 18);
+    wait_until("the problem stays", PATIENCE, || fleet_status(&agent)["problem"].is_null());
+    agent.kill9();
+    // A replayer takes the stream over, and its next requests about it hang.
+    let met = AtomicUsize::new(0);
+    proxy.set(move |request| {
+        let is_of_stream = request.is_about("/v1/bundles/") || request.is_about("/v1/marks/");
+        match is_of_stream && met.fetch_add(1, Ordering::Relaxed) < 3 {
+            true => DepotFault::Hang,
+            false => DepotFault::Pass,
+        }
+    });
+    server.start();
+    wait_until("replayers never get through", PATIENCE, || {
+        let output = fleet.replay(&server, &[]);
+        let code = output.code();
+        assert!(matches!(code, Some(0 | 1 | 3 | 4)), "{code:?}: {}{}", output.stdout, output.stderr);
+        fleet.left().is_empty()
+    });
+    assert!(proxy.hits() > 0, "the depot never hung");
+    assert_all_delivered(&server, &ledger);
+}
