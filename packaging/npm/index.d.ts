@@ -48,7 +48,6 @@ export interface FlushResult {
 /** A client of the Opik SDK. */
 export interface FlushableClient {
   flush(): Promise<unknown>;
-  config?: { workspaceName?: string; apiKey?: string };
 }
 
 /** Finds or starts the agent, waits until it is ready, and leads clients that are made from now on to it. */
@@ -59,5 +58,5 @@ export function unprotect(): void;
 
 export function status(): Promise<Status>;
 
-/** Waits until what these clients wrote is on the server; without clients, until everything in the agent's store is. */
+/** Flushes these clients, and waits until everything that the agent has for its server is delivered. */
 export function flush(seconds?: number, options?: { clients?: FlushableClient[] }): Promise<FlushResult>;

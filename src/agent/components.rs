@@ -46,7 +46,7 @@ const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The same for components that wait for the disk: a commit on a busy disk finishes eventually, and a restart would not
 /// make it faster.
 const DISK_SILENCE_MAX: Duration = Duration::from_secs(300);
-/// How often to look whether it is time to read the fleet's dial.
+/// The interval between checks whether it is time to read the fleet's dial.
 const DIAL_TICK: Duration = Duration::from_millis(250);
 /// How long the request may take in which shipping is when its time is over.
 const SHIPPING_MARGIN: Duration = Duration::from_secs(2);

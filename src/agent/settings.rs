@@ -67,7 +67,7 @@ pub(crate) struct AgentSettings {
     pub adopt: Option<Adoption>,
     /// The depot that stored messages are copied to, and how.
     pub fleet: Option<FleetUse>,
-    /// What a background agent proves its identity with, and what an agent that ends as idle counts.
+    /// The secret with which a background agent proves its identity, and the requests that an agent with `--idle-exit` counts.
     pub identity: Option<Arc<AgentIdentity>>,
     /// After how long without clients and messages the agent ends by itself.
     pub idle_exit: Option<Duration>,

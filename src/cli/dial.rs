@@ -14,7 +14,7 @@ use crate::report::fleet::dial::FleetDialReport;
 use crate::store::now_ms;
 use crate::takeover::dialling::{DialOrder, FleetCeiling, ensure_bounded};
 
-/// What a person decides about the pace of a fleet.
+/// The decisions of a person about the pace of a fleet.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Fleet")]
 pub(super) struct DialArgs {

@@ -350,3 +350,17 @@ fn upstream(config: &Config) -> Result<Upstream, Failure> {
 fn upstream_or_none(config: &Config) -> Upstream {
     Upstream::new(&translate::upstream_settings_or_none(config).0).asking_as(translate::lane(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_code_is_in_the_manual() {
+        let manual = command().get_after_long_help().map(ToString::to_string).unwrap_or_default();
+        for exit in Exit::ALL {
+            let row = format!("\n  {:<5}", exit as u8);
+            assert!(manual.contains(&row), "the manual does not list {exit:?}:\n{manual}");
+        }
+    }
+}

@@ -56,7 +56,7 @@ pub struct ModelFaults {
     pub refused: Vec<Verb>,
     /// The number of newest objects that listings omit.
     pub listing_lags_by: usize,
-    /// A read of what is not there is refused, as object storage does to those who may not list.
+    /// A read of what is not there is refused, as object storage does to clients without a right to list.
     pub refuses_absent: bool,
     /// Conditions are ignored: every create and swap succeeds.
     pub ignores_conditions: bool,

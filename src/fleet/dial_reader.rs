@@ -22,7 +22,7 @@ use crate::store::{now_ms, since_boot};
 /// In a fleet with more streams, senders need to know their number even if nobody has set a pace.
 const LARGE_FLEET: u64 = 1000;
 
-/// What is in force, for people.
+/// The setting in force, for people.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DialStanding {
     /// The last dial that could be read.

@@ -1,4 +1,4 @@
-//! What a reader of the dial has in force, and until when.
+//! The setting that a reader of the dial has in force, and until when.
 //!
 //! # The deadline of a hold
 //!

@@ -27,6 +27,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeInclusive;
 
+use super::finished::FinishedStream;
 use super::marks::{Fate, Mark};
 use super::record::{FleetRecord, MessageRef, RecordState, part_digest};
 use crate::message::Sha256;
@@ -270,6 +271,11 @@ impl ImportPlan {
         records.into_iter().flat_map(|record| self.settled.remaining(record)).collect()
     }
 
+    /// Returns the record of the stream, once it is finished: the messages of all bundles so far.
+    pub fn finished(&self) -> FinishedStream {
+        FinishedStream::with(self.seen.ranges())
+    }
+
     /// Returns what the marks say.
     pub fn settled(&self) -> &SettledMessages {
         &self.settled
@@ -308,6 +314,11 @@ impl IdRanges {
             None => drop(self.0.insert(id, last)),
         }
         true
+    }
+
+    /// Returns the ranges, ascending, each with its last id.
+    fn ranges(&self) -> impl DoubleEndedIterator<Item = (u64, u64)> + '_ {
+        self.0.iter().map(|(first, last)| (*first, *last))
     }
 
     /// Returns the number of ranges.

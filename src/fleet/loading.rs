@@ -30,6 +30,9 @@ pub enum LoadError {
         /// Whether a bundle may be in the depot.
         may_be_there: bool,
     },
+    /// One of the bundles is not in the depot, which was only looked at.
+    #[error("it is not in the depot")]
+    NotThere,
 }
 
 /// The result of a load.
@@ -51,6 +54,8 @@ pub struct Loader<'a> {
     pub seals: &'a Seals,
     /// The stream.
     pub stream: StreamId,
+    /// Whether nothing is put: it is looked whether the bundles are there.
+    pub only_looks: bool,
     /// The fleet under whose id secrets are named instead of being shipped, if they are.
     pub names_secrets_in: Option<Uuid>,
 }
@@ -101,6 +106,9 @@ impl Loader<'_> {
             let is_bundle = matches!(name, ObjectName::Bundle(..));
             LoadError::Depot { error, may_be_there: was_put || is_unknown && is_bundle }
         };
+        if self.only_looks {
+            return self.look_for(name);
+        }
         let unsealed = |error: crate::sealing::SealError| {
             failed(DepotError::Unusable { at: self.depot.describe().url, reason: error.to_string() })
         };
@@ -108,6 +116,24 @@ impl Loader<'_> {
         let name = depot_name(name).map_err(failed)?;
         self.depot.create(&name, &sealed).map_err(failed)?;
         Ok(())
+    }
+
+    /// Finds a bundle that a process has put before it was ended. Its name tells it: records of the same messages have
+    /// the same sizes and times. Files are put before their bundle.
+    fn look_for(&self, name: &ObjectName) -> Result<(), LoadError> {
+        let failed = |error| LoadError::Depot { error, may_be_there: true };
+        if !matches!(name, ObjectName::Bundle(..)) {
+            return Ok(());
+        }
+        let found = self.depot.get(&depot_name(name).map_err(failed)?);
+        match found {
+            Ok(Some(_)) => Ok(()),
+            // What is missing is refused to clients without a right to list.
+            Ok(None) | Err(DepotError::NotAuthorised { .. }) => Err(LoadError::NotThere),
+            // It is there, whatever became of it.
+            Err(DepotError::Damaged { .. } | DepotError::TooNew { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// Returns the record of a message whose file, if it has one, is in the depot by now.

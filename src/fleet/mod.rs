@@ -55,6 +55,7 @@ pub mod dial;
 pub mod dial_change;
 pub mod dial_reader;
 pub mod dial_watch;
+pub mod finished;
 pub mod fleet_file;
 pub mod head;
 pub mod import;

@@ -151,7 +151,7 @@ mod tests {
         let records: Vec<FleetRecord> =
             BundleReader::open(&bundle.bytes).expect("whole").map(|record| record.expect("whole")).collect();
         assert_eq!(records, [withheld]);
-        let secrets = [KEY, TOKEN].map(|secret| Credential::new(secret));
+        let secrets = [KEY, TOKEN].map(Credential::new);
         let find = |name: &Sha256| secrets.iter().find(|secret| fingerprint(fleet, secret) == *name).cloned();
         let restored = restore(&records[0], find).expect("both are known");
         assert_eq!(restored.message, whole.message);

@@ -305,9 +305,17 @@ impl Shipper {
         let first = turns.head.as_ref().map_or(0, |head| head.head().bundles);
         let first = store.streams()?.iter().find(|it| it.stream == stream.uuid()).map_or(first, |it| it.next_bundle);
         let names_secrets_in = self.ledger.lock().names_secrets_in;
-        let loader = Loader { store, depot: self.ledger.depot.as_ref(), seals: &seals, stream, names_secrets_in };
+        let loader = Loader {
+            store,
+            depot: self.ledger.depot.as_ref(),
+            seals: &seals,
+            stream,
+            only_looks: false,
+            names_secrets_in,
+        };
         match loader.load(&chosen, first) {
             Ok(loaded) => self.loaded(store, turns, stream, loaded),
+            Err(LoadError::NotThere) => Ok(()),
             Err(LoadError::Store(error)) => {
                 turns.may_be_there = true;
                 Err(error.into())
@@ -419,7 +427,7 @@ impl Shipper {
         let began = match written {
             Ok((HeadWritten::Ours, began)) => began,
             Ok((HeadWritten::Lost, _)) => return Err(ShipError::Lost),
-            // How a head that is gone looks to those who may not list.
+            // How a head that is gone looks to clients without a right to list.
             Err(DepotError::NotAuthorised { .. }) if head_is_finished() => return Err(ShipError::Lost),
             Err(error) => return Err(error.into()),
         };

@@ -170,19 +170,7 @@ mod tests {
     use crate::fleet::head::HeadState;
 
     fn head() -> Head {
-        Head {
-            state: HeadState::Open,
-            epoch: 1,
-            owner: this_process("an agent"),
-            bundles: 1,
-            shipped: 1,
-            waiting: 1,
-            oldest_ms: None,
-            renewed: 0,
-            renewed_at_ms: 0,
-            silence_ms: 0,
-            missing_keys: Vec::new(),
-        }
+        Head::first(HeadState::Open, this_process("an agent"))
     }
 
     /// Time is all that fences a depot that ignores conditions.

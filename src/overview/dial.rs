@@ -1,4 +1,4 @@
-//! What people decided about the pace of a fleet, as a sender knows it.
+//! The decisions of people about the pace of a fleet, as a sender knows it.
 
 use serde::{Deserialize, Serialize};
 

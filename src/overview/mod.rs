@@ -103,7 +103,7 @@ pub struct FleetOverview {
     pub unshipped_messages: u64,
     /// When the oldest of them was accepted, in milliseconds since the Unix epoch.
     pub unshipped_oldest_ms: Option<i64>,
-    /// What people decided about the pace of the fleet, as the agent knows it.
+    /// The decisions of people about the pace of the fleet, as the agent knows it.
     #[serde(default)]
     pub dial: DialOverview,
 }

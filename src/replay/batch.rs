@@ -143,7 +143,7 @@ impl<'w, 'a> Batch<'w, 'a> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used.
+    /// The error that keeps the store from being used.
     pub(super) fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
         let mut requests = self.requests(claimed);
         while let Some((shipment, first_failed)) = requests.pop_front() {

@@ -25,7 +25,7 @@ pub struct ReplaySettings {
     pub limit: Option<u64>,
     /// The pace that the user asked for.
     pub pace: PaceSettings,
-    /// What people decided about the pace of the whole fleet.
+    /// The decisions of people about the pace of the whole fleet.
     pub dial: Option<Arc<FleetDial>>,
     /// How long a held lane waits when the server named no time.
     pub retry_interval: Duration,

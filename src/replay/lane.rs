@@ -56,7 +56,7 @@ impl<'a> LaneWorker<'a> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used.
+    /// The error that keeps the store from being used.
     pub(super) fn run_caught(self) -> Result<(), StoreError> {
         let crew = Crew { started: Instant::now(), failed: Mutex::new(None) };
         let result = std::thread::scope(|scope| self.work_caught(scope, &crew));
@@ -271,7 +271,7 @@ struct Crew {
 ///
 /// # Errors
 ///
-/// What keeps the store from being used.
+/// The error that keeps the store from being used.
 pub(super) fn hold_after_panic(
     replay: &Replayer<'_>,
     keeper: &LeaseKeeper<'_>,

@@ -100,7 +100,7 @@ const AGE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 ///
-/// What keeps the store from being read.
+/// The error that keeps the store from being read.
 pub fn near_id_window(store: &dyn Store, now_ms: i64) -> Result<Option<i64>, StoreError> {
     use MessageStatus::{Failed, Registered};
     let creates =
@@ -141,7 +141,7 @@ impl ReplayManager<'_> {
     pub fn run(&self) {
         /// The wait after an error of the store.
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
-        /// How often to look whether a person still holds the fleet.
+        /// The interval between checks whether a person still holds the fleet.
         const HELD_PAUSE: Duration = Duration::from_millis(500);
         let mut pause = Duration::ZERO;
         let mut reported = String::new();

@@ -256,7 +256,7 @@ impl<'r> SmallLanes<'r> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used.
+    /// The error that keeps the store from being used.
     pub(super) fn work(&self, number: u64) -> Result<(), StoreError> {
         lock(&self.shared).workers += 1;
         let result = self.work_for_a_turn(number);
@@ -281,7 +281,7 @@ impl<'r> SmallLanes<'r> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used.
+    /// The error that keeps the store from being used.
     pub(super) fn settle_leftovers(&self, now: Instant) -> Result<(), StoreError> {
         let is_left_over = lock(&self.shared).stock(now).is_left_over();
         if is_left_over { self.settle() } else { Ok(()) }
@@ -291,7 +291,7 @@ impl<'r> SmallLanes<'r> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used: then the messages are in flight until the next round begins.
+    /// The error that keeps the store from being used: then the messages are in flight until the next round begins.
     pub(super) fn give_back(&self) -> Result<Vec<LaneWork>, StoreError> {
         let (claimed, waiting) = {
             let mut shared = lock(&self.shared);
@@ -322,7 +322,7 @@ impl<'r> SmallLanes<'r> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from being used.
+    /// The error that keeps the store from being used.
     pub(super) fn finish(&self) -> Result<(), StoreError> {
         let settled = self.settle();
         settled.and(self.give_back().map(drop))

@@ -1,4 +1,4 @@
-//! What a person decides about the pace of a fleet, carried out: the order is left, then the dial is changed.
+//! The decisions of a person about the pace of a fleet, carried out: the order is left, then the dial is changed.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -62,7 +62,7 @@ struct HoldOrder {
 #[derive(Serialize)]
 struct ResumeOrder {}
 
-/// What a person decides; all of it may be given at once.
+/// The decisions of a person; all of it may be given at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct DialOrder {
     pub pace: Option<FleetCeiling>,
@@ -76,7 +76,7 @@ impl DialOrder {
     ///
     /// # Errors
     ///
-    /// What keeps the depot from being used. Nothing is changed that could not be written down as an order.
+    /// The error that keeps the depot from being used. Nothing is changed that could not be written down as an order.
     pub(crate) fn carry_out(
         &self,
         depot: &dyn Depot,

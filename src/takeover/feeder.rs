@@ -136,7 +136,7 @@ struct TakenStream {
     imported: BTreeSet<BundleName>,
     /// Messages that can't be delivered here.
     left: u64,
-    /// What they are about.
+    /// Their entities.
     back: HeldBack,
     /// How many of them wait for which key, by workspace and the key's fingerprint.
     without_key: WithoutKey,
@@ -463,7 +463,8 @@ impl Feeder<'_> {
         }
         // Also those that this listing does not show: nobody could tell later that they are settled.
         let all: Vec<BundleName> = taken.imported.iter().copied().collect();
-        delete_stream(self.depot, stream, &all, |message| self.ledger.keeps_file(stream, message))?;
+        let finished = taken.plan.finished();
+        delete_stream(self.depot, stream, (&all, &finished), |message| self.ledger.keeps_file(stream, message))?;
         self.holdings.forget(stream);
         self.ledger.forget(stream);
         info!(target: "fleet", %stream, "delivered and deleted a stream");

@@ -17,6 +17,7 @@ use super::reading::StreamReader;
 use super::sweep::{delete_folder, delete_stream};
 use super::watch::{FreeStream, HeadWatch, read_heads};
 use crate::depot::Depot;
+use crate::fleet::finished::FinishedStream;
 use crate::fleet::head::HeadOwner;
 use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
@@ -238,7 +239,9 @@ impl FleetPurge {
         let others = selected.others;
         purged.add(&mut selected);
         if is_all || selection.is_whole_stream() {
-            delete_stream(&*self.depot, stream, &reader.bundles(stream)?, |_| false)?;
+            // What its agent does not know to be in the depot, it delivers.
+            let finished = FinishedStream::default();
+            delete_stream(&*self.depot, stream, (&reader.bundles(stream)?, &finished), |_| false)?;
             holdings.forget(stream);
         } else {
             holdings.give_back(stream, others)?;

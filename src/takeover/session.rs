@@ -49,7 +49,7 @@ use crate::upstream::Upstream;
 
 /// How long to wait when there is nothing to do, or when something can't be done yet.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often to look whether it is time to read the fleet's dial.
+/// The interval between checks whether it is time to read the fleet's dial.
 const DIAL_TICK: Duration = Duration::from_millis(250);
 /// The wait after an error of the depot or of the scratch store.
 const ERROR_PAUSE: Duration = Duration::from_secs(2);
@@ -126,7 +126,7 @@ pub(crate) struct FleetReplay {
     scratch: ScratchStore,
     holdings: Arc<Holdings>,
     ledger: Arc<ReplayerLedger>,
-    /// What people decided about the fleet's pace.
+    /// The decisions of people about the fleet's pace.
     dial: DialReader,
     spooled: Arc<dyn Store>,
     metrics: Metrics,

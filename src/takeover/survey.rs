@@ -91,7 +91,7 @@ pub(crate) struct FleetSurvey {
     pub unreadable: Vec<(StreamId, HeadFault)>,
     /// Messages that the server rejected, by workspace as people read it.
     pub rejected: BTreeMap<String, u64>,
-    /// What people decided about the pace; `None` if nobody ever did.
+    /// The decisions of people about the pace; `None` if nobody ever did.
     pub dial: Option<Result<DialSetting, DialFault>>,
     /// When it was gathered, in milliseconds since the Unix epoch.
     pub at_ms: u64,

@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use super::objects::{delete_all, folder, list_all, name_of};
 use crate::depot::{Depot, DepotError};
+use crate::fleet::finished::FinishedStream;
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 
-/// The content of the record of a finished stream; its name says everything.
-const FINISHED: &[u8] = b"{}\n";
 /// How long the record of a finished stream is kept: an agent that comes back later delivers its messages once more.
 const FINISHED_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Deletes a stream with these bundles, the head last: as long as it is there, what is left is found and deleted by the
 /// next owner. `keeps_file` tells of a message whether its file is kept.
 ///
-/// A record that the stream is finished is made first. Without it, its agent could not tell a stream that was delivered
+/// A record that the stream is finished, and what its bundles had, is made first. Without it, its agent could not tell a stream that was delivered
 /// from one that the depot has lost.
 ///
 /// # Errors
@@ -23,10 +22,10 @@ const FINISHED_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 pub(super) fn delete_stream(
     depot: &dyn Depot,
     stream: StreamId,
-    bundles: &[BundleName],
+    (bundles, finished): (&[BundleName], &FinishedStream),
     keeps_file: impl Fn(u64) -> bool,
 ) -> Result<(), DepotError> {
-    depot.create(&name_of(&ObjectName::Finished(stream)), FINISHED)?;
+    depot.create(&name_of(&ObjectName::Finished(stream)), &finished.encode())?;
     let of_bundle = |bundle: &BundleName| name_of(&ObjectName::Bundle(stream, *bundle));
     delete_all(depot, &bundles.iter().map(of_bundle).collect::<Vec<_>>())?;
     delete_folder(depot, &names::all_files_of(&stream), |name| match name {
@@ -78,7 +77,7 @@ mod tests {
     #[test]
     fn the_record_of_a_finished_stream_is_kept_for_ninety_days() {
         let (depot, stream) = (ModelDepot::new(), stream());
-        delete_stream(&depot, stream, &[], |_| false).expect("the depot is there");
+        delete_stream(&depot, stream, (&[], &FinishedStream::default()), |_| false).expect("the depot is there");
         let began = Duration::from_secs(BEGAN);
         for (later, is_kept) in [(Duration::ZERO, true), (FINISHED_KEPT, true), (FINISHED_KEPT * 2, false)] {
             delete_outdated_records(&depot, began + later).expect("the depot is there");

@@ -36,3 +36,5 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
   say({ ...((await commands[command](...words)) ?? {}), done: command });
 }
 say({ done: "quit" });
+// The test keeps the other end of the standard input open.
+process.stdin.destroy();

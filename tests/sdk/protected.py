@@ -71,7 +71,7 @@ class App:
     def do_import(self):
         import opik
 
-        say(version=opik.__version__)
+        return {"version": opik.__version__}
 
     def do_protect(self):
         import opik_offline

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use opik_offline::depot::model::{ModelDepot, ModelFault, Verb};
 use opik_offline::depot::{Depot, Name};
 use opik_offline::fleet::bundle::BundleReader;
+use opik_offline::fleet::finished::FinishedStream;
 use opik_offline::fleet::fleet_file::FleetFile;
 use opik_offline::fleet::head::{Head, HeadState};
 use opik_offline::fleet::ledger::{Acknowledge, AgentLedger, FleetSettings, WhenDepotAway};
+use opik_offline::fleet::loading::Loader;
 use opik_offline::fleet::marks::{Fate, Mark, MarksReader};
-use opik_offline::fleet::names::ObjectName;
+use opik_offline::fleet::names::{ObjectName, StreamId};
 use opik_offline::fleet::record::FleetRecord;
 use opik_offline::fleet::schedule::ShippingSettings;
+use opik_offline::fleet::seals::Seals;
 use opik_offline::fleet::shipper::Shipper;
 use opik_offline::fleet::spooled::Spooled;
 use opik_offline::message::{Effect, MessageId};
@@ -513,6 +516,63 @@ fn a_choice_that_was_not_confirmed_is_not_handed_over() {
         assert_eq!(store.hand_over(stream.stream).expect("it is recorded"), [first], "nobody would deliver the other");
         assert_eq!(store.unshipped().expect("it is counted").messages, 1);
     });
+}
+
+/// A process was ended between the write of a bundle, or before it, and its own commit: it does not know which.
+#[test]
+fn a_choice_that_was_not_confirmed_is_sent_by_whoever_has_it() {
+    for (was_put, is_finished) in [(true, false), (false, false), (true, true), (false, true)] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let depot = Arc::new(ModelDepot::new());
+        let put = |name: ObjectName, bytes: &[u8]| {
+            let name = Name::new(&name.to_string()).expect("a name");
+            depot.create(&name, bytes).expect("the depot is there");
+        };
+        put(ObjectName::FleetFile, &FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() }.encode());
+        let stream = StreamId::new(Uuid::from_u128(1));
+        let store = open(&path);
+        let [first, second] = ["a", "b"].map(|trace| register(&store, trace));
+        store.note_stream(&StreamRecord { depot: depot.describe().url, ..record(1) }).expect("it is recorded");
+        let chosen = store.begin_bundle(stream.uuid(), MANY).expect("a choice");
+        assert_eq!(chosen, [first, second]);
+        if was_put && !is_finished {
+            let (store, depot, seals) = (&store, depot.as_ref(), &Seals::Plain);
+            let loader = Loader { store, depot, seals, stream, only_looks: false, names_secrets_in: None };
+            assert_eq!(loader.load(&chosen, 0).expect("the depot is there").messages, 2);
+        }
+        drop(store);
+        match is_finished {
+            true => {
+                put(ObjectName::Finished(stream), &FinishedStream::with(was_put.then_some((1, 2)).into_iter()).encode())
+            }
+            false => {
+                let taken = Head::first(HeadState::Open, Default::default()).taken_by(Default::default());
+                put(ObjectName::Head(stream), &taken.encode());
+            }
+        }
+        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        let stored = |ship: &Ship| ship.store.backlog(&Filter::default()).expect("it can be read").messages();
+        let is_decided = |ship: &Ship| {
+            let streams = ship.store.streams().expect("they can be read");
+            streams.iter().all(|it| it.stream != stream.uuid() || it.state == StreamState::HandedOver)
+        };
+        ship.wait_until("nobody knows whose it is", is_decided);
+        let lost = "an acknowledged write is lost: nobody has delivered it";
+        match (was_put, is_finished) {
+            (true, true) => ship.wait_until("an old write is sent over newer ones", |ship| stored(ship) == 0),
+            (true, false) => {
+                let lease = ship.acquire();
+                let claimed = claim(ship.store.as_ref(), &lease, MANY);
+                assert!(claimed.is_empty() && stored(&ship) == 2, "two senders deliver one message: {claimed:?}");
+            }
+            (false, _) => {
+                ship.wait_until("it has no copy again", |ship| InDepot::of(&ship.depot).shipped.len() == 2);
+                let lease = ship.acquire();
+                assert_eq!(claim(ship.store.as_ref(), &lease, MANY).len(), 2, "{lost}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -174,6 +174,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "terminal",
             "translate",
             "upstream",
+            "printable",
+            "message",
         ],
     ),
     (

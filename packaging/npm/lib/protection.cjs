@@ -134,32 +134,22 @@ async function flush(seconds = 30, { clients = [] } = {}) {
   const failed = (reason) => ({ delivered: false, remaining: null, rejected: 0, reason });
   if (agent === null) return failed("this process is not protected");
   const deadline = Date.now() + seconds * 1000;
-  const lanes = new Map();
   for (const client of clients) {
     try {
       await client.flush();
     } catch (error) {
       return failed(`a client of the Opik SDK could not be flushed: ${error.message}`);
     }
-    const headers = {};
-    if (client.config?.workspaceName) headers["Comet-Workspace"] = client.config.workspaceName;
-    if (client.config?.apiKey) headers["Authorization"] = client.config.apiKey;
-    lanes.set(JSON.stringify(headers), headers);
   }
-  const result = { delivered: true, remaining: 0, rejected: 0, reason: null };
-  for (const headers of lanes.size > 0 ? lanes.values() : [{}]) {
-    const left = Math.max(0, deadline - Date.now());
-    const answer = await ask("POST", agent.url, `/-/flush?timeout=${left / 1000}`, headers, left + FLUSH_GRACE_MS);
-    if (typeof answer?.document?.delivered !== "boolean") {
-      return failed(answer?.document?.message || "the agent does not answer");
-    }
-    const { delivered, remaining, rejected, reason } = answer.document;
-    result.delivered = result.delivered && delivered;
-    result.remaining += remaining || 0;
-    result.rejected += rejected || 0;
-    result.reason = result.reason || reason;
+  // Everything for the agent's server: which headers a client of the SDK sends is not to be read from its settings, and the
+  // wrong ones would be answered with a queue that is empty.
+  const left = Math.max(0, deadline - Date.now());
+  const answer = await ask("POST", agent.url, `/-/flush?timeout=${left / 1000}`, {}, left + FLUSH_GRACE_MS);
+  if (typeof answer?.document?.delivered !== "boolean") {
+    return failed(answer?.document?.message || "the agent does not answer");
   }
-  return result;
+  const { delivered, remaining, rejected, reason } = answer.document;
+  return { delivered, remaining, rejected, reason };
 }
 
 async function ready(url) {

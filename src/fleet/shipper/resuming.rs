@@ -2,10 +2,11 @@
 
 use tracing::{info, warn};
 
+use super::super::finished::FinishedStream;
 use super::{
-    DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, MessageId, ObjectName, Page, ShipError, Shipper, Store,
-    StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name, read_head, since_boot,
-    this_process,
+    CHOICE, DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, LoadError, Loader, MessageId, ObjectName, Page,
+    ShipError, Shipper, Store, StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name,
+    read_head, since_boot, this_process,
 };
 
 impl Shipper {
@@ -84,14 +85,17 @@ impl Shipper {
 
     /// Returns whether a replayer has certainly finished the stream.
     pub(super) fn is_known_finished(&self, stream: StreamId) -> bool {
-        self.is_finished(stream.uuid()).unwrap_or(false)
+        self.finished(stream.uuid()).is_ok_and(|finished| finished.is_some())
     }
 
     /// Decides about a stream without a head: a replayer has finished it, and left a record of that; or the depot lost it,
     /// for example because it was emptied.
     fn stream_is_gone(&self, store: &dyn Store, record: &StreamRecord) -> Result<(), ShipError> {
         let (stream, depot) = (record.stream, self.ledger.depot.describe());
-        if record.is_outstanding && self.is_finished(stream)? {
+        if record.is_outstanding
+            && let Some(finished) = self.finished(stream)?
+        {
+            self.decide_choice(store, stream, Some(&finished))?;
             store.hand_over(stream)?;
             return Ok(());
         }
@@ -102,10 +106,65 @@ impl Shipper {
         Ok(())
     }
 
-    /// Returns whether a replayer has finished the stream. Read after its head: that is deleted later.
-    fn is_finished(&self, stream: uuid::Uuid) -> Result<bool, ShipError> {
+    /// Returns the record of a stream that a replayer has finished. Read after its head: that is deleted later.
+    fn finished(&self, stream: uuid::Uuid) -> Result<Option<FinishedStream>, ShipError> {
         let name = depot_name(&ObjectName::Finished(StreamId::new(stream)))?;
-        Ok(self.ledger.depot.get(&name)?.is_some())
+        Ok(self.ledger.depot.get(&name)?.map(|(bytes, _)| FinishedStream::decode(&bytes)))
+    }
+
+    /// Decides whether messages that were chosen for a bundle, and may be in the depot, are there: then the new owner of
+    /// the stream delivers them. If not, nobody else has them.
+    ///
+    /// A process that was ended between the write of a bundle and its commit leaves that open. It does not know, so it
+    /// looks into the record of the finished stream, or for the bundle itself while there is none.
+    fn decide_choice(
+        &self,
+        store: &dyn Store,
+        stream: uuid::Uuid,
+        finished: Option<&FinishedStream>,
+    ) -> Result<(), ShipError> {
+        let Some(record) = store.streams()?.into_iter().find(|it| it.stream == stream) else { return Ok(()) };
+        let chosen = {
+            let _choosing = self.ledger.choosing();
+            // Where nothing is chosen, this chooses what is withdrawn at once.
+            store.begin_bundle(stream, CHOICE)?
+        };
+        let all_had = |finished: &FinishedStream| {
+            let has_all = chosen.iter().all(|id| finished.had(id.0.unsigned_abs()));
+            has_all.then(|| record.next_bundle.saturating_add(1))
+        };
+        let next_bundle = match finished {
+            Some(finished) => all_had(finished),
+            None => match self.look_for(store, &record, &chosen)? {
+                Some(next_bundle) => Some(next_bundle),
+                // The new owner may just have deleted it, and has made the record before.
+                None => self.finished(stream)?.as_ref().and_then(all_had),
+            },
+        };
+        match next_bundle {
+            Some(next_bundle) if !chosen.is_empty() => store.confirm_bundle(stream, next_bundle)?,
+            _ => store.withdraw_bundle(stream)?,
+        }
+        Ok(())
+    }
+
+    /// Returns the number of the bundle behind those of this choice, if all of them are in the depot.
+    fn look_for(
+        &self,
+        store: &dyn Store,
+        record: &StreamRecord,
+        chosen: &[MessageId],
+    ) -> Result<Option<u32>, ShipError> {
+        let (seals, stream) = (self.seals()?, StreamId::new(record.stream));
+        let names_secrets_in = self.ledger.lock().names_secrets_in;
+        let depot = self.ledger.depot.as_ref();
+        let loader = Loader { store, depot, seals: &seals, stream, only_looks: true, names_secrets_in };
+        match loader.load(chosen, record.next_bundle) {
+            Ok(loaded) => Ok(Some(loaded.next_bundle)),
+            Err(LoadError::NotThere) => Ok(None),
+            Err(LoadError::Store(error)) => Err(error.into()),
+            Err(LoadError::Depot { error, .. }) => Err(error.into()),
+        }
     }
 
     /// Returns whether the other process of this store that owns the head is silent for long enough.
@@ -143,6 +202,7 @@ impl Shipper {
     }
 
     fn hand_over(&self, store: &dyn Store, stream: uuid::Uuid, head: &Head) -> Result<(), ShipError> {
+        self.decide_choice(store, stream, None)?;
         let messages = store.hand_over(stream)?.len();
         warn!(
             target: "fleet",
@@ -162,7 +222,7 @@ impl Shipper {
             if self.head_of(StreamId::new(record.stream))?.is_some() {
                 continue;
             }
-            if !self.is_finished(record.stream)? {
+            if self.finished(record.stream)?.is_none() {
                 self.stream_is_gone(store, record)?;
                 continue;
             }

@@ -12,7 +12,7 @@ impl Batch<'_, '_> {
     ///
     /// # Errors
     ///
-    /// What keeps the store from taking the hold.
+    /// The error that keeps the store from taking the hold.
     pub(crate) fn conclude_failures(&mut self) -> Result<(), StoreError> {
         for FailedMessage { message, failed, passes } in std::mem::take(&mut self.failed) {
             let halted = self.halt.is_some();

@@ -1,4 +1,4 @@
-//! What people decided about the pace of a fleet: in `status --fleet`, and after `replay --fleet --pace`.
+//! The decisions of people about the pace of a fleet: in `status --fleet`, and after `replay --fleet --pace`.
 
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ pub(crate) struct FleetStatusReport {
     pub(crate) waiting: WaitingReport,
     rejected: RejectedInDepot,
     replayers: Vec<ReplayerLine>,
-    /// What people decided about the pace.
+    /// The decisions of people about the pace.
     dial: DialReport,
     /// Keys that messages of closed streams wait for, as their last replayer has found.
     missing_keys: Vec<MissingKeyLine>,
