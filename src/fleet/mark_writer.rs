@@ -9,6 +9,10 @@
 //!
 //! An object of marks is written once. After an error its number is not used again: the next object may repeat its
 //! marks, which changes nothing.
+//!
+//! Numbers have no gaps: after an error, an object without marks is created under the number that may be missing before
+//! the next number is used. So a reader whose listing lags behind finds every mark that was confirmed: it asks for one
+//! number after the other. The empty object replaces no mark that was confirmed, also where conditions are ignored.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -45,8 +49,16 @@ struct WriterState {
     is_writing: bool,
     /// Results of commits, with the number of threads that have not seen them yet.
     results: HashMap<u64, (Result<(), DepotError>, usize)>,
-    /// The number of the next object.
-    next: HashMap<(StreamId, u32), u32>,
+    /// The numbers of objects by stream and epoch.
+    numbers: HashMap<(StreamId, u32), MarkNumbers>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct MarkNumbers {
+    /// That of the next object.
+    next: u32,
+    /// The object of this number may be missing: its write was not confirmed.
+    unconfirmed: Option<u32>,
 }
 
 /// Ends a commit with an error if its thread panics.
@@ -128,24 +140,41 @@ impl MarkWriter {
     }
 
     fn write_object(&self, seals: &Seals, stream: StreamId, epoch: u32, marks: &[Mark]) -> Result<(), DepotError> {
-        let plain = encode_marks(marks);
         let unusable = |reason: String| DepotError::Unusable { at: self.depot.describe().url, reason };
-        let sealed = seals.seal(&plain).map_err(|error| unusable(error.to_string()))?;
+        let sealed = |marks: &[Mark]| match seals.seal(&encode_marks(marks)) {
+            Ok(sealed) => Ok(sealed.into_owned()),
+            Err(error) => Err(unusable(error.to_string())),
+        };
+        let bytes = sealed(marks)?;
+        let unconfirmed = self.with_numbers(stream, epoch, |numbers| numbers.unconfirmed);
+        if let Some(number) = unconfirmed {
+            self.create((stream, epoch, number), &sealed(&[])?)?;
+        }
         for _ in 0..TRIES {
-            let number = {
-                let mut state = self.lock();
-                let next = state.next.entry((stream, epoch)).or_default();
-                *next += 1;
-                *next - 1
-            };
-            let name = depot_name(&ObjectName::Marks { stream, epoch, number })?;
-            match self.depot.create(&name, &sealed)? {
+            let number = self.with_numbers(stream, epoch, |numbers| {
+                let number = numbers.next;
+                *numbers = MarkNumbers { next: number.saturating_add(1), unconfirmed: Some(number) };
+                number
+            });
+            match self.create((stream, epoch, number), &bytes)? {
                 Created::New => return Ok(()),
                 // Another process uses this epoch, or an answer was lost below us. Its marks are not known to be these.
                 Created::AlreadyThere => {}
             }
         }
         Err(unusable(format!("objects of marks of stream {stream} are there that this process did not write")))
+    }
+
+    /// Creates an object; if there is no error, it exists.
+    fn create(&self, (stream, epoch, number): (StreamId, u32, u32), bytes: &[u8]) -> Result<Created, DepotError> {
+        let name = depot_name(&ObjectName::Marks { stream, epoch, number })?;
+        let created = self.depot.create(&name, bytes)?;
+        self.with_numbers(stream, epoch, |numbers| numbers.unconfirmed = None);
+        Ok(created)
+    }
+
+    fn with_numbers<T>(&self, stream: StreamId, epoch: u32, change: impl FnOnce(&mut MarkNumbers) -> T) -> T {
+        change(self.lock().numbers.entry((stream, epoch)).or_default())
     }
 
     fn lock(&self) -> MutexGuard<'_, WriterState> {
@@ -170,4 +199,33 @@ fn objects(marks: &[Mark]) -> Vec<&[Mark]> {
     }
     objects.push(&marks[begin..]);
     objects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depot::model::{ModelDepot, ModelFault, Verb};
+    use crate::fleet::record::MessageRef;
+
+    #[test]
+    fn numbers_have_no_gaps_after_errors() {
+        let (depot, stream) = (Arc::new(ModelDepot::new()), StreamId::new(uuid::Uuid::now_v7()));
+        let writer = MarkWriter::new(depot.clone());
+        let mark = |message| {
+            let marks = vec![Mark { reference: MessageRef::whole(message), fate: Fate::Delivered }];
+            writer.mark(&Seals::Plain, stream, 1, marks)
+        };
+        mark(1).expect("the depot is well");
+        for fault in [ModelFault::DoneUnanswered, ModelFault::NotDoneUnanswered, ModelFault::Unreachable] {
+            depot.fail_next(Verb::Create, fault);
+            // The object that fills the gap may fail as well.
+            depot.fail_next(Verb::Create, fault);
+            mark(2).expect_err("its write fails");
+            mark(2).expect_err("the empty object fails");
+            mark(2).expect("the depot is well");
+        }
+        let expected: Vec<_> =
+            (0..7).map(|number| depot_name(&ObjectName::Marks { stream, epoch: 1, number }).expect("a name")).collect();
+        assert_eq!(depot.names(), expected, "a listing that lags behind would hide marks behind a gap");
+    }
 }

@@ -137,7 +137,7 @@ impl FleetBrowser {
     fn records(&self, stream: StreamId) -> Result<(Vec<FleetRecord>, Vec<UnreadableObject>), TakeoverError> {
         let mut unreadable = Vec::new();
         let mut settled = SettledMessages::new();
-        match self.reader.marks(stream)? {
+        match self.reader.marks(stream, 0)? {
             Err(object) => unreadable.push(object),
             Ok(marks) => {
                 let too_many = marks.into_iter().try_for_each(|mark| settled.add(mark)).err();

@@ -28,7 +28,7 @@ use super::standing::{OwnStreams, spare};
 use super::sweep::delete_stream;
 use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
-use crate::fleet::head::{MISSING_KEYS_MAX, MissingKey};
+use crate::fleet::head::{Head, MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::import::{ImportPlan, SettledMessages};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::record::FleetRecord;
@@ -313,7 +313,7 @@ impl Feeder<'_> {
         let found = free.head.as_ref().map(|(head, version)| (head, version));
         let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
         info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
-        let read = self.read(stream, head.bundles);
+        let read = self.read(stream, &head);
         if read.is_err() {
             // So that it need not become silent first.
             let _ = self.holdings.give_back(stream, head.waiting);
@@ -321,12 +321,12 @@ impl Feeder<'_> {
         read.map(Some)
     }
 
-    /// Reads the marks of a stream and the names of its bundles, of which this many were shipped.
-    fn read(&self, stream: StreamId, shipped: u32) -> Result<(TakenStream, Option<UnreadableObject>), DepotError> {
-        let (bundles, missing) = self.reader.all_bundles(stream, shipped)?;
+    /// Reads the marks of a stream with this head and the names of its bundles.
+    fn read(&self, stream: StreamId, head: &Head) -> Result<(TakenStream, Option<UnreadableObject>), DepotError> {
+        let (bundles, missing) = self.reader.all_bundles(stream, head.bundles)?;
         let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
         let mut settled = SettledMessages::new();
-        let read = self.reader.marks(stream)?.and_then(|marks| {
+        let read = self.reader.marks(stream, head.epoch)?.and_then(|marks| {
             let object = || names::marks_of(&stream);
             let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
             marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))

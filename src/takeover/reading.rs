@@ -25,6 +25,15 @@ const LIST_PAUSE: Duration = Duration::from_secs(1);
 /// Objects of one stream that are read at a time.
 const READS_AT_ONCE: usize = 4;
 
+/// How many epochs before the last one are asked for marks that no listing shows: more than a stream can have owners in
+/// the time by which a listing lags behind.
+const EPOCHS_MAX: u32 = 1000;
+/// How many numbers of an epoch are asked for that are missing in a listing below the last number.
+const GAPS_MAX: usize = 1000;
+
+/// The epoch and number of an object of marks, and its marks, or why they can't be read.
+type MarksObject = ((u32, u32), Result<Vec<Mark>, UnreadableObject>);
+
 /// Something in the depot that can't be read. It stays there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnreadableObject {
@@ -113,31 +122,77 @@ impl StreamReader {
     }
 
     /// Returns all marks of a stream, in the order in which they were written; or which of their objects can't be read.
-    pub(super) fn marks(&self, stream: StreamId) -> Result<Result<Vec<Mark>, UnreadableObject>, DepotError> {
+    ///
+    /// A listing may lag behind, and marks that it hides would be sent again over newer writes. So objects that it does
+    /// not show are asked for by name, which finds what exists: those of every epoch up to this one.
+    pub(super) fn marks(
+        &self,
+        stream: StreamId,
+        last_epoch: u32,
+    ) -> Result<Result<Vec<Mark>, UnreadableObject>, DepotError> {
         let listed = list_all(&*self.depot, &folder(&names::marks_of(&stream)))?;
-        let is_ours = |name: &Name| matches!(ObjectName::parse(name.as_str()), Some(ObjectName::Marks { .. }));
-        let objects: Vec<Name> = listed.into_iter().map(|entry| entry.name).filter(is_ours).collect();
-        let mut marks = Vec::new();
-        for read in in_parallel(&objects, READS_AT_ONCE, |name| self.marks_in(name)) {
-            match read? {
-                Ok(more) => marks.extend(more),
-                Err(unreadable) => return Ok(Err(unreadable)),
-            }
+        let numbers = |name: &Name| match ObjectName::parse(name.as_str()) {
+            Some(ObjectName::Marks { epoch, number, .. }) => Some((epoch, number)),
+            _ => None,
+        };
+        let listed: BTreeSet<(u32, u32)> = listed.iter().filter_map(|entry| numbers(&entry.name)).collect();
+        let mut objects: Vec<MarksObject> = Vec::new();
+        let names: Vec<(u32, u32)> = listed.iter().copied().collect();
+        for read in in_parallel(&names, READS_AT_ONCE, |at| self.marks_in(stream, *at)) {
+            objects.extend(read?);
         }
-        Ok(Ok(marks))
+        let mut epochs: BTreeSet<u32> = listed.iter().map(|(epoch, _)| *epoch).collect();
+        epochs.extend(last_epoch.saturating_sub(EPOCHS_MAX)..=last_epoch);
+        let epochs: Vec<u32> = epochs.into_iter().collect();
+        for read in in_parallel(&epochs, READS_AT_ONCE, |epoch| self.hidden_marks(stream, *epoch, &listed)) {
+            objects.extend(read?);
+        }
+        objects.sort_unstable_by_key(|(at, _)| *at);
+        let marks: Result<Vec<_>, _> = objects.into_iter().map(|(_, marks)| marks).collect();
+        Ok(marks.map(|marks| marks.into_iter().flatten().collect()))
     }
 
-    fn marks_in(&self, name: &Name) -> Result<Result<Vec<Mark>, UnreadableObject>, DepotError> {
-        let Some(bytes) = read_whole(&*self.depot, name)? else { return Ok(Ok(Vec::new())) };
+    /// Returns the objects of marks of an epoch that exist and were not listed.
+    ///
+    /// Their writers leave no gaps ([`crate::fleet::mark_writer`]): behind the first number that is missing there is
+    /// nothing that was confirmed. Numbers below a listed one are missing in a stream that is being deleted or that an
+    /// earlier version wrote: the highest of these are asked for as well.
+    fn hidden_marks(
+        &self,
+        stream: StreamId,
+        epoch: u32,
+        listed: &BTreeSet<(u32, u32)>,
+    ) -> Result<Vec<MarksObject>, DepotError> {
+        let last = listed.range((epoch, 0)..=(epoch, u32::MAX)).next_back().map(|(_, number)| *number);
+        let below = (0..last.unwrap_or(0)).rev().filter(|number| !listed.contains(&(epoch, *number)));
+        let mut found = Vec::new();
+        for number in below.take(GAPS_MAX) {
+            found.extend(self.marks_in(stream, (epoch, number))?);
+        }
+        for number in last.map_or(0, |last| last.saturating_add(1))..u32::MAX {
+            let Some(object) = self.marks_in(stream, (epoch, number))? else { break };
+            found.push(object);
+        }
+        Ok(found)
+    }
+
+    /// Reads an object of marks; `None` if it does not exist.
+    fn marks_in(&self, stream: StreamId, (epoch, number): (u32, u32)) -> Result<Option<MarksObject>, DepotError> {
+        let name = name_of(&ObjectName::Marks { stream, epoch, number });
+        let bytes = read_whole(&*self.depot, &name)?;
+        Ok(bytes.map(|bytes| ((epoch, number), self.marks_of(&name, &bytes))))
+    }
+
+    fn marks_of(&self, name: &Name, bytes: &[u8]) -> Result<Vec<Mark>, UnreadableObject> {
         let unreadable = |reason: String| UnreadableObject { object: name.to_string(), messages: 0, reason };
-        let opened = match self.open(&bytes) {
+        let opened = match self.open(bytes) {
             Ok(OpenedObject { plain, fault: None }) => plain,
-            Ok(OpenedObject { fault: Some(fault), .. }) => return Ok(Err(unreadable(fault))),
-            Err(error) => return Ok(Err(unreadable(error.to_string()))),
+            Ok(OpenedObject { fault: Some(fault), .. }) => return Err(unreadable(fault)),
+            Err(error) => return Err(unreadable(error.to_string())),
         };
         let read = MarksReader::open(&opened).map_err(|fault| fault.to_string());
         let marks = read.and_then(|marks| marks.collect::<Result<Vec<_>, _>>().map_err(|fault| fault.to_string()));
-        Ok(marks.map_err(unreadable))
+        marks.map_err(unreadable)
     }
 
     /// Reads a bundle. One that is gone has no records: it was settled as a whole.
@@ -213,5 +268,49 @@ impl StreamReader {
         let mut plain = Vec::with_capacity(bytes.len());
         let read = reader.read_to_end(&mut plain);
         Ok(OpenedObject { plain, fault: read.err().map(|error| SealError::from_io(error).to_string()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depot::model::{ModelDepot, ModelFault, Verb};
+    use crate::fleet::mark_writer::MarkWriter;
+    use crate::fleet::marks::Fate;
+    use crate::fleet::record::MessageRef;
+    use crate::fleet::seals::Seals;
+
+    fn mark(message: u64) -> Mark {
+        Mark { reference: MessageRef::whole(message), fate: Fate::Delivered }
+    }
+
+    /// Writes marks of messages 1 to 6 under epochs 1 and 3, with an error in between.
+    fn marked(depot: &Arc<ModelDepot>) -> StreamId {
+        let (writer, stream) = (MarkWriter::new(depot.clone()), StreamId::new(uuid::Uuid::now_v7()));
+        for message in 1..=6 {
+            let epoch = if message < 5 { 1 } else { 3 };
+            let write = || writer.mark(&Seals::Plain, stream, epoch, vec![mark(message)]);
+            if message == 3 {
+                depot.fail_next(Verb::Create, ModelFault::NotDoneUnanswered);
+                write().expect_err("no answer");
+            }
+            write().expect("the depot is well");
+        }
+        stream
+    }
+
+    #[test]
+    fn marks_that_a_listing_does_not_show_are_found() {
+        let depot = Arc::new(ModelDepot::new());
+        let stream = marked(&depot);
+        let reader = StreamReader::new(depot.clone(), Arc::new([]));
+        let expected: Vec<Mark> = (1..=6).map(mark).collect();
+        for hidden in 0..=depot.names().len() {
+            depot.set(|faults| faults.listing_lags_by = hidden);
+            let found = reader.marks(stream, 3).expect("the depot is there");
+            assert_eq!(found, Ok(expected.clone()), "settled messages are sent again: {hidden} are not listed");
+        }
+        depot.set(|faults| faults.refused = vec![Verb::Get]);
+        reader.marks(stream, 3).expect_err("an unknown answer counts as no marks");
     }
 }

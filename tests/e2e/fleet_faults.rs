@@ -217,3 +217,109 @@ fn an_agent_that_is_cut_off_from_its_depot_sends_nothing_of_a_stream_that_was_ta
     assert!(matches!(ObjectName::parse(&finished[0]), Some(ObjectName::Finished(_))), "{finished:?}");
     assert_all_delivered(&server, &ledger);
 }
+
+#[test]
+fn messages_whose_marks_a_listing_does_not_show_are_not_sent_again() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "marks/prod").through(&proxy.url(), true);
+    let mut agent = fleet.agent(&server).start();
+    for written in [6, 12, 18] {
+        write_mixed(&agent, &ledger, 1);
+        wait_until("it is not shipped", PATIENCE, || fleet.shipped() == written);
+    }
+    agent.kill9();
+    // A bundle that can't be read keeps the stream in the depot, with marks of the others.
+    let bad = format!("/{BUCKET}/marks/prod/{}", fleet.names("v1/bundles")[1]);
+    proxy.set(move |request| {
+        if request.method == "GET" && request.path.starts_with(&bad) { DepotFault::Flip } else { DepotFault::Pass }
+    });
+    server.start();
+    let report = fleet.replayed(&server, &[]);
+    let delivered = report["delivered"].as_u64().unwrap();
+    assert!((1..18).contains(&delivered) && report["streams"]["finished"] == 0, "{report}");
+    assert!(!fleet.names("v1/marks").is_empty(), "nothing is marked");
+    // The first listing of marks shows none.
+    let listed = AtomicUsize::new(0);
+    proxy.set(move |request| {
+        let is_first = request.lists() && request.is_about("marks%2F") && listed.fetch_add(1, Ordering::Relaxed) == 0;
+        if is_first { DepotFault::Omit("v1/marks/".to_owned()) } else { DepotFault::Pass }
+    });
+    let report = fleet.replayed(&server, &["--fail-if-backlog"]);
+    assert_eq!(proxy.hits(), 1, "no listing of marks was looked at");
+    assert_eq!(
+        (&report["delivered"], &report["streams"]["finished"]),
+        (&(18 - delivered).into(), &1.into()),
+        "{report}"
+    );
+    let sent: usize = server.requests().iter().map(|request| request.writes.len()).sum();
+    assert_eq!(sent, 18, "delivered messages were sent again, over what may be newer");
+    assert_eq!(fleet.left(), Vec::<String>::new());
+    server.assert_equals(&ledger);
+    server.assert_no_violations();
+}
+
+#[test]
+fn a_bundle_that_arrives_by_halves_is_read_again() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "half/prod").through(&proxy.url(), true);
+    let mut agent = fleet.agent(&server).arg("--acknowledge").arg("fleet").start();
+    write_mixed(&agent, &ledger, 2);
+    agent.kill9();
+    server.start();
+    let read = AtomicUsize::new(0);
+    proxy.set(move |request| {
+        let is_bundle = request.method == "GET" && request.is_about("/v1/bundles/");
+        match is_bundle && read.fetch_add(1, Ordering::Relaxed) < 5 {
+            true => DepotFault::Truncate,
+            false => DepotFault::Pass,
+        }
+    });
+    let report = fleet.replayed(&server, &["--fail-if-backlog"]);
+    assert_eq!((&report["delivered"], &report["streams"]["finished"]), (&12.into(), &1.into()), "{report}");
+    assert_eq!(report["unreadable"]["objects"].as_array().map_or(0, Vec::len), 0, "half a bundle was used: {report}");
+    assert_eq!(proxy.hits(), 5, "no half of a bundle arrived");
+    assert_eq!(fleet.left(), Vec::<String>::new());
+    assert_all_delivered(&server, &ledger);
+}
+
+#[test]
+fn a_depot_that_hangs_costs_no_answer_and_no_message() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "hang/prod").through(&proxy.url(), true);
+    proxy.set(|_| DepotFault::Hang);
+    let mut agent = fleet.agent(&server).start();
+    write_mixed(&agent, &ledger, 2);
+    wait_until("nobody sees that the depot hangs", PATIENCE, || fleet_status(&agent)["problem"].is_string());
+    assert_eq!(metric(&agent, "opik_offline_fleet_unshipped_messages"), 12.0);
+    let said = agent.cli(&["status"]).stdout;
+    assert!(said.contains("only in the local store"), "{said}");
+    write_mixed(&agent, &ledger, 1);
+    proxy.heal();
+    wait_until("it is never shipped", PATIENCE, || fleet.shipped() == 18);
+    wait_until("the problem stays", PATIENCE, || fleet_status(&agent)["problem"].is_null());
+    agent.kill9();
+    // A replayer takes the stream over, and its next requests about it hang.
+    let met = AtomicUsize::new(0);
+    proxy.set(move |request| {
+        let is_of_stream = request.is_about("/v1/bundles/") || request.is_about("/v1/marks/");
+        match is_of_stream && met.fetch_add(1, Ordering::Relaxed) < 3 {
+            true => DepotFault::Hang,
+            false => DepotFault::Pass,
+        }
+    });
+    server.start();
+    wait_until("replayers never get through", PATIENCE, || {
+        let output = fleet.replay(&server, &[]);
+        let code = output.code();
+        assert!(matches!(code, Some(0 | 1 | 3 | 4)), "{code:?}: {}{}", output.stdout, output.stderr);
+        fleet.left().is_empty()
+    });
+    assert!(proxy.hits() > 0, "the depot never hung");
+    assert_all_delivered(&server, &ledger);
+}

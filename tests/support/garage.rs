@@ -120,14 +120,19 @@ impl Garage {
         }
     }
 
-    /// Starts a node again, and waits until it knows the two others.
+    /// Starts a node again, and waits until those of the others that are alive know it.
     pub(crate) fn revive(&self, number: usize) {
         self.launch(number);
-        let others: Vec<usize> = (0..3).filter(|other| *other != number).collect();
+        let id = self.said(number, &["node", "id", "-q"]);
+        let is_alive = |other: &usize| {
+            self.nodes[*other].child.lock().unwrap_or_else(PoisonError::into_inner).is_some() && *other != number
+        };
+        let others: Vec<usize> = (0..3).filter(is_alive).collect();
         wait_until("the node is back", PATIENCE, || {
             others.iter().all(|other| {
-                let is_dead = self.nodes[*other].child.lock().unwrap_or_else(PoisonError::into_inner).is_none();
-                is_dead || self.try_said(*other, &["status"]).is_some_and(|said| !said.contains("FAILED NODES"))
+                let status = self.try_said(*other, &["status"]).unwrap_or_default();
+                // Nodes that are away are listed behind the healthy ones.
+                status.split("FAILED NODES").next().is_some_and(|healthy| healthy.contains(&id[..16]))
             })
         });
     }
