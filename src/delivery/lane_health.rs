@@ -292,7 +292,7 @@ pub(crate) struct LaneHealth {
     /// How often a message got no answer in time.
     timeouts: HashMap<MessageId, u32>,
     refused_ids: Option<(RefusedIds, Duration)>,
-    /// The held message that is tried again on behalf of the lane's others.
+    /// The held message that is retried on behalf of the lane's others.
     held_probe: Option<MessageId>,
 }
 

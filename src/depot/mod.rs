@@ -104,7 +104,7 @@ pub trait Depot: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`DepotError::UnknownOutcome`] if it may have been created: a repeat is safe.
+    /// [`DepotError::UnknownOutcome`] if it may have been created: the call is idempotent, a retry is safe.
     fn create(&self, name: &Name, bytes: &[u8]) -> Result<Created, DepotError>;
 
     /// Returns an object's bytes, whole, and its version; `None` if there is none.
@@ -138,7 +138,7 @@ pub trait Depot: Send + Sync {
     ///
     /// # Errors
     ///
-    /// On any error some may be deleted: a repeat is safe.
+    /// On any error some may be deleted: the call is idempotent, a retry is safe.
     fn delete(&self, names: &[Name]) -> Result<(), DepotError>;
 
     /// Returns the depot in words.

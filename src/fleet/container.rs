@@ -390,7 +390,7 @@ impl<'bytes> ContainerReader<'bytes> {
         (crc32(stored) == of_stored).then_some(StoredPiece { kind, raw_bytes, at: start..end })
     }
 
-    /// Decodes a piece; `None` if it claims more than `raw_max` bytes or does not decode to what it claims.
+    /// Parses a piece; `None` if it claims more than `raw_max` bytes or does not decode to what it claims.
     fn decode(&mut self, decoder: &mut Decompressor<'static>, piece: &StoredPiece, raw_max: usize) -> Option<Vec<u8>> {
         if piece.raw_bytes > raw_max {
             return None;

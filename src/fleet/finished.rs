@@ -49,7 +49,7 @@ impl FinishedStream {
         text
     }
 
-    /// Decodes it. That the record exists says that the stream is finished; one that this version can't read says
+    /// Parses it. That the record exists says that the stream is finished; one that this version can't read says
     /// nothing about single messages.
     pub fn decode(bytes: &[u8]) -> Self {
         let fields = match bytes.len() > BYTES_MAX {

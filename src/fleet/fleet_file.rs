@@ -52,7 +52,7 @@ impl FleetFile {
         text
     }
 
-    /// Decodes it. FleetFileFields that this version does not know are ignored.
+    /// Parses it. FleetFileFields that this version does not know are ignored.
     ///
     /// # Errors
     ///

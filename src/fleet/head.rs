@@ -185,7 +185,7 @@ impl Head {
         serde_json::to_vec(&fields).unwrap_or_default()
     }
 
-    /// Decodes it. Fields that this version does not know are ignored.
+    /// Parses it. Fields that this version does not know are ignored.
     ///
     /// # Errors
     ///

@@ -66,7 +66,7 @@ impl Loader<'_> {
     ///
     /// # Errors
     ///
-    /// [`LoadError`]: a repeat is safe.
+    /// [`LoadError`]: the call is idempotent, a retry is safe.
     pub fn load(&self, ids: &[MessageId], first: u32) -> Result<Loaded, LoadError> {
         let mut loaded = Loaded { next_bundle: first, messages: 0 };
         let mut builder = BundleBuilder::new();

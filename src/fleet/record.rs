@@ -331,7 +331,7 @@ pub(super) fn encode(record: &FleetRecord) -> Vec<u8> {
     with_header(&RecordFields::of(record), &[&record.message.request.body.bytes])
 }
 
-/// Decodes a record; the reason, and the message's id where it is known, if it can't be used.
+/// Parses a record; the reason, and the message's id where it is known, if it can't be used.
 pub(super) fn decode(piece: &[u8]) -> Result<FleetRecord, (Option<u64>, &'static str)> {
     #[derive(Deserialize)]
     struct OnlyMessage {

@@ -116,7 +116,7 @@ impl Body {
         is_one.then(|| self.bytes.last_chunk().map_or(0, |length| u32::from_le_bytes(*length).into()))
     }
 
-    /// Decodes the payload. At most `bytes_max` bytes are ever buffered, even if a small body inflates to far more.
+    /// Parses the payload. At most `bytes_max` bytes are ever buffered, even if a small body inflates to far more.
     ///
     /// # Errors
     ///

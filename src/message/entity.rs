@@ -192,7 +192,7 @@ impl Touch {
         bytes
     }
 
-    /// Decodes the output of [`Touch::to_bytes`]; `None` if the bytes are malformed.
+    /// Parses the output of [`Touch::to_bytes`]; `None` if the bytes are malformed.
     pub fn from_bytes(bytes: &[u8]) -> Option<Vec<Touch>> {
         if !bytes.len().is_multiple_of(Self::LEN) {
             return None;

@@ -362,7 +362,7 @@ fn object(content: &[u8]) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// Decodes a query component as servers do: `+` is a space.
+/// Parses a query component as servers do: `+` is a space.
 fn decoded(text: &str) -> Result<String, String> {
     let text = text.replace('+', " ");
     let decoded = percent_decode_str(&text).decode_utf8();

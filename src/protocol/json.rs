@@ -429,7 +429,7 @@ pub fn pretty(text: &str) -> Option<String> {
     written.map(|_| shown)
 }
 
-/// Decodes a string whose escapes were validated.
+/// Parses a string whose escapes were validated.
 fn unescape(escaped: &str) -> String {
     let mut text = String::with_capacity(escaped.len());
     let mut units: Vec<u16> = Vec::new();

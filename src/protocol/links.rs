@@ -48,7 +48,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
     percent_decode_str(text).decode_utf8_lossy()
 }
 
-/// Decodes the base64 of a URL, with or without padding, in either alphabet. An unencoded plus arrives as a space.
+/// Parses the base64 of a URL, with or without padding, in either alphabet. An unencoded plus arrives as a space.
 fn named_url(value: &str) -> Option<Uri> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)

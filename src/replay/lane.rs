@@ -267,7 +267,7 @@ struct Crew {
     failed: Mutex<Option<StoreError>>,
 }
 
-/// Holds a lane whose replay panicked: it is tried again later, and the others go on.
+/// Holds a lane whose replay panicked: it is retried later, and the others go on.
 ///
 /// # Errors
 ///

@@ -90,7 +90,7 @@ pub struct SdkAttachment {
     pub server: Option<String>,
 }
 
-/// Decodes the base URL that the SDK stores in base64 (`encoded_url_override`; protocol dossier, section c).
+/// Parses the base URL that the SDK stores in base64 (`encoded_url_override`; protocol dossier, section c).
 fn decoded_url(encoded: Option<String>) -> Option<String> {
     use base64::Engine;
     let decoded = base64::engine::general_purpose::STANDARD.decode(encoded?).ok()?;

@@ -135,7 +135,7 @@ fn encoded(prefix: &str, key: &[u8; KEY_BYTES]) -> String {
     bech32::encode::<Bech32>(prefix, key).expect("32 bytes are short enough for Bech32")
 }
 
-/// Decodes a key. Only the one spelling that [`encoded`] gives is valid, in the case of its prefix.
+/// Parses a key. Only the one spelling that [`encoded`] gives is valid, in the case of its prefix.
 fn decoded(prefix: &str, text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, &'static str> {
     if text.is_empty() {
         return Err("it is empty");

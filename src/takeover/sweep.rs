@@ -18,7 +18,7 @@ const FINISHED_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 ///
 /// # Errors
 ///
-/// If the depot can't be used: a repeat deletes the rest.
+/// If the depot can't be used: a retry deletes the rest.
 pub(super) fn delete_stream(
     depot: &dyn Depot,
     stream: StreamId,

@@ -67,7 +67,7 @@ pub(super) async fn accept_whole(
     }
 }
 
-/// Decodes the body, finds out what it is about, and gives an id to creates that have none.
+/// Parses the body, finds out what it is about, and gives an id to creates that have none.
 ///
 /// Without `memory` for the body, none is waited for to decode it: the caller has that, or the body is small.
 ///

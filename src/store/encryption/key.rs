@@ -58,7 +58,7 @@ impl KeyId {
     /// Bytes of a fingerprint.
     pub(crate) const LEN: usize = 8;
 
-    /// Decodes a fingerprint; `None` if the length is wrong.
+    /// Parses a fingerprint; `None` if the length is wrong.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
