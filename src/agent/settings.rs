@@ -66,10 +66,10 @@ pub(crate) struct AgentSettings {
     pub rekey: Option<Lane>,
     /// Whether and how orphaned stores of killed Python processes are salvaged.
     pub adopt: Option<Adoption>,
-    /// The depot that stored messages are copied to, and how.
-    pub fleet: Option<FleetUse>,
     /// How it replays the streams of agents that are gone, if it does.
     pub fleet_replay: Option<FleetMemberSettings>,
+    /// The depot that stored messages are copied to, and how.
+    pub fleet: Option<FleetUse>,
     /// The secret with which a background agent proves its identity, and the requests that an agent with `--idle-exit` counts.
     pub identity: Option<Arc<AgentIdentity>>,
     /// After how long without clients and messages the agent ends by itself.
