@@ -103,11 +103,22 @@ pub(super) fn found(common: &Common, path: &Path) -> Result<IdentityReport, Fail
     Ok(made)
 }
 
+impl FleetReplayOrder<'_> {
+    /// Returns whether only some messages are meant.
+    fn selects(&self) -> bool {
+        self.selection.filter(now_ms()) != Filter::default() || !self.args.stream.is_empty()
+    }
+}
+
 /// `replay --fleet`
 pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let args = order.args;
     if args.dial.is_asked() {
+        if order.selects() {
+            let text = "--pace, --hold and --resume are for the whole fleet: not with filters such as --workspace";
+            return Err(Failure::new(Exit::Usage, text, Some("leave the filters out")));
+        }
         return dial::set(common, &args.dial);
     }
     let config = configuration(&order.flags)?;

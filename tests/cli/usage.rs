@@ -166,5 +166,5 @@ fn an_agent_that_cannot_start_reports_the_reason() {
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let found = Sandbox::new().run(&["agent", "--listen", &taken.local_addr().unwrap().to_string()]);
-    assert!(found.contains("another agent or program listens there") && found.ends_with("--- exit 2\n"), "{found}");
+    assert!(found.contains("another agent or program listens there") && found.ends_with("--- exit 6\n"), "{found}");
 }
