@@ -72,7 +72,13 @@ fn a_killed_agent_is_replaced_on_its_port_and_a_stranger_at_its_port_is_not_take
     signal(pid_of(&second), Signal::KILL);
     wait_until_gone(pid_of(&second));
     let address = first["url"].as_str().and_then(|url| url.strip_prefix("http://")?.strip_suffix("/api"));
-    let stranger = TcpListener::bind(address.expect("an address")).expect("the port is free now");
+    let (address, mut stranger) = (address.expect("an address"), None);
+    // Another test may have got the port meanwhile.
+    wait_until("the port is free", PATIENCE, || {
+        stranger = TcpListener::bind(address).ok();
+        stranger.is_some()
+    });
+    let stranger = stranger.expect("it was waited for");
     std::thread::spawn(move || {
         use std::io::{BufRead as _, BufReader, Write as _};
         for mut connection in stranger.incoming().flatten() {
