@@ -30,7 +30,7 @@ impl IdleTimer {
     }
 }
 
-/// What [`run`] looks at.
+/// The state that decides whether an agent ends as idle.
 pub(super) struct IdleWatch<'a> {
     pub(super) idle_exit: Duration,
     pub(super) identity: &'a AgentIdentity,

@@ -11,7 +11,7 @@
 //! | [`names`] | the names of all objects, and which names in a listing are none |
 //! | [`record`] | one message as it is shipped |
 //! | [`bundle`] | a numbered, never changing part of a stream |
-//! | [`reference`] | a message whose secrets are named by fingerprints |
+//! | [`mod@reference`] | a message whose secrets are named by fingerprints |
 //! | [`marks`] | which messages of a stream are settled |
 //! | [`head`] | the one object of a stream that changes: its owner and state |
 //! | [`fleet_file`] | the fleet's id and the public keys of its replayers |
