@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_and_not_claimed_is_given_back() {
+    fn messages_taken_and_not_claimed_are_returned() {
         let dial = FleetDial::new();
         dial.set(force(100, 1, 1), SECOND);
         assert_eq!(dial.take(1_000, SECOND), DialTake::May(50));

@@ -409,7 +409,7 @@ impl LaneHealth {
         }
     }
 
-    /// Notes how long the requests of a batch took, of so many messages in all, before it is
+    /// Records the latency of the requests of a batch with this number of messages, before it is
     /// [settled](Event::BatchSettled). The pace of a fleet slows down when they take longer and longer.
     pub(crate) fn answered(&mut self, turn: &mut LaneTurn, waiting: Duration, messages: usize) {
         if turn.is_extra || turn.passes == 0 || turn.has_failed {

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_set_is_in_force_after_a_look() {
+    fn a_pace_that_people_set_is_in_force_after_a_look() {
         let depot = Arc::new(ModelDepot::new());
         depot.set(|faults| faults.refused = vec![Verb::List, Verb::Delete]);
         let reader = DialReader::new(depot.clone(), SILENCE);

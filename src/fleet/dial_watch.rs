@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_leaves_the_last_dial_in_force_and_is_said_once() {
+    fn an_unreadable_dial_leaves_the_last_one_in_force_and_is_logged_once() {
         let mut watch = DialWatch::default();
         let ceiling = CeilingSet { per_second: 20, decided: decided(9) };
         watch.looked(None, at(100, 10_000_000));

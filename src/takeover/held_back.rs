@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_newer_about_the_same_entity_stays() {
+    fn newer_messages_about_the_same_entity_stay() {
         let mut back = HeldBack::default();
         assert!(!back.holds(&about("a", "one", Effect::Update)));
         back.add(&about("a", "one", Effect::Create), 10);

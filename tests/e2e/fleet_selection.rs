@@ -29,7 +29,7 @@ fn two_workspaces(server: &FakeOpik, ledger: &ClientLedger) -> (TestFleet, Vec<S
 }
 
 #[test]
-fn what_a_filter_leaves_out_stays_and_is_not_overtaken() {
+fn messages_outside_a_filter_stay_and_are_not_overtaken() {
     let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
     let (fleet, research, scratch) = two_workspaces(&server, &ledger);
     server.start();

@@ -8,7 +8,7 @@ use crate::support::fake_opik::FakeOpik;
 use crate::support::sdk::SdkApp;
 
 #[test]
-fn what_the_python_sdk_sent_outlives_its_pods_with_attachments() {
+fn traces_of_the_python_sdk_outlive_its_pods_with_attachments() {
     let storage = SeaweedFs::start();
     let fleet = EngineFleet::on_seaweedfs(&storage, "testament/prod");
     let server = FakeOpik::new_stopped();

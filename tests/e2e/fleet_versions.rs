@@ -140,7 +140,7 @@ fn of_the_future(mut plain: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn what_a_later_version_wrote_is_left_counted_and_named() {
+fn objects_of_a_later_version_are_left_counted_and_named() {
     let server = FakeOpik::new_stopped();
     let outage = Outage::new(&server, 1, 2);
     let fleet = TestFleet::new();
