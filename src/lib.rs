@@ -79,6 +79,7 @@ pub mod monitor;
 pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
+pub(crate) mod private_folder;
 pub mod protocol;
 pub mod replay;
 pub(crate) mod report;

@@ -7,6 +7,7 @@ use crate::source::{Findings, Source, has_name, is_name, sources};
 /// Which room may import which. Everything else is forbidden: imports point down only, and siblings do not know each other.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("printable", &[]),
+    ("private_folder", &[]),
     ("message", &[]),
     ("protocol", &["message"]),
     ("delivery", &["protocol", "message"]),
@@ -22,9 +23,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sqlite_format", &[]),
     ("sealing", &[]),
     ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
-    ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
+    ("sdk", &["store", "private_folder", "sqlite_format", "protocol", "message", "shutdown"]),
     ("fleet", &["depot", "sealing", "store", "delivery", "message", "printable", "figures", "shutdown", "telemetry"]),
-    ("moving", &["sealing", "sdk", "store", "message", "shutdown"]),
+    ("moving", &["sealing", "sdk", "store", "private_folder", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
