@@ -25,6 +25,7 @@ mod durability;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod fleet_ahead;
 mod fleet_dial;
 mod fleet_engines;
 mod fleet_faults;

@@ -356,8 +356,8 @@ impl Browse for SqliteStore {
         self.read(&self.reader, |connection, sealer| browse::list(connection, sealer, filter, page))
     }
 
-    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
-        self.read(&self.reader, |connection, sealer| browse::get(connection, sealer, id))
+    fn whole(&self, ids: &[MessageId]) -> Result<Vec<StoredMessage>, StoreError> {
+        self.read(&self.reader, |connection, sealer| browse::whole(connection, sealer, &self.recent, ids))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
