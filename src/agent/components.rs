@@ -465,12 +465,26 @@ fn store_slot(
     });
     let slot = StoreSlot::decorated(&settings.store_path, limits, keys, rejected, decorator);
     slot.whenever_opened(move |store| {
+        note_other_agents(store);
         if let Err(error) = store.announce(Some(&record)) {
             warn!(target: "db_manager", "cannot record the agent in the store: {error}");
         }
         adopt_unowned(store, &server)?;
         warn_of_other_servers(store, &server)
     })
+}
+
+/// Logs which other agents use the store: their messages are delivered together.
+fn note_other_agents(store: &dyn Store) {
+    let agents = store.condition().map(|condition| condition.agents).unwrap_or_default();
+    for other in agents.iter().filter(|agent| agent.pid != std::process::id() && agent.is_running()) {
+        info!(
+            target: "db_manager",
+            "another agent uses this store as well: pid {} on {}, for {}; they take turns at delivering, and nothing is \
+             sent twice",
+            other.pid, other.listen, other.upstream
+        );
+    }
 }
 
 /// Assigns messages of an earlier version, which recorded no server, to this agent's server, and logs it.
