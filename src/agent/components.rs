@@ -31,6 +31,7 @@ use crate::monitor;
 use crate::monitor::connection::Connection;
 use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
 use crate::overview::elsewhere;
+use crate::printable::shell_word;
 use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
@@ -508,9 +509,10 @@ fn warn_of_other_servers(store: &dyn Store, server: &Server) -> Result<(), Store
     }
     for other in elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
         let url = other.server.unwrap_or_default();
+        let word = shell_word(url.as_ref());
         warn!(
             target: "replay_manager",
-            "{} messages in this store are for {url}: `opik-offline replay --upstream {url}` or an agent for that server \
+            "{} messages in this store are for {url}: `opik-offline replay --upstream {word}` or an agent for that server \
              delivers them",
             other.waiting
         );
