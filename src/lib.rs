@@ -55,6 +55,7 @@
 //! | [`signals`] | what each signal means |
 //! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`give_way`] | long work in the background that lets others run |
+//! | [`hint`] | suggested commands, with the options that they have to repeat |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
@@ -71,6 +72,7 @@ pub(crate) mod figures;
 pub mod fleet;
 pub(crate) mod give_way;
 pub(crate) mod health;
+pub(crate) mod hint;
 pub mod intake;
 pub(crate) mod liveness;
 pub mod memory;

@@ -16,12 +16,14 @@ use crate::export::{
     whole,
 };
 use crate::figures::{count, short_duration, size};
+use crate::hint;
 use crate::message::{MessageId, MessageStatus};
 use crate::printable::{elided, line as one_line, padded};
 use crate::protocol::json::pretty_to;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Page, Store, StoreError, StoredMessage, now_ms};
 use crate::terminal::pager::Output;
+use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
 use crate::terminal::{OutputStream, Shown, yaml};
 
@@ -50,7 +52,7 @@ another machine, copy the store, not this export.
 Exit codes:
   0    Shown
   1    The message does not exist, or the store can't be read
-  2    Invalid usage or configuration
+  2    Invalid usage or configuration, or no store at --db
   3    With --fleet: the depot can't be reached
   5    With --fleet: the depot refuses the credentials
   130  Interrupted (--follow)
@@ -144,8 +146,15 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
             }
         };
     }
+    if !args.follow {
+        translate::check_named_store(&config)?;
+    }
     let store = translate::existing_store(&config)?;
     if args.follow {
+        if store.is_none() && !common.quiet {
+            let path = config.db.value.display();
+            progress::say(&format!("there is no message store at {path} yet: waiting for the first message in it"));
+        }
         return follow(&renderer, &config, store, args.selection.filter(now_ms()), limit);
     }
     let is_paged = !args.no_pager && common.format == OutputFormat::Table;
@@ -503,8 +512,8 @@ fn head(whole: &WholeMessage) -> Shown {
     }
     if line.status == MessageStatus::Rejected.name() {
         let id = line.id;
-        row("what to do", &format!("when the cause is fixed: `opik-offline replay --id {id}`"));
-        row("", &format!("to discard it: `opik-offline purge --id {id}`"));
+        row("what to do", &format!("when the cause is fixed: {}", hint::command(&format!("replay --id {id}"))));
+        row("", &format!("to discard it: {}", hint::command(&format!("purge --id {id}"))));
     }
     for ExportedHeader { name, value } in &whole.headers {
         row("header", &format!("{name}: {value}"));

@@ -373,6 +373,14 @@ pub struct AgentRecord {
     pub started_at_ms: i64,
 }
 
+impl AgentRecord {
+    /// Returns whether a process with its id runs; a reused id counts as running.
+    pub(crate) fn is_running(&self) -> bool {
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+    }
+}
+
 /// How a replay ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayRecord {

@@ -9,6 +9,7 @@ use super::table::TextTable;
 use super::yaml;
 use super::{Shown, Style};
 
+use crate::hint;
 use crate::printable::{self, cells, padded};
 
 /// The format of results.
@@ -69,7 +70,7 @@ impl Renderer {
         people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            OutputFormat::Table => output.show(&people(self, result))?,
+            OutputFormat::Table => output.show(&people(self, result).completed())?,
             OutputFormat::Json | OutputFormat::Jsonl => self.json_to(output, result)?,
             OutputFormat::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }
@@ -147,11 +148,12 @@ pub(crate) fn hanging(text: &str, columns: usize, indent: usize) -> String {
     text.lines().map(broken).collect::<Vec<_>>().join("\n")
 }
 
-/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole.
+/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole. Suggested commands in it
+/// are completed ([`hint`]), and stay whole as well: they are pasted.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
-    for word in text.split(' ') {
+    for word in hint::words(&hint::completed(text)) {
         let length = cells(word);
         if column > 0 && column + 1 + length > width {
             lines.push('\n');

@@ -16,12 +16,12 @@ use crate::support::{PATIENCE, wait_until};
 #[test]
 fn status_before_anything_was_stored() {
     assert_text(
-        &Sandbox::new().run(&["status"]),
+        &Sandbox::without_store().run(&["status"]),
         "
 server       SERVER, unavailable
              cannot connect to SERVER: connection refused
 agent        not running
-store        HOME/opik_messages.db (nothing was stored yet)
+store        HOME/data/opik-offline/opik_messages.db (nothing was stored yet)
 waiting      nothing
 --- exit 0
 ",
@@ -31,9 +31,12 @@ waiting      nothing
 /// `/dev/shm` is in memory where it is mounted, and a folder of the disk where it is not.
 #[test]
 fn status_and_healthcheck_agree_on_a_file_system_that_keeps_less_than_a_disk() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::without_store();
+    let folder = sandbox.home.path().join("config/opik-offline");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("config.yaml"), "db: /dev/shm/opik-offline-is-not-here/x.db\n").unwrap();
     let document = |command: &str| -> Value {
-        let output = sandbox.output(&["--db", "/dev/shm/opik-offline-is-not-here/x.db", "--format", "json", command]);
+        let output = sandbox.output(&["--format", "json", command]);
         serde_json::from_str(&output.stdout).expect("one document")
     };
     let status = document("status");
@@ -58,9 +61,9 @@ agent        not running
 store        HOME/opik_messages.db, SIZE
 encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
-time to go   nobody delivers it: start the agent or `opik-offline replay`; about a second of pauses at most
+time to go   nobody delivers it: start the agent or `opik-offline replay --db HOME/opik_messages.db`; about a second of pauses at most
 window       a create waits since 2026-01-02T03:04:06Z: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
-rejected     1 message (1 x 400): see `opik-offline inspect --rejected`
+rejected     1 message (1 x 400): see `opik-offline inspect --rejected --db HOME/opik_messages.db`
              1 x 400 start_time must not be null
 last replay  2026-01-02T03:05:05Z: 7 delivered, 1 rejected, 4 remaining
 
@@ -75,8 +78,7 @@ rejected  CreateTrace       team              1      1  121 B
     );
 }
 
-const LOOK: &str =
-    "hint: `opik-offline status` shows what waits and why; without an agent `opik-offline replay` delivers it\n";
+const LOOK: &str = "hint: `opik-offline status --db HOME/opik_messages.db` shows what waits and why; without an agent `opik-offline replay --db HOME/opik_messages.db` delivers it\n";
 
 #[test]
 fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
@@ -93,7 +95,7 @@ fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
         &sandbox.run(&["status", "-q", "--fail-if-backlog", "4", "--fail-if-older-than", "100000d"]),
         "--- exit 0\n",
     );
-    assert_text(&Sandbox::new().run(&["status", "-q", "--fail-if-backlog", "0"]), "--- exit 0\n");
+    assert_text(&Sandbox::without_store().run(&["status", "-q", "--fail-if-backlog", "0"]), "--- exit 0\n");
 }
 
 #[test]
@@ -135,7 +137,7 @@ id status type workspace project size age last answer
         &sandbox.run(&["inspect", "--workspace", "nobody"]),
         "no message of workspace nobody is stored; there are: default, team\n--- exit 0\n",
     );
-    assert_text(&Sandbox::new().run(&["inspect"]), "no message is stored\n--- exit 0\n");
+    assert_text(&Sandbox::without_store().run(&["inspect"]), "no message is stored\n--- exit 0\n");
     let of_trace = sandbox.output(&["inspect", "--trace", TRACE, "--format", "jsonl"]).stdout;
     assert_eq!(of_trace.lines().count(), 2, "the trace and its update: {of_trace}");
 }
@@ -158,8 +160,8 @@ body          1 item, 121 B
 attempts      1
 last answer   400 at 2026-01-02T03:05:05Z
               {"code":400,"message":"start_time must not be null"}
-what to do    when the cause is fixed: `opik-offline replay --id 1`
-              to discard it: `opik-offline purge --id 1`
+what to do    when the cause is fixed: `opik-offline replay --id 1 --db HOME/opik_messages.db`
+              to discard it: `opik-offline purge --id 1 --db HOME/opik_messages.db`
 header        content-type: application/json
 header        x-private: ***
 
@@ -177,7 +179,7 @@ header        x-private: ***
         "
 --- stderr
 error: there is no message 99 in HOME/opik_messages.db
-hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists the stored messages
+hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect --db HOME/opik_messages.db` lists the stored messages
 --- exit 1
 ",
     );
@@ -241,4 +243,36 @@ fn a_watch_that_is_piped_writes_blocks_until_it_is_interrupted() {
     assert!(!text.contains('\u{1b}'), "piped output drives no terminal: {text}");
     assert_eq!(text.matches("\n\nserver ").count(), 1, "blocks stand apart: {text}");
     assert!(text.contains("backlog      _ ") || text.contains("backlog      # "), "ASCII without a locale: {text}");
+}
+
+#[test]
+fn an_agent_with_another_store_is_named_with_what_waits_there() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    Client::new(&agent.url()).post("/v1/private/traces", &json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" }));
+    wait_until("it is stored", PATIENCE, || agent.backlog() == 1);
+    let db = agent.db().display().to_string();
+    let other = || Sandbox::without_store().with_server(&server);
+    let other = || other().with_env("OPIK_OFFLINE_LISTEN", &format!("127.0.0.1:{}", agent.port()));
+    let named = format!(
+        "the agent on 127.0.0.1:{} (pid {}) uses another store: 1 message waits there for SERVER, see `opik-offline status \
+         --db {db}`",
+        agent.port(),
+        agent.pid()
+    );
+    let status = other().run(&["status"]);
+    assert!(status.contains("agent        not running\n") && status.contains(&named), "{status}");
+    assert!(status.contains("waiting      nothing\n"), "its own store: {status}");
+    assert!(other().run(&["status", "--fail-if-backlog", "0"]).ends_with("--- exit 4\n"), "a false all-clear");
+    let json = other().output(&["status", "--format", "json"]).json();
+    assert_eq!((&json["agent"]["running"], &json["other_agent"]["waiting"]), (&false.into(), &1.into()), "{json}");
+    assert_eq!(json["other_agent"]["db"], db);
+    assert!(json["rates"].is_null() && json["eta"]["state"] != "server_away", "figures of the other store: {json}");
+    let replay = other().run(&["replay"]);
+    assert!(replay.starts_with("nothing to replay: nothing was stored in ") && replay.contains(&named), "{replay}");
+    let health = other().run(&["healthcheck", "-q"]);
+    assert!(health.contains("!! agent ") && health.contains("uses another store: 1 message waits"), "{health}");
+    // With the agent's store, it is the agent.
+    let own = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!((&own["agent"]["running"], &own["other_agent"]), (&true.into(), &Value::Null), "{own}");
 }

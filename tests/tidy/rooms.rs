@@ -7,6 +7,7 @@ use crate::source::{Findings, Source, has_name, is_name, sources};
 /// Which room may import which. Everything else is forbidden: imports point down only, and siblings do not know each other.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("printable", &[]),
+    ("hint", &[]),
     ("private_folder", &[]),
     ("message", &[]),
     ("protocol", &["message"]),
@@ -16,13 +17,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("liveness", &[]),
     ("shutdown", &["liveness"]),
     ("signals", &["shutdown", "telemetry"]),
-    ("terminal", &["printable", "figures", "signals"]),
+    ("terminal", &["hint", "printable", "figures", "signals"]),
     ("memory", &[]),
     ("config", &[]),
-    ("telemetry", &["printable"]),
+    ("telemetry", &["hint", "printable"]),
     ("sqlite_format", &[]),
     ("sealing", &[]),
-    ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
+    ("store", &["give_way", "printable", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "private_folder", "sqlite_format", "protocol", "message", "shutdown"]),
     ("fleet", &["depot", "sealing", "store", "delivery", "message", "printable", "figures", "shutdown", "telemetry"]),
     ("moving", &["sealing", "sdk", "store", "private_folder", "message", "shutdown"]),
@@ -66,7 +67,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "overview",
-        &["replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
+        &["figures", "printable", "replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
     ),
     (
         "intake",
@@ -113,6 +114,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "hint",
+            "printable",
             "takeover",
             "fleet",
             "sealing",
@@ -183,6 +186,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "hint",
             "failure",
             "depot",
             "sdk",

@@ -14,7 +14,7 @@ use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::figures::time;
 use crate::message::Lane;
-use crate::overview::asked::{degraded_text, live_writes_text};
+use crate::overview::asked::{AskedAgent, degraded_text, live_writes_text};
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
     EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview,
@@ -22,7 +22,7 @@ use crate::overview::{
 };
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
-use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount};
+use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount, now_ms};
 use crate::telemetry::history::{Rates, Sample};
 use crate::translate;
 
@@ -32,6 +32,8 @@ pub(crate) struct StatusReport {
     pub schema_version: u32,
     pub server: ServerReport,
     pub agent: AgentReport,
+    /// An agent at the configured address that uses another store; `null` if there is none.
+    pub other_agent: Option<OtherAgentReport>,
     /// Agents that send through the running agent.
     pub edges: EdgesOverview,
     /// `null` when the store can't be read.
@@ -80,6 +82,7 @@ impl StatusReport {
             schema_version: overview.schema_version,
             server: ServerReport::of(gathered),
             agent: AgentReport::of(gathered),
+            other_agent: gathered.other_agent.as_ref().map(OtherAgentReport::of),
             edges: overview.edges.clone(),
             backlog: details.map(|details| BacklogReport::of(config, overview, details)),
             rejected: details.map(RejectedReport::of),
@@ -164,6 +167,8 @@ pub(crate) struct AgentReport {
     pub live_writes: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// What a client sends that nobody understands, and what to do.
+    pub client_problem: Option<String>,
 }
 
 impl AgentReport {
@@ -179,6 +184,7 @@ impl AgentReport {
             store_problem: agent.and_then(|agent| agent.store_problem.clone()),
             live_writes: agent.and_then(|agent| agent.live_writes.clone()),
             files_problem: overview.and_then(|overview| overview.files_problem.clone()),
+            client_problem: overview.and_then(|overview| overview.client_problem.clone()),
         }
     }
 
@@ -190,6 +196,43 @@ impl AgentReport {
     /// Returns for people that it can't use its store, and why.
     pub(crate) fn degraded_text(&self) -> Option<String> {
         degraded_text(self.live_writes.as_deref(), self.store_problem.as_deref())
+    }
+}
+
+/// An agent that uses another store than the one that is shown.
+#[derive(Serialize)]
+pub(crate) struct OtherAgentReport {
+    pub pid: u32,
+    pub listen: String,
+    /// The path of its store.
+    pub db: Option<String>,
+    /// Its server.
+    pub server: Option<String>,
+    /// Messages that wait in its store; `null` if it can't use it.
+    pub waiting: Option<u64>,
+    pub rejected: Option<u64>,
+    pub oldest_accepted_at: Option<String>,
+    pub oldest_age_seconds: Option<u64>,
+    /// All of that, and the command that shows it, for people.
+    #[serde(skip)]
+    pub text: String,
+}
+
+impl OtherAgentReport {
+    fn of(agent: &AskedAgent) -> Self {
+        let oldest_ms = agent.store.oldest_accepted_at_ms;
+        let age_ms = oldest_ms.map(|oldest| now_ms().saturating_sub(oldest));
+        Self {
+            pid: agent.overview.pid,
+            listen: agent.overview.listen.clone(),
+            db: agent.store.path.clone(),
+            server: agent.server.as_ref().map(|server| server.url.clone()),
+            waiting: agent.store.waiting,
+            rejected: agent.store.rejected,
+            oldest_accepted_at: oldest_ms.map(time),
+            oldest_age_seconds: age_ms.map(|age_ms| u64::try_from(age_ms / 1000).unwrap_or(0)),
+            text: agent.other_store_text(),
+        }
     }
 }
 

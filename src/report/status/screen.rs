@@ -20,6 +20,7 @@ const SECTIONS: &[Section] = &[
     server,
     hub,
     agent,
+    other_agent,
     edges,
     fleet,
     copies,
@@ -119,6 +120,11 @@ fn server(report: &StatusReport) -> Vec<StatusLine> {
     std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
 }
 
+/// An agent that holds messages in another store than the one that is shown.
+fn other_agent(report: &StatusReport) -> Vec<StatusLine> {
+    report.other_agent.iter().map(|other| line("", &other.text).painted(StatusMark::Warn, "another store")).collect()
+}
+
 /// The second hop: what is behind a server that is a hub.
 fn hub(report: &StatusReport) -> Vec<StatusLine> {
     let Some(hub) = &report.server.hub else { return Vec::new() };
@@ -181,7 +187,8 @@ fn agent(report: &StatusReport) -> Vec<StatusLine> {
     let files = agent.files_problem.as_ref();
     let files =
         files.map(|problem| line("", format!("few open files: {problem}")).painted(StatusMark::Warn, "few open files"));
-    std::iter::once(first).chain(problem).chain(files).collect()
+    let client = agent.client_problem.as_ref().map(|problem| line("", problem).painted(StatusMark::Warn, "gRPC"));
+    std::iter::once(first).chain(problem).chain(files).chain(client).collect()
 }
 
 /// Returns the depot, and what of the backlog has no copy in it.
