@@ -83,6 +83,7 @@ mod parallel_batches;
 mod postgres_servers;
 mod prism;
 mod proxy;
+mod python_module;
 mod rate_limits;
 mod recovery;
 mod replay_order;
