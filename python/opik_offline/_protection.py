@@ -190,13 +190,16 @@ def _lead_clients(timeout: float) -> None:
         _sdk.set_session_url(url)
     for client in _sdk.clients():
         target = _sdk.url_of(client) or ""
-        if _is_own(target):
-            continue
-        if _is_ours(target) or (server and _agent.is_same(target, server)):
-            _, problem = _sdk.move(client, url, timeout)
-            if problem:
-                LOGGER.warning("opik-offline: %s", problem)
+        if _is_own(target) or _is_ours(target) or (server and _agent.is_same(target, server)):
+            _redirect(client, url, timeout)
     _warn_of_others()
+
+
+def _redirect(client: Any, url: str, timeout: float) -> None:
+    problem = _sdk.redirect(client, url, timeout)
+    if problem and problem not in _state.warned:
+        _state.warned.add(problem)
+        LOGGER.warning("opik-offline: %s", problem)
 
 
 #: Addresses that an agent of this process had before.
@@ -250,9 +253,7 @@ def _unprotect(flush_timeout: float) -> None:
     if server and _state.before:
         for client in _sdk.clients():
             if _is_own(_sdk.url_of(client) or ""):
-                _, problem = _sdk.move(client, server, flush_timeout)
-                if problem:
-                    LOGGER.warning("opik-offline: %s", problem)
+                _redirect(client, server, flush_timeout)
     _state.before = {}
     _state.has_session, _state.session_before = False, None
     _state.url = _state.page = _state.server = _state.db = None
@@ -394,8 +395,26 @@ def _restart(url: str) -> None:
         _lead_clients(10.0)
 
 
-def _after_fork() -> None:
-    """In a child: the parent's threads do not exist, and its locks may be held for ever."""
+#: What is held while this thread forks.
+_FORKING = threading.local()
+
+
+def _before_fork() -> None:
+    try:
+        _FORKING.held = _sdk.before_fork() if _state.url is not None else []
+    except Exception:
+        LOGGER.debug("cannot prepare the Opik SDK for a fork", exc_info=True)
+
+
+def _after_fork_in_parent() -> None:
+    for lock in getattr(_FORKING, "held", None) or []:
+        lock.release()
+    _FORKING.held = []
+
+
+def _after_fork_in_child() -> None:
+    """The parent's threads do not exist, and its locks may be held for ever."""
+    _after_fork_in_parent()
     _state.lock = threading.RLock()
     _state.stop = None
     if _state.url is None:
@@ -403,9 +422,11 @@ def _after_fork() -> None:
     try:
         _sdk.after_fork()
     except Exception:
-        LOGGER.debug("cannot reset the Opik SDK after a fork", exc_info=True)
+        LOGGER.warning("opik-offline: cannot prepare the Opik SDK for a child process", exc_info=True)
     _start_watching()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
