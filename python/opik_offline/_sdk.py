@@ -91,6 +91,7 @@ def flush(client: Any, timeout: float) -> bool:
                 break
             if time.monotonic() >= deadline:
                 return False
+            # It looks for the server at its own intervals.
             time.sleep(0.05)
         if is_flushed and hasattr(getattr(client, "_streamer", None), "workers_idling"):
             # This SDK takes a worker for idle that has just taken a message.
@@ -118,7 +119,8 @@ def redirect(client: Any, url: str, timeout: float) -> Optional[str]:
     try:
         places = _places_of_url(client, url)
         if url_of(client) != url:
-            flush(client, timeout)
+            if _is_connected(client):
+                flush(client, timeout)
             _mount_directly(client, url)
             for thing, name, value in places:
                 setattr(thing, name, value)
@@ -127,7 +129,8 @@ def redirect(client: Any, url: str, timeout: float) -> Optional[str]:
         LOGGER.debug("cannot redirect a client of the Opik SDK", exc_info=True)
         return "a client of the Opik SDK can't be led to {}, its version is unknown: {!r}".format(url, error)
     if not _is_connected(client):
-        # It had put messages aside, which follow as soon as it finds the new address.
+        # It has put messages aside, and sends them again in a flush with a connection.
+        client._streamer._fallback_replay_manager._monitor.reset()
         flush(client, timeout)
     return None
 

@@ -15,8 +15,14 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Starts an application in this home that has this SDK and the module.
 #[track_caller]
 fn start(home: &BackgroundHome, version: &str, environment: &[(&str, &str)]) -> SdkApp {
+    start_with(home, &[], version, environment)
+}
+
+/// Does the same with these options of the interpreter.
+#[track_caller]
+fn start_with(home: &BackgroundHome, options: &[&str], version: &str, environment: &[(&str, &str)]) -> SdkApp {
     let mut command = home.command(python_sdk(version));
-    command.arg(format!("{ROOT}/tests/sdk/protected.py")).env("PYTHONPATH", format!("{ROOT}/python"));
+    command.args(options).arg(format!("{ROOT}/tests/sdk/protected.py")).env("PYTHONPATH", format!("{ROOT}/python"));
     command.env("OPIK_OFFLINE_BINARY", program()).envs(environment.iter().copied());
     SdkApp::start_command(command, Home::new(), &home.server)
 }
@@ -82,8 +88,7 @@ fn existing_clients_are_led(version: &str) {
     app.run("traces 2");
     app.run("held 2");
     app.run("sdkflush");
-    let waiting = app.run("status");
-    assert!(waiting["waiting"].as_u64() > Some(0), "they still send past the agent: {waiting}");
+    wait_until("what they send is stored by the agent", PATIENCE, || app.run("status")["waiting"].as_u64() > Some(0));
     server.start();
     assert_eq!(app.run("flush 120")["delivered"], true);
     app.assert_all_on(&server);
@@ -116,6 +121,37 @@ fn existing_clients_of_an_older_sdk_are_flushed_and_led_to_the_agent_and_back() 
     existing_clients_are_led(OPIK_VERSION_OLDER);
 }
 
+/// What clients have put aside since the outage began is in the memory of a process: protection saves it as well.
+fn existing_clients_hand_over_what_they_hold(version: &str) {
+    let server = FakeOpik::new_stopped();
+    let home = BackgroundHome::new(&server.url());
+    let mut app = start(&home, version, &[]);
+    app.run("client");
+    app.run("traces 2");
+    app.run("held 2");
+    app.run("sdkflush");
+    protect(&mut app);
+    wait_until("what they hold is stored by the agent", PATIENCE, || app.run("status")["waiting"].as_u64() > Some(0));
+    app.run("traces 1");
+    server.start();
+    let delivered = app.run("flush 120");
+    assert_eq!(delivered["delivered"], true, "{delivered}");
+    app.assert_all_on(&server);
+    app.quit();
+    server.assert_no_violations();
+}
+
+#[test]
+fn clients_that_exist_in_an_outage_hand_over_what_they_hold() {
+    existing_clients_hand_over_what_they_hold(OPIK_VERSION);
+}
+
+#[test]
+fn clients_of_an_older_sdk_that_exist_in_an_outage_hand_over_what_they_hold() {
+    existing_clients_hand_over_what_they_hold(OPIK_VERSION_OLDER);
+}
+
+/// The parent's clients are used in its children: the global one, one that the application made, and its threads' ones.
 #[test]
 fn children_and_threads_are_protected_and_nothing_hangs() {
     for version in [OPIK_VERSION, OPIK_VERSION_OLDER] {
@@ -124,9 +160,13 @@ fn children_and_threads_are_protected_and_nothing_hangs() {
         let mut app = start(&home, version, &[]);
         app.run("threads 8");
         let first = app.run("status");
-        app.run("traces 1");
-        let forked = app.run("fork 2");
-        assert_eq!(forked["code"], 0, "the child of a fork failed");
+        app.run("client");
+        for _ in 0..3 {
+            // Right before, so that the parent's threads are at work.
+            app.run("traces 1");
+            app.run("held 1");
+            assert_eq!(app.run("fork 2")["code"], 0, "the child of a fork failed");
+        }
         for method in ["fork", "spawn"] {
             let ended = app.run(&format!("processes {method} 2"));
             assert_eq!(ended["codes"], serde_json::json!([0, 0]), "{method}");
@@ -217,12 +257,15 @@ fn a_notebook_is_protected_through_an_outage_and_a_restart_of_its_kernel() {
 }
 
 #[test]
-fn importing_auto_or_the_variable_protects() {
+fn importing_or_running_auto_or_the_variable_protects() {
     let server = FakeOpik::new_stopped();
     let home = BackgroundHome::new(&server.url());
     let mut by_import = start(&home, OPIK_VERSION, &[]);
     let status = by_import.run("auto");
     assert_eq!(status["protected"], true, "{status}");
+    let mut by_runner = start_with(&home, &["-m", "opik_offline.auto"], OPIK_VERSION, &[]);
+    assert_eq!(by_runner.run("status")["url"], status["url"], "a program that is run by `opik_offline.auto`");
+    by_runner.quit();
     let mut by_variable = start(&home, OPIK_VERSION, &[("OPIK_OFFLINE_AUTO", "1")]);
     assert_eq!(by_variable.run("status")["url"], status["url"]);
     by_variable.run("traces 1");

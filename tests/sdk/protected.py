@@ -11,8 +11,8 @@ Commands, one a line; each is answered by lines that say what the server has to 
     client URL        the same with an explicit host
     held N            N traces made by hand with that client
     threads N         N threads that protect and trace at once
-    fork N            a forked child, which makes N traces, flushes and ends as a script does
-    processes M N     N traces in each of two children of multiprocessing with the start method M
+    fork N            a forked child, which makes N traces, also with the client, flushes and ends as a script does
+    processes M N     the same in each of two children of multiprocessing with the start method M; spawned ones have no client
     flush SECONDS     opik_offline.flush(); "delivered" says what it returned
     sdkflush          the SDK's own flush
     status            opik_offline.status()
@@ -53,11 +53,24 @@ def traced(number):
         answer("{} {}".format(os.getpid(), n))
 
 
-def in_child(number):
+def held(client, number):
+    for n in range(number):
+        fields = {"input": {"held": n}}
+        # In one request: an update right after its create would overtake it inside the SDK.
+        now = datetime.datetime.now(datetime.timezone.utc)
+        trace = client.trace(name="held", input=fields["input"], start_time=now, end_time=now)
+        say(kind="trace", id=trace.id, fields=fields)
+
+
+def in_child(number, client=None):
     import opik
     import opik_offline
 
     traced(number)
+    if client is not None:
+        # The parent's client, whose threads are not in this process.
+        held(client, number)
+        client.flush()
     opik.flush_tracker()
     if not opik_offline.status():
         # Spawned: nothing but the environment leads it.
@@ -92,12 +105,7 @@ class App:
         self.client = opik.Opik(project_name=PROJECT, host=host)
 
     def do_held(self, number):
-        for n in range(int(number)):
-            fields = {"input": {"held": n}}
-            # In one request: an update right after its create would overtake it inside the SDK.
-            now = datetime.datetime.now(datetime.timezone.utc)
-            trace = self.client.trace(name="held", input=fields["input"], start_time=now, end_time=now)
-            say(kind="trace", id=trace.id, fields=fields)
+        held(self.client, int(number))
 
     def do_threads(self, number):
         import opik_offline
@@ -115,14 +123,15 @@ class App:
     def do_fork(self, number):
         child = os.fork()
         if child == 0:
-            in_child(int(number))
+            in_child(int(number), self.client)
             sys.exit(0)
         _, status = os.waitpid(child, 0)
         return {"code": status}
 
     def do_processes(self, method, number):
         context = multiprocessing.get_context(method)
-        children = [context.Process(target=in_child, args=(int(number),)) for _ in range(2)]
+        client = self.client if method == "fork" else None
+        children = [context.Process(target=in_child, args=(int(number), client)) for _ in range(2)]
         for child in children:
             child.start()
         for child in children:
