@@ -17,6 +17,7 @@ mod clock;
 mod completeness;
 mod conflicts;
 mod consistency;
+mod corrections;
 mod credentials;
 mod damage;
 mod delivery;
