@@ -84,23 +84,42 @@ def flush(client: Any, timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     try:
         while True:
-            # Without a connection the SDK only puts aside, and calls that flushed.
             was_connected = _is_connected(client)
-            is_flushed = client.flush(timeout=max(1, int(deadline - time.monotonic()))) is not False
-            if was_connected and _is_connected(client):
-                break
+            if client.flush(timeout=max(1, int(deadline - time.monotonic()))) is False and was_connected:
+                return False
+            # The SDK calls everything flushed that it has put aside, or is about to.
+            if was_connected and _is_connected(client) and _is_settled(client, deadline):
+                return True
             if time.monotonic() >= deadline:
                 return False
-            # It looks for the server at its own intervals.
             time.sleep(0.05)
-        if is_flushed and hasattr(getattr(client, "_streamer", None), "workers_idling"):
-            # This SDK takes a worker for idle that has just taken a message.
-            time.sleep(0.05)
-            is_flushed = client.flush(timeout=max(1, int(deadline - time.monotonic()))) is not False
-        return is_flushed
     except Exception as error:
         LOGGER.warning("opik-offline: a client of the Opik SDK could not be flushed: %s", error)
         return False
+
+
+def _is_settled(client: Any, deadline: float) -> bool:
+    """Returns whether really nothing is queued, put aside or in the hands of a worker."""
+    streamer = getattr(client, "_streamer", None)
+    if _has_put_aside(streamer):
+        return False
+    if hasattr(streamer, "workers_idling"):
+        # This SDK takes a worker for idle that has just taken a message. It marks itself as idle before it takes the next.
+        for worker in streamer._queue_consumers:
+            worker.idling = False
+        while not streamer.workers_idling():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+    is_done = getattr(streamer, "_all_done", None)
+    return not _has_put_aside(streamer) and (is_done is None or is_done())
+
+
+def _has_put_aside(streamer: Any) -> bool:
+    database = getattr(getattr(streamer, "_fallback_replay_manager", None), "database_manager", None)
+    if database is None:
+        return False
+    return database._replay_mutex.locked() or database.failed_messages_count() > 0
 
 
 def _is_connected(client: Any) -> bool:

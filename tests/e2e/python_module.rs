@@ -107,8 +107,9 @@ fn existing_clients_are_led(version: &str) {
     app.run("traces 2");
     app.run("held 1");
     app.run("sdkflush");
+    // This SDK may end, and call it flushed, with a message in the hands of a worker.
+    app.wait_until_all_on(&server);
     app.quit();
-    app.assert_all_on(&server);
 }
 
 #[test]
