@@ -9,8 +9,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("printable", &[]),
     ("message", &[]),
     ("protocol", &["message"]),
-    ("delivery", &["protocol", "message"]),
+    ("delivery", &["figures", "protocol", "message"]),
     ("figures", &[]),
+    ("diagnosis", &["delivery", "figures", "printable"]),
     ("give_way", &[]),
     ("liveness", &[]),
     ("shutdown", &["liveness"]),
@@ -65,11 +66,24 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "overview",
-        &["replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
+        &[
+            "diagnosis",
+            "figures",
+            "replay",
+            "monitor",
+            "store",
+            "upstream",
+            "delivery",
+            "protocol",
+            "message",
+            "telemetry",
+            "shutdown",
+        ],
     ),
     (
         "intake",
         &[
+            "diagnosis",
             "printable",
             "overview",
             "monitor",
@@ -135,6 +149,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "report",
         &[
+            "diagnosis",
             "sdk",
             "translate",
             "terminal",
@@ -182,6 +197,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "diagnosis",
             "failure",
             "depot",
             "sdk",
@@ -301,6 +317,7 @@ const PURE: &[&str] = &[
     "src/message",
     "src/protocol",
     "src/delivery",
+    "src/diagnosis",
     "src/sqlite_format",
     "src/sdk/rows.rs",
     "src/fleet/bloom.rs",
