@@ -4,11 +4,15 @@
 //! tokens in which it was sent. Secrets stay out: of a header only the name is exported unless its value is known to be
 //! harmless. A message is read and written one at a time, so that a list of a million messages is never in memory.
 
+use std::io::Read;
+
 use base64::Engine;
+use memchr::memmem;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::figures::time;
-use crate::message::{BodyFault, MessageId, MessageType};
+use crate::message::{Body, BodyFault, MessageId, MessageType};
 use crate::printable;
 use crate::protocol::attachment::Subject;
 use crate::protocol::json::compact;
@@ -23,6 +27,10 @@ const SHOWN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const PROTOBUF_VALUES_MAX: usize = 200_000;
 /// OTLP requests larger than this are not parsed for services: a request may consist of empty spans only.
 const SERVICES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A name is not looked for in bodies that are larger than this.
+const NAMED_BYTES_MAX: u64 = 1024 * 1024;
+/// A body is searched in pieces of this size.
+const SEARCHED_BYTES: usize = 64 * 1024;
 /// The body that names an attachment is not larger than this.
 const FILE_BODY_BYTES_MAX: u64 = 1024 * 1024;
 /// Bodies larger than this when decoded are exported as they were sent: an agent has little memory.
@@ -45,6 +53,12 @@ const SHOWN_HEADERS: [&str; 9] = [
 pub(crate) struct ListedMessage {
     pub id: i64,
     pub status: &'static str,
+    /// The status in the word that people read.
+    #[serde(skip)]
+    pub word: &'static str,
+    /// What it is about; empty unless the list was asked for it, because that reads each body.
+    #[serde(skip)]
+    pub subject: MessageSubject,
     pub message_type: &'static str,
     pub workspace: String,
     /// The server that it was accepted for; `null` for messages of an earlier version.
@@ -59,6 +73,8 @@ pub(crate) struct ListedMessage {
     pub accepted_at_ms: i64,
     pub attempts: u32,
     pub next_attempt_at: Option<String>,
+    #[serde(skip)]
+    pub next_attempt_at_ms: Option<i64>,
     pub answer: Option<ListedAnswer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attachment: Option<ListedFile>,
@@ -70,6 +86,8 @@ pub(crate) struct ListedAnswer {
     pub status: Option<u16>,
     pub text: String,
     pub at: String,
+    #[serde(skip)]
+    pub at_ms: i64,
 }
 
 /// The file of an attachment.
@@ -113,6 +131,10 @@ pub(crate) struct WholeMessage {
     #[serde(flatten)]
     pub line: ListedMessage,
     pub headers: Vec<ExportedHeader>,
+    /// The name of the trace, span or other entity that its first item is about.
+    pub name: Option<String>,
+    /// The traces that it is about.
+    pub trace_ids: Vec<String>,
     /// The services that an OTLP request's spans come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub services: Option<Vec<String>>,
@@ -202,6 +224,36 @@ fn exported(message: Option<&StoredMessage>, line: ListedMessage, undecoded: Und
     Ok(text)
 }
 
+/// What a message is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MessageSubject {
+    /// The name of the trace, span or other entity that its first item is about.
+    pub name: Option<String>,
+    /// The traces that it is about.
+    pub trace_ids: Vec<String>,
+}
+
+/// Returns what a message is about: its traces by what it touches, and the name by its body.
+fn subject(message: &StoredMessage) -> MessageSubject {
+    let content = message.request.body.decode(NAMED_BYTES_MAX).ok();
+    let body: Option<Value> = content.and_then(|content| serde_json::from_slice(&content).ok());
+    let item = body.as_ref().map(first_item);
+    let text = |field| item.and_then(|item: &Value| item[field].as_str()).map(str::to_owned);
+    let traces = message.touches.iter().filter_map(|touch| touch.key.trace_id());
+    let mut trace_ids: Vec<String> = traces.chain(text("trace_id")).collect();
+    trace_ids.sort_unstable();
+    trace_ids.dedup();
+    MessageSubject { name: text("name"), trace_ids }
+}
+
+/// Returns the first item of a batch, or the body itself.
+fn first_item(body: &Value) -> &Value {
+    let items = body.as_object().and_then(|fields| fields.values().find(|value| value.is_array()));
+    let first = items.and_then(|items| items.get(0)).filter(|first| first.is_object());
+    // A create has lists as well, such as its tags: those of objects are batches only where no name is beside them.
+    first.filter(|_| body["name"].is_null()).unwrap_or(body)
+}
+
 /// Reads a list of any length page by page.
 pub(crate) struct MessagePages<'a> {
     pub store: Option<&'a dyn Store>,
@@ -211,9 +263,18 @@ pub(crate) struct MessagePages<'a> {
     pub left: usize,
     /// The last message that was read.
     pub after: Option<MessageId>,
+    /// Only messages with this text in their body.
+    pub search: Option<&'a BodySearch>,
+    /// Whether [`ListedMessage::subject`] is wanted.
+    pub has_subjects: bool,
 }
 
-impl MessagePages<'_> {
+impl<'a> MessagePages<'a> {
+    /// Returns the pages of a filter.
+    pub(crate) fn new(store: Option<&'a dyn Store>, filter: Filter, left: usize) -> Self {
+        Self { store, filter, newest: false, left, after: None, search: None, has_subjects: false }
+    }
+
     /// Returns the next page, `None` after the last one.
     ///
     /// # Errors
@@ -221,20 +282,91 @@ impl MessagePages<'_> {
     /// Fails if the store can't be read.
     pub(crate) fn next_page(&mut self) -> Result<Option<Vec<ListedMessage>>, StoreError> {
         let Some(store) = self.store.filter(|_| self.left > 0) else { return Ok(None) };
-        let page = Page { after: self.after, limit: self.left.min(PAGE_MESSAGES), newest_first: self.newest };
-        let listed = store.list(&self.filter, &page)?;
-        self.left -= listed.len();
-        match listed.last() {
-            None => return Ok(None),
-            Some(last) => self.after = Some(last.id),
+        loop {
+            let limit = if self.search.is_some() { PAGE_MESSAGES } else { self.left.min(PAGE_MESSAGES) };
+            let page = Page { after: self.after, limit, newest_first: self.newest };
+            let listed = store.list(&self.filter, &page)?;
+            let Some(last) = listed.last() else { return Ok(None) };
+            self.after = Some(last.id);
+            let mut lines = Vec::with_capacity(listed.len());
+            for listed in listed {
+                let id = listed.id;
+                lines.extend(self.line(store, listed)?);
+                if lines.len() == self.left {
+                    self.after = Some(id);
+                    break;
+                }
+            }
+            self.left -= lines.len();
+            if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
         }
-        let mut lines = Vec::with_capacity(listed.len());
-        for listed in listed {
-            // The name of an attachment is in its body, which a list does not have.
-            let message = if listed.attachment.is_some() { store.get(listed.id)? } else { None };
-            lines.push(ListedMessage { attachment: message.as_ref().and_then(file), ..listed_message(listed) });
+    }
+
+    /// Returns a message of the list, if its body has the text that is searched for.
+    fn line(&self, store: &dyn Store, listed: Listed) -> Result<Option<ListedMessage>, StoreError> {
+        // The name of an attachment is in its body, which a list does not have.
+        let is_read = listed.attachment.is_some() || self.search.is_some() || self.has_subjects;
+        let message = if is_read { store.get(listed.id)? } else { None };
+        if let Some(search) = self.search
+            && !message.as_ref().is_some_and(|message| search.is_in(&message.request.body))
+        {
+            return Ok(None);
         }
-        Ok(Some(lines))
+        let subject = message.as_ref().filter(|_| self.has_subjects).map(subject).unwrap_or_default();
+        let attachment = message.as_ref().and_then(file);
+        Ok(Some(ListedMessage { attachment, subject, ..listed_message(listed) }))
+    }
+}
+
+/// A text that is searched for in bodies.
+pub(crate) struct BodySearch {
+    /// The text in the forms in which a body may have it.
+    needles: Vec<Vec<u8>>,
+}
+
+impl BodySearch {
+    /// Returns the search for a text: as it is, and as JSON escapes it.
+    pub(crate) fn new(text: &str) -> Self {
+        let quoted = serde_json::to_string(text).unwrap_or_default();
+        let escaped = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
+        // Python's json writes ASCII only, with lower-case digits.
+        let ascii = |is_upper: bool| -> String {
+            let unit = |unit: &mut u16| if is_upper { format!("\\u{unit:04X}") } else { format!("\\u{unit:04x}") };
+            let character = |c: char| match c.is_ascii() {
+                true => c.to_string(),
+                false => c.encode_utf16(&mut [0; 2]).iter_mut().map(unit).collect(),
+            };
+            escaped.chars().map(character).collect()
+        };
+        let mut needles: Vec<Vec<u8>> = [text.to_owned(), ascii(false), ascii(true), escaped.to_owned()]
+            .into_iter()
+            .map(String::into_bytes)
+            .collect();
+        needles.sort_unstable();
+        needles.dedup();
+        Self { needles }
+    }
+
+    /// Returns whether a body has the text. The body is decoded in pieces, so that it takes little memory whatever its
+    /// size is; one that can't be decoded is searched as far as it can.
+    fn is_in(&self, body: &Body) -> bool {
+        let longest = self.needles.iter().map(Vec::len).max().unwrap_or(0);
+        let mut decoded = body.encoding.decoder(std::io::Cursor::new(body.bytes.clone()));
+        let mut window = Vec::with_capacity(SEARCHED_BYTES + longest);
+        loop {
+            let before = window.len();
+            let read = decoded.by_ref().take(SEARCHED_BYTES as u64).read_to_end(&mut window);
+            if self.needles.iter().any(|needle| memmem::find(&window, needle).is_some()) {
+                return true;
+            }
+            if read.is_err() || window.len() == before {
+                return false;
+            }
+            // The text may begin in this piece and end in the next one.
+            window.drain(..window.len().saturating_sub(longest));
+        }
     }
 }
 
@@ -268,8 +400,8 @@ impl Follower {
     ) -> Result<(), E> {
         // Messages stored from here on are for the next poll, so that no poll begins further back than this.
         let until = newest(store)?;
-        let (filter, after) = (self.filter.clone(), self.after);
-        let mut pages = MessagePages { store: Some(store), filter, newest: false, left: self.left, after };
+        let after = self.after;
+        let mut pages = MessagePages { after, ..MessagePages::new(Some(store), self.filter.clone(), self.left) };
         while let Some(page) = pages.next_page()? {
             page.into_iter().try_for_each(&mut each)?;
         }
@@ -289,6 +421,8 @@ pub(crate) fn listed_message(listed: Listed) -> ListedMessage {
     ListedMessage {
         id: listed.id.0,
         status: listed.status.name(),
+        word: listed.status.word(),
+        subject: MessageSubject::default(),
         message_type: listed.message_type.name(),
         workspace: listed.lane.workspace_name().to_owned(),
         server: listed.lane.server.as_ref().map(ToString::to_string),
@@ -301,11 +435,13 @@ pub(crate) fn listed_message(listed: Listed) -> ListedMessage {
         accepted_at_ms: listed.accepted_at_ms,
         attempts: listed.attempts,
         next_attempt_at: (listed.next_attempt_at_ms > 0).then(|| time(listed.next_attempt_at_ms)),
+        next_attempt_at_ms: Some(listed.next_attempt_at_ms).filter(|at_ms| *at_ms > 0),
         attachment: None,
         answer: listed.answer.map(|answer| ListedAnswer {
             status: answer.status,
             text: answer.text,
             at: time(answer.at_ms),
+            at_ms: answer.at_ms,
         }),
     }
 }
@@ -353,8 +489,9 @@ pub(crate) fn whole(message: StoredMessage) -> WholeMessage {
     };
     let headers = exported_headers(&message);
     let attachment = file(&message);
+    let MessageSubject { name, trace_ids } = subject(&message);
     let line = ListedMessage { attachment, ..listed_message(message.listed) };
-    WholeMessage { schema_version: 1, headers, line, services, body, body_problem }
+    WholeMessage { schema_version: 1, headers, name, trace_ids, line, services, body, body_problem }
 }
 
 fn exported_headers(message: &StoredMessage) -> Vec<ExportedHeader> {
@@ -364,4 +501,59 @@ fn exported_headers(message: &StoredMessage) -> Vec<ExportedHeader> {
         ExportedHeader { name: name.to_owned(), value }
     };
     message.request.headers.iter().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::message::Encoding;
+
+    #[test]
+    fn a_text_is_found_in_every_form_in_which_a_body_may_have_it() {
+        let gzip = |text: &str| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(text.as_bytes()).expect("memory takes everything");
+            encoder.finish().expect("memory takes everything")
+        };
+        for (text, body, is_found) in [
+            ("müller", r#"{"name":"müller"}"#, true),
+            ("müller", r#"{"name":"m\u00fcller"}"#, true),
+            ("müller", r#"{"name":"m\u00FCller"}"#, true),
+            ("🚀", r#"{"name":"\ud83d\ude80"}"#, true),
+            (r#""quoted""#, r#"{"name":"\"quoted\""}"#, true),
+            ("two\nlines", r#"{"name":"two\nlines"}"#, true),
+            ("\"name\":", r#"{"name":"x"}"#, true),
+            ("Müller", r#"{"name":"müller"}"#, false),
+            ("muller", r#"{"name":"müller"}"#, false),
+        ] {
+            let search = BodySearch::new(text);
+            assert_eq!(search.is_in(&Body::new(body.to_owned(), Encoding::Identity)), is_found, "{text} in {body}");
+            assert_eq!(search.is_in(&Body::new(gzip(body), Encoding::Gzip)), is_found, "{text} in {body}, compressed");
+        }
+        // It begins in one piece and ends in the next.
+        let apart = "x".repeat(SEARCHED_BYTES - 3) + "needle" + &"y".repeat(3 * SEARCHED_BYTES);
+        assert!(BodySearch::new("needle").is_in(&Body::new(gzip(&apart), Encoding::Gzip)));
+        assert!(!BodySearch::new("needles").is_in(&Body::new(gzip(&apart), Encoding::Gzip)));
+        let mut damaged = gzip(&("needle".to_owned() + &apart));
+        damaged.truncate(damaged.len() - 9);
+        assert!(
+            BodySearch::new("needle").is_in(&Body::new(damaged, Encoding::Gzip)),
+            "what can be decoded is searched"
+        );
+    }
+
+    #[test]
+    fn the_first_item_of_a_batch_names_it() {
+        let name = |body: &str| {
+            let body: Value = serde_json::from_str(body).expect("JSON");
+            first_item(&body)["name"].as_str().map(str::to_owned)
+        };
+        assert_eq!(name(r#"{"spans":[{"name":"step"},{"name":"other"}]}"#).as_deref(), Some("step"));
+        assert_eq!(name(r#"{"name":"question","tags":["a"]}"#).as_deref(), Some("question"));
+        assert_eq!(name(r#"{"name":"question","usage":[{"name":"x"}]}"#).as_deref(), Some("question"));
+        assert_eq!(name(r#"{"end_time":"2026"}"#), None);
+        assert_eq!(name("[]"), None);
+    }
 }

@@ -37,6 +37,7 @@
 //! | [`replay`] | delivers stored messages to the server |
 //! | `takeover` | replays streams of agents that are gone, and shows what is in a depot |
 //! | [`overview`] | the state of agent, server and store, gathered once for the page, JSON and `status` |
+//! | [`diagnosis`] | pure policy: the verdict on a state, and its problems with their remedies |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`export`] | stored messages as documents |
 //! | [`health`] | checks of server, access, store and disk |
@@ -66,6 +67,7 @@ pub(crate) mod completion;
 pub mod config;
 pub mod delivery;
 pub mod depot;
+pub(crate) mod diagnosis;
 pub(crate) mod export;
 pub(crate) mod failure;
 pub(crate) mod figures;

@@ -176,6 +176,12 @@ pub(crate) fn cut(line: &str, cells_max: usize) -> Cow<'_, str> {
     }
 }
 
+/// Returns the byte at which this cell of a line begins; `None` if the line is shorter, or a character covers it.
+pub(crate) fn byte_at(line: &str, cell: usize) -> Option<usize> {
+    let ends = line.char_indices().map(|(at, _)| at).chain([line.len()]);
+    ends.into_iter().find(|at| cells(&line[..*at]) >= cell).filter(|at| cells(&line[..*at]) == cell)
+}
+
 /// Returns by how many cells a character may widen the text before it.
 fn cells_of(c: char) -> usize {
     // An emoji variant may be wider than the character that it modifies.
@@ -301,6 +307,7 @@ mod tests {
         assert_eq!(cut("twelve chars", 8), "twelve …");
         assert_eq!(cut("日本語", 4), "日…");
         assert_eq!(cut("日本語", 0), "");
+        assert_eq!([0, 1, 2, 4, 5].map(|cell| byte_at("日本x", cell)), [Some(0), None, Some(3), Some(6), Some(7)]);
     }
 
     #[test]

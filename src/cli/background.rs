@@ -16,7 +16,6 @@ use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
 use crate::store::{Backlog, Filter};
 use crate::terminal::progress::ProgressDisplay;
-use crate::terminal::render::OutputFormat;
 use crate::terminal::{OutputStream, Shown};
 
 /// Finds or starts the background agent, and prints how it is reached.
@@ -45,7 +44,7 @@ pub(super) fn start(common: &Common, args: &AgentArgs, config: &Config) -> Resul
     };
     common.renderer().result(&report, |_, _| exports(&environment.set, &environment.unset))?;
     let (verb, pid) = (if is_new { "started" } else { "found" }, record.pid);
-    let display = ProgressDisplay::new(common.quiet || common.format != OutputFormat::Table);
+    let display = ProgressDisplay::new(common.quiet || !common.format.is_for_people());
     display.note(&format!("opik-offline: {verb} the background agent for {} (process {pid})", instance.server()));
     display.note(&format!("opik-offline: its page is {}, its log {}", environment.page, log.display()));
     let (listen, wanted) = (record.listen, config.listen.value);

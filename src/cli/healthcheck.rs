@@ -9,14 +9,17 @@ use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate, upstream};
 use crate::agent::files;
 use crate::agent::wrapped::store_option;
-use crate::config::{Config, ConfigFile};
+use crate::config::{Config, ConfigFile, Source};
 use crate::depot::{self, DepotError, DepotSettings};
+use crate::diagnosis::orphaned_files;
+use crate::figures::count;
 use crate::health::{Check, FailureCause, Finding, Health, depot_checks, stored_messages, until_healthy};
 use crate::intake::workers::Workers;
 use crate::message::Lane;
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
 use crate::printable;
-use crate::report::orphans::orphans;
+use crate::report::options::options;
+use crate::report::orphans::{self, orphans};
 use crate::shutdown::Shutdown;
 use crate::store::{Backlog, Filter};
 use crate::terminal::progress;
@@ -48,8 +51,8 @@ Exit codes:
 
 /// Check the configuration, the Opik server, access to it, the store and its disk
 ///
-/// Shows every setting with its source, secrets masked, and everything that would prevent delivery: a line for each
-/// check, with a hint if something is wrong. With --fleet also the depot, by writing, reading, listing and deleting small
+/// Shows everything that would prevent delivery: a line for each check, with a hint if something is wrong; then the
+/// settings that differ from their defaults with their sources, secrets masked (-v shows all). With --fleet also the depot, by writing, reading, listing and deleting small
 /// objects there, several at once. If several checks fail, the first one determines the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
@@ -107,6 +110,8 @@ struct SettingReport {
     key: &'static str,
     value: String,
     source: String,
+    #[serde(skip)]
+    is_default: bool,
 }
 
 /// The result of one check.
@@ -198,7 +203,7 @@ pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure
     let checks: Vec<CheckReport> = checks.into_iter().map(CheckReport::from).collect();
     let worst = checks.iter().find_map(|check| check.exit);
     let report = HealthReport::of(&config, checks, smoke_test);
-    renderer.result(&report, |renderer, report| people(renderer, report, common.quiet))?;
+    renderer.result(&report, |renderer, report| people(renderer, report, common))?;
     worst.map_or(Ok(()), |exit| Err(Failure::silent(exit)))
 }
 
@@ -222,6 +227,7 @@ impl HealthReport {
             key: setting.key,
             value: setting.value,
             source: setting.source.to_string(),
+            is_default: matches!(setting.source, Source::Default),
         });
         Self {
             schema_version: 1,
@@ -244,8 +250,8 @@ fn checks(config: &Config, health: &Health<'_>, depot: Option<&DepotSettings>) -
         checks.extend(depot_checks(depot, config.upstream.value.host()));
     }
     checks.push(agent(config));
-    let orphans = orphans().into_iter();
-    checks.extend(orphans.map(|orphan| Check::warning("orphaned", orphan.text(), orphan.hint())));
+    let orphaned = orphaned_files(&orphans::facts(&orphans()), &orphans::pattern(), &options(config));
+    checks.extend(orphaned.map(|problem| Check::warning("orphaned", problem.text, problem.fixes.join("; "))));
     checks
 }
 
@@ -339,16 +345,9 @@ fn few_files(config: &Config) -> Option<(String, String)> {
     Some((problem, files::hint(wanted, workers)))
 }
 
-fn people(renderer: &Renderer, report: &HealthReport, quiet: bool) -> Shown {
+fn people(renderer: &Renderer, report: &HealthReport, common: &Common) -> Shown {
     let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
-    if !quiet {
-        let head = ["setting", "value", "from"].map(str::to_owned);
-        let row = |setting: &SettingReport| [setting.key.to_owned(), setting.value.clone(), setting.source.clone()];
-        let rows: Vec<_> = std::iter::once(head).chain(report.settings.iter().map(row)).collect();
-        shown.add(&three_columns(renderer, &rows, columns));
-        shown.end_line();
-    }
     for check in &report.checks {
         renderer.add_mark(&mut shown, check.result);
         let said = hanging(&printable::line(&check.text), columns, INDENT);
@@ -357,6 +356,28 @@ fn people(renderer: &Renderer, report: &HealthReport, quiet: bool) -> Shown {
             let said = hanging(&format!("hint: {}", printable::line(hint)), columns, INDENT);
             shown.add_lines(&format!("{:INDENT$}{said}\n", ""));
         }
+    }
+    if !common.quiet {
+        shown.end_line();
+        shown.add(&settings(renderer, &report.settings, common.verbose));
+    }
+    shown
+}
+
+/// Returns the settings that differ from their defaults, or all.
+fn settings(renderer: &Renderer, settings: &[SettingReport], all: bool) -> Shown {
+    let row = |setting: &SettingReport| [setting.key.to_owned(), setting.value.clone(), setting.source.clone()];
+    let shown_ones = settings.iter().filter(|setting| all || !setting.is_default);
+    let rows: Vec<_> =
+        std::iter::once(["setting", "value", "from"].map(str::to_owned)).chain(shown_ones.map(row)).collect();
+    let others = settings.len() + 1 - rows.len();
+    let mut shown = Shown::default();
+    if rows.len() > 1 {
+        shown.add(&three_columns(renderer, &rows, OutputStream::Out.columns()));
+    }
+    if others > 0 {
+        let settings = count(others as u64, "setting");
+        shown.add_line(&format!("{settings} with the default value: `opik-offline healthcheck -v` shows all"));
     }
     shown
 }

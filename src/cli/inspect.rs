@@ -5,21 +5,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser};
+use clap::{Args, ValueEnum};
 
 use super::fleet::{self, FleetInspection};
-use super::selection::{NamedMessage, SelectionArgs, named_message, number};
+use super::selection::{NamedMessage, SelectionArgs, named_message, number, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::export::{
-    ExportedHeader, Follower, ListedAnswer, ListedMessage, MessagePages, WholeMessage, is_counted_slowly, json_line,
-    whole,
+    BodySearch, Follower, ListedMessage, MessagePages, WholeMessage, is_counted_slowly, json_line, whole,
 };
-use crate::figures::{count, short_duration, size};
+use crate::figures::{Clock, count, separated};
 use crate::hint;
-use crate::message::{MessageId, MessageStatus};
-use crate::printable::{elided, line as one_line, padded};
+use crate::message::MessageId;
 use crate::protocol::json::pretty_to;
+use crate::report::messages::{MessageColumns, column_names, followed, followed_heading, head};
+use crate::report::totals::{TotalsBy, TotalsReport};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Page, Store, StoreError, StoredMessage, now_ms};
 use crate::terminal::pager::Output;
@@ -34,6 +35,10 @@ Examples:
     opik-offline inspect --rejected
   Show one message in full, with the server's last answer:
     opik-offline inspect 42
+  List what was written about a customer, with names, traces, items and attempts:
+    opik-offline inspect --search 'ACME Ltd' -o wide
+  Count the messages of each project:
+    opik-offline inspect --totals project
   List what a killed Python process left behind:
     opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
   Export everything about one trace, bodies included, as JSON lines:
@@ -89,6 +94,24 @@ pub(super) struct InspectArgs {
     #[arg(long)]
     newest: bool,
 
+    /// List only messages with this text in their body
+    ///
+    /// Upper and lower case differ. Each selected body is decoded and read; the files of attachments are not.
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["id", "from", "follow"])]
+    search: Option<String>,
+
+    /// Show these columns of the list, separated by commas; -o wide shows more of them
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', hide_short_help = true, value_parser = PossibleValuesParser::new(column_names()), conflicts_with_all = ["id", "from", "follow"])]
+    columns: Vec<String>,
+
+    /// Count the selected messages by this instead of listing them
+    #[arg(long, value_name = "BY", value_enum, conflicts_with_all = ["id", "from", "follow", "limit", "newest", "search", "columns"])]
+    totals: Option<TotalsBy>,
+
+    /// Show times in UTC instead of relative to now
+    #[arg(long)]
+    utc: bool,
+
     /// Show new messages as they are stored
     ///
     /// Runs until interrupted or until --limit is reached. A message that is delivered immediately may not be shown.
@@ -105,6 +128,39 @@ pub(super) struct InspectArgs {
 
     #[command(flatten)]
     selection: SelectionArgs,
+}
+
+impl ValueEnum for TotalsBy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+impl InspectArgs {
+    /// Rejects options that read a store, which a depot is not.
+    fn refuse_local_options(&self) -> Result<(), Failure> {
+        let local = [
+            (self.search.is_some(), "--search"),
+            (!self.columns.is_empty(), "--columns"),
+            (self.totals.is_some(), "--totals"),
+        ];
+        match local.into_iter().find(|(is_given, _)| *is_given) {
+            None => Ok(()),
+            Some((_, option)) => Err(Failure::new(
+                Exit::Usage,
+                format!("{option} is for a store, and --fleet names a depot"),
+                Some("leave one of them out"),
+            )),
+        }
+    }
+
+    fn clock(&self) -> Clock {
+        Clock { now_ms: now_ms(), is_utc: self.utc }
+    }
 }
 
 /// Bytes of JSON lines that are buffered for one write.
@@ -135,13 +191,14 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
         return super::salvage::list(common, file, args.owner.as_deref(), limit);
     }
     if common.fleet.is_some() {
+        args.refuse_local_options()?;
         let (id, selection) = (args.id, &args.selection);
         let order = FleetInspection { id, selection, limit, newest: args.newest, identities: &args.identity };
         return match fleet::inspect(common, &config, &order)? {
             None => Ok(()),
             Some(message) => {
                 let mut output = Output::direct();
-                let shown = show_whole(&renderer, &mut output, message);
+                let shown = show_whole(&renderer, &mut output, message, args.clock());
                 shown.and(output.finish().map_err(Failure::from))
             }
         };
@@ -150,6 +207,9 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
         translate::check_named_store(&config)?;
     }
     let store = translate::existing_store(&config)?;
+    if let Some(by) = args.totals {
+        return totals(common, store.as_deref(), args, by);
+    }
     if args.follow {
         if store.is_none() && !common.quiet {
             let path = config.db.value.display();
@@ -157,17 +217,23 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
         }
         return follow(&renderer, &config, store, args.selection.filter(now_ms()), limit);
     }
-    let is_paged = !args.no_pager && common.format == OutputFormat::Table;
+    let is_paged = !args.no_pager && common.format.is_for_people();
     let mut output = Output::start(is_paged.then(|| pager(&ProcessEnvironment)).flatten())?;
     let shown = match args.id {
-        Some(NamedMessage::Stored(id)) => show(&renderer, &mut output, store.as_deref(), MessageId(id), &config),
+        Some(NamedMessage::Stored(id)) => {
+            let message = stored(store.as_deref(), MessageId(id), &config);
+            message.and_then(|message| show_whole(&renderer, &mut output, message, args.clock()))
+        }
         Some(NamedMessage::InStream(..)) => {
             let hint = "name the depot: `opik-offline inspect --fleet URL STREAM/ID`";
             Err(Failure::new(Exit::Usage, "a message of a stream is in a depot", Some(hint)))
         }
         None => {
             let filter = args.selection.filter(now_ms());
-            let list = MessageList { renderer: &renderer, store: store.as_deref(), args, filter, limit };
+            let columns = MessageColumns::of(&args.columns, common.format == OutputFormat::Wide, args.utc);
+            let search = args.search.as_deref().map(BodySearch::new);
+            let list =
+                MessageList { renderer: &renderer, store: store.as_deref(), args, filter, limit, columns, search };
             list.write(&mut output)
         }
     };
@@ -178,35 +244,46 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     shown.and(finished)
 }
 
-fn show(
-    renderer: &Renderer,
-    output: &mut Output,
-    store: Option<&dyn Store>,
-    id: MessageId,
-    config: &Config,
-) -> Result<(), Failure> {
+/// `inspect --totals`
+fn totals(common: &Common, store: Option<&dyn Store>, args: &InspectArgs, by: TotalsBy) -> Result<(), Failure> {
+    refuse_jsonl(common.format)?;
+    let report = TotalsReport::read(store, &args.selection.filter(now_ms()), by)?;
+    let none = match store.filter(|_| report.is_empty()) {
+        Some(store) => args.selection.nothing(store)?,
+        None => nothing(true).to_owned(),
+    };
+    Ok(common.renderer().result(&report, |renderer, report| match report.is_empty() {
+        true => Shown::line(&none),
+        false => report.text(renderer),
+    })?)
+}
+
+/// Returns a message of the store.
+fn stored(store: Option<&dyn Store>, id: MessageId, config: &Config) -> Result<StoredMessage, Failure> {
     let message = store.map(|store| store.get(id)).transpose()?.flatten();
-    let Some(message) = message else {
+    message.ok_or_else(|| {
         let path = config.db.value.display();
-        return Err(Failure::new(
+        Failure::new(
             Exit::Failure,
             format!("there is no message {id} in {path}"),
             Some(
                 "it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists the stored messages",
             ),
-        ));
-    };
-    show_whole(renderer, output, message)
+        )
+    })
 }
 
-fn show_whole(renderer: &Renderer, output: &mut Output, message: StoredMessage) -> Result<(), Failure> {
+fn show_whole(renderer: &Renderer, output: &mut Output, message: StoredMessage, clock: Clock) -> Result<(), Failure> {
     let mut whole = whole(message);
     if renderer.format() == OutputFormat::Yaml && whole.body.as_ref().is_some_and(|body| body.len() > YAML_BYTES_MAX) {
         whole.body = None;
         whole.body_problem = Some(format!("the body is larger than {YAML_BYTES_MAX} bytes; --format json shows it"));
     }
     match renderer.format() {
-        OutputFormat::Table => Ok(write_whole(output, renderer, &whole)?),
+        OutputFormat::Table => {
+            output.show(&head(renderer, &whole, clock))?;
+            Ok(write_body(output, renderer, &whole)?)
+        }
         _ => Ok(renderer.result_to(output, &whole, |_, _| Shown::default())?),
     }
 }
@@ -219,27 +296,36 @@ struct MessageList<'a> {
     args: &'a InspectArgs,
     filter: Filter,
     limit: usize,
+    columns: MessageColumns,
+    search: Option<BodySearch>,
 }
 
-impl<'a> MessageList<'a> {
+impl MessageList<'_> {
     fn write(&self, output: &mut Output) -> Result<(), Failure> {
         match self.renderer.format() {
             OutputFormat::Jsonl => self.write_json_lines(output)?,
             OutputFormat::Json => self.write_json(output)?,
             OutputFormat::Yaml => self.write_yaml(output)?,
-            OutputFormat::Table => self.write_table(output)?,
+            OutputFormat::Table | OutputFormat::Wide => self.write_table(output)?,
         }
         Ok(output.flush()?)
     }
 
-    fn pages(&self) -> MessagePages<'a> {
-        let (filter, newest) = (self.filter.clone(), self.args.newest);
-        MessagePages { store: self.store, filter, newest, left: self.limit, after: None }
+    fn pages(&self) -> MessagePages<'_> {
+        MessagePages {
+            newest: self.args.newest,
+            search: self.search.as_ref(),
+            has_subjects: self.renderer.format() == OutputFormat::Table && self.columns.has_subjects(),
+            ..MessagePages::new(self.store, self.filter.clone(), self.limit)
+        }
     }
 
-    /// Counts the selected messages, listed or not.
-    fn selected(&self) -> Result<u64, StoreError> {
-        self.store.map_or(Ok(0), |store| store.backlog(&self.filter).map(|backlog| backlog.messages()))
+    /// Counts the selected messages, listed or not; of those that were searched for, only the listed ones are known.
+    fn selected(&self, listed: usize) -> Result<u64, StoreError> {
+        match self.store {
+            Some(store) if self.search.is_none() => Ok(store.backlog(&self.filter)?.messages()),
+            _ => Ok(listed as u64),
+        }
     }
 
     fn write_json_lines(&self, output: &mut Output) -> Result<(), Failure> {
@@ -267,8 +353,10 @@ impl<'a> MessageList<'a> {
     fn write_json(&self, output: &mut Output) -> Result<(), Failure> {
         output.machine("{\n  \"schema_version\": 1,\n  \"messages\": [")?;
         let mut separator = "\n";
+        let mut listed = 0;
         let mut pages = self.pages();
         while let Some(lines) = pages.next_page()? {
+            listed += lines.len();
             let mut page = String::new();
             for line in &lines {
                 let line = serde_json::to_string_pretty(line).map_err(io::Error::other)?;
@@ -278,18 +366,20 @@ impl<'a> MessageList<'a> {
             output.machine(&page)?;
         }
         let end = if separator == "\n" { "" } else { "\n  " };
-        Ok(output.machine(&format!("{end}],\n  \"selected\": {}\n}}\n", self.selected()?))?)
+        Ok(output.machine(&format!("{end}],\n  \"selected\": {}\n}}\n", self.selected(listed)?))?)
     }
 
     fn write_yaml(&self, output: &mut Output) -> Result<(), Failure> {
         let mut head = "schema_version: 1\nmessages:\n";
+        let mut listed = 0;
         let mut pages = self.pages();
         while let Some(lines) = pages.next_page()? {
+            listed += lines.len();
             let lines = yaml::to_string(&lines).map_err(io::Error::other)?;
             output.machine(&(std::mem::take(&mut head).to_owned() + &lines))?;
         }
         let head = if head.is_empty() { "" } else { "schema_version: 1\nmessages: []\n" };
-        Ok(output.machine(&format!("{head}selected: {}\n", self.selected()?))?)
+        Ok(output.machine(&format!("{head}selected: {}\n", self.selected(listed)?))?)
     }
 
     fn write_table(&self, output: &mut Output) -> Result<(), Failure> {
@@ -297,21 +387,25 @@ impl<'a> MessageList<'a> {
         let mut pages = self.pages();
         while let Some(lines) = pages.next_page()? {
             shown += lines.len();
-            output.show(&lines_text(self.renderer, &lines))?;
+            output.show(&self.columns.table(self.renderer, &lines, self.args.clock()))?;
         }
         let more = "more with --limit, others with --newest or filters";
         let rest = match self.store {
             None => Some(nothing(true).to_owned()),
+            Some(_) if shown == 0 && self.search.is_some() => Some("no selected body has this text".to_owned()),
             Some(store) if shown == 0 => Some(self.args.selection.nothing(store)?),
             Some(_) if shown < self.limit => None,
+            Some(_) if self.search.is_some() => {
+                Some(format!("the first {} with this text; {more}", count(shown as u64, "message")))
+            }
             Some(store) if is_counted_slowly(&self.filter) => {
                 let page = Page { after: pages.after, limit: 1, newest_first: self.args.newest };
                 let is_complete = store.list(&self.filter, &page)?.is_empty();
                 (!is_complete).then(|| format!("the first {}; {more}", count(shown as u64, "message")))
             }
             Some(_) => {
-                let selected = self.selected()?;
-                ((shown as u64) < selected).then(|| format!("{shown} of {selected} messages; {more}"))
+                let (shown, selected) = (shown as u64, self.selected(shown)?);
+                (shown < selected).then(|| format!("{} of {}; {more}", separated(shown), count(selected, "message")))
             }
         };
         rest.map_or(Ok(()), |rest| Ok(output.show(&Shown::line(&rest))?))
@@ -329,6 +423,9 @@ fn follow(
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
     let mut follower = Follower::new(store.as_deref(), filter, limit)?;
+    if renderer.format() == OutputFormat::Table {
+        OutputStream::Out.show(&followed_heading(renderer))?;
+    }
     while follower.left > 0 {
         // No other process can prove the store while this one has it open.
         let is_unproven = store::unproven(&config.db.value).is_some();
@@ -358,74 +455,8 @@ fn exported(store: Option<&dyn Store>, line: ListedMessage) -> Result<String, Fa
     Ok(json_line(message.as_ref(), line).map_err(io::Error::other)?)
 }
 
-/// Returns a message as a line whose columns don't depend on other lines.
-fn followed(line: &ListedMessage) -> Shown {
-    /// Maximum width of a name on a terminal, in cells.
-    const NAME_MAX: usize = 40;
-    let project = line.project.as_deref().unwrap_or_default();
-    let is_short = OutputStream::Out.is_terminal();
-    let name = |text: &str| {
-        let text = one_line(text);
-        if is_short { elided(&text, NAME_MAX).into_owned() } else { text.into_owned() }
-    };
-    let text = format!(
-        "{}  {:>8}  {:<10}  {}  {:>9}  {}  {}",
-        line.accepted_at,
-        line.id,
-        line.status,
-        padded(&name(&type_text(line)), 20),
-        size(line.body_bytes),
-        name(&line.workspace),
-        name(project)
-    );
-    Shown::line(text.trim_end())
-}
-
-fn lines_text(renderer: &Renderer, lines: &[ListedMessage]) -> Shown {
-    let now = now_ms();
-    let mut table =
-        renderer.table(&[">id", "status", "…type", "…workspace", "…project", ">size", ">age", "<last answer"]);
-    for line in lines {
-        let age = u64::try_from(now.saturating_sub(line.accepted_at_ms)).unwrap_or(0);
-        table.add_row([
-            line.id.to_string(),
-            line.status.to_owned(),
-            type_text(line),
-            line.workspace.clone(),
-            line.project.clone().unwrap_or_default(),
-            size(line.body_bytes),
-            short_duration(Duration::from_millis(age)),
-            line.answer.as_ref().map(answer_text).unwrap_or_default(),
-        ]);
-    }
-    table.shown()
-}
-
-/// Returns the type, and the file name of an attachment.
-fn type_text(line: &ListedMessage) -> String {
-    let name = line.message_type.trim_end_matches("Message");
-    match &line.attachment {
-        Some(file) => format!("{name} {}", file.name),
-        None => name.to_owned(),
-    }
-}
-
-/// Returns the beginning of an answer in one line; of Opik's errors (`{"code":400,"message":"..."}`) the message.
-fn answer_text(answer: &ListedAnswer) -> String {
-    const CHARACTERS_MAX: usize = 60;
-    let error: Option<serde_json::Value> = serde_json::from_str(&answer.text).ok();
-    let message = error.as_ref().and_then(|error| error["message"].as_str());
-    let text = message.unwrap_or(&answer.text);
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect();
-    match answer.status {
-        Some(status) => format!("{status} {text}").trim_end().to_owned(),
-        None => text,
-    }
-}
-
-/// Writes a message for people, its body piece by piece.
-fn write_whole(output: &mut Output, renderer: &Renderer, whole: &WholeMessage) -> io::Result<()> {
-    output.show(&head(whole))?;
+/// Writes the body of a message for people, piece by piece.
+fn write_body(output: &mut Output, renderer: &Renderer, whole: &WholeMessage) -> io::Result<()> {
     match (&whole.body, &whole.body_problem) {
         (Some(body), _) => {
             let written = pretty_to(body, |piece| {
@@ -469,55 +500,4 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
         text = rest;
         (!piece.is_empty()).then_some(piece)
     })
-}
-
-fn head(whole: &WholeMessage) -> Shown {
-    let line = &whole.line;
-    let mut shown = Shown::default();
-    let mut row = |name: &str, value: &str| shown.add_line(&format!("{name:<13} {value}"));
-    row("id", &line.id.to_string());
-    row("status", line.status);
-    row("type", line.message_type);
-    row("request", &format!("{} {}", line.method, line.path));
-    if let Some(server) = &line.server {
-        row("server", server);
-    }
-    row("workspace", &line.workspace);
-    if let Some(project) = &line.project {
-        row("project", project);
-    }
-    if let Some(services) = whole.services.as_ref().filter(|services| !services.is_empty()) {
-        row("services", &services.join(", "));
-    }
-    if let Some(file) = &line.attachment {
-        row("file", &file.name);
-        if let Some(mime_type) = &file.mime_type {
-            row("mime type", mime_type);
-        }
-        row("file size", &format!("{} ({} bytes)", size(file.bytes), file.bytes));
-        row("sha-256", &file.sha256);
-        row("belongs to", &format!("{} {}", file.entity_type, file.entity_id));
-    }
-    row("accepted", &line.accepted_at);
-    row("body", &format!("{}, {}", count(line.items.into(), "item"), size(line.body_bytes)));
-    row("attempts", &line.attempts.to_string());
-    if let Some(next) = &line.next_attempt_at {
-        row("next attempt", next);
-    }
-    if let Some(answer) = &line.answer {
-        let status = answer.status.map_or("no answer".to_owned(), |status| status.to_string());
-        row("last answer", &format!("{status} at {}", answer.at));
-        // Keeps the server's line breaks, in the second column.
-        answer.text.lines().for_each(|words| row("", words));
-    }
-    if line.status == MessageStatus::Rejected.name() {
-        let id = line.id;
-        row("what to do", &format!("when the cause is fixed: {}", hint::command(&format!("replay --id {id}"))));
-        row("", &format!("to discard it: {}", hint::command(&format!("purge --id {id}"))));
-    }
-    for ExportedHeader { name, value } in &whole.headers {
-        row("header", &format!("{name}: {value}"));
-    }
-    shown.end_line();
-    shown
 }

@@ -127,7 +127,7 @@ struct Common {
     fleet_insecure: Option<OsString>,
 
     /// Write results in this format
-    #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = OutputFormat::Table)]
+    #[arg(short = 'o', long, value_name = "FORMAT", global = true, value_enum, default_value_t = OutputFormat::Table)]
     format: OutputFormat,
 
     /// Print only the requested result and errors
@@ -147,12 +147,13 @@ struct Common {
 
 impl ValueEnum for OutputFormat {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Table, Self::Json, Self::Jsonl, Self::Yaml]
+        &[Self::Table, Self::Wide, Self::Json, Self::Jsonl, Self::Yaml]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
             Self::Table => PossibleValue::new("table").help("Tables and sentences for people"),
+            Self::Wide => PossibleValue::new("wide").help("Tables with more columns (`inspect` only)"),
             Self::Json => PossibleValue::new("json").help("One JSON document"),
             Self::Jsonl => PossibleValue::new("jsonl").help("One JSON document a line (`inspect` only)"),
             Self::Yaml => PossibleValue::new("yaml").help("One YAML document"),
@@ -314,7 +315,7 @@ impl Common {
 
     /// Returns whether a command prints what it did; programs that ask for JSON or YAML always get a result.
     fn prints_summary(&self) -> bool {
-        !self.quiet || self.format != OutputFormat::Table
+        !self.quiet || !self.format.is_for_people()
     }
 
     /// Returns whether a stream is coloured: it is a terminal, and colours are not disabled (<https://no-color.org>).

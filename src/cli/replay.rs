@@ -25,7 +25,7 @@ use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, StoreIdentity, now_ms};
 use crate::terminal::progress::ProgressDisplay;
-use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::render::Renderer;
 use crate::terminal::{OutputStream, Shown};
 
 const AFTER_HELP: &str = "\
@@ -358,7 +358,7 @@ impl ReplayRun<'_> {
         let connections =
             session.connect(&plan, &translate::upstream_settings(self.config)?, &|text| progress.note(text));
         if let Some(away) = connections.all_away() {
-            if self.common.format != OutputFormat::Table {
+            if !self.common.format.is_for_people() {
                 // Programs get a report of the remaining messages; people get the error.
                 let reasons = connections.away.iter().map(ToString::to_string).collect();
                 self.show(&ReplayReport { reasons, ..selected })?;

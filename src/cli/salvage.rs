@@ -9,7 +9,7 @@ use super::moving::{GivenStores, move_in};
 use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::figures::{count, size};
-use crate::message::Server;
+use crate::message::{MessageStatus, Server};
 use crate::moving::{Moved, SourceKind, kind_of};
 use crate::printable::shell_word;
 use crate::sdk::conversion::{RowSummary, describe, status_name};
@@ -291,7 +291,7 @@ fn rows_text(renderer: &Renderer, rows: &[Row]) -> Shown {
         };
         table.add_row([
             row.message_id.to_string(),
-            row.status.clone(),
+            MessageStatus::from_name(&row.status).map_or(&*row.status, |status| status.word()).to_owned(),
             row.message_type.trim_end_matches("Message").to_owned(),
             request,
             size(row.json_bytes),

@@ -211,8 +211,8 @@ pub(super) fn number_from_one(text: &str) -> Result<u64, String> {
 
 /// Parses a status that a stored message can have.
 fn status() -> impl TypedValueParser<Value = MessageStatus> {
-    let names = MessageStatus::STORED.map(MessageStatus::name);
-    PossibleValuesParser::new(names)
+    let words = MessageStatus::STORED.map(|status| PossibleValue::new(status.word()).alias(status.name()));
+    PossibleValuesParser::new(words)
         .try_map(|text| MessageStatus::from_name(&text.to_ascii_lowercase()).ok_or("no status of a stored message"))
 }
 
@@ -299,6 +299,15 @@ mod tests {
         let selection = selection.expect("it can be parsed");
         assert_eq!(selection.status, [MessageStatus::Rejected]);
         assert_eq!(selection.types, [MessageType::CreateSpansBatch, MessageType::CreateSpan]);
+        for (typed, status) in [
+            ("waiting", MessageStatus::Failed),
+            ("failed", MessageStatus::Failed),
+            ("SENDING", MessageStatus::Registered),
+            ("registered", MessageStatus::Registered),
+        ] {
+            let selection = read(&["x", "--status", typed]).expect("a status has a word for people and a name");
+            assert_eq!(selection.status, [status], "{typed}");
+        }
         assert!(read(&["x", "--status", "delivered"]).is_err(), "a delivered message is not stored");
         assert!(read(&["x", "--type", "span"]).is_err());
     }

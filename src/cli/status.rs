@@ -8,7 +8,7 @@ use super::fleet;
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate, upstream_or_none};
 use crate::config::{ProcessEnvironment, is_utf8_locale};
-use crate::figures::{count, short_duration};
+use crate::figures::{count, separated, short_duration};
 use crate::report::status::gather::gather;
 use crate::report::status::watch::Watching;
 use crate::report::status::{StatusReport, screen};
@@ -33,15 +33,19 @@ Exit codes:
   5    With --fleet: the depot refuses the credentials
   130  Interrupted (--watch)";
 
-/// Show the connection, the agent and what is stored
+/// Show whether the data is safe, what is wrong and what mends it, and what is stored
 ///
-/// It reads the store itself, so that it works with and without an agent running.
+/// It begins with a verdict and the problems with their remedies. It reads the store itself, so that it works with and without an agent running.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct StatusArgs {
     /// Show it again every 2 seconds until interrupted
     #[arg(long)]
     watch: bool,
+
+    /// Show times in UTC instead of relative to now
+    #[arg(long)]
+    utc: bool,
 
     /// Exit with 4 when more than this many messages wait
     #[arg(long, value_name = "N")]
@@ -72,7 +76,7 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     if args.watch {
         let shutdown = Shutdown::new();
         stop_on_signals(&shutdown)?;
-        let mut watching = Watching::new(is_utf8_locale(&ProcessEnvironment));
+        let mut watching = Watching::new(is_utf8_locale(&ProcessEnvironment), args.utc);
         let started = Instant::now();
         loop {
             let gathered = gather(&config, &upstream, started);
@@ -87,7 +91,7 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     let problem = gathered.store.err();
     if !common.quiet || problem.is_none() && args.fail_if_backlog.is_none() && args.fail_if_older_than.is_none() {
         renderer.result(&report, |renderer, report| {
-            let mut shown = screen::sections(renderer, report);
+            let mut shown = screen::overview(renderer, report, args.utc);
             shown.add(&screen::stored(renderer, report));
             shown
         })?;
@@ -116,7 +120,11 @@ fn exceeded(args: &StatusArgs, messages: u64, oldest_seconds: Option<u64>, hint:
     if let Some(limit) = args.fail_if_backlog.filter(|limit| messages > *limit) {
         let wait = if messages == 1 { "waits" } else { "wait" };
         let waiting = count(messages, "message");
-        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), Some(hint)));
+        return Err(Failure::new(
+            Exit::Remaining,
+            format!("{waiting} {wait}, more than {}", separated(limit)),
+            Some(hint),
+        ));
     }
     let oldest = oldest_seconds.map(Duration::from_secs);
     if let (Some(limit), Some(oldest)) = (args.fail_if_older_than, oldest)

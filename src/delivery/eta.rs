@@ -1,16 +1,27 @@
 //! Estimated time until a backlog has reached the server.
 //!
-//! A configured pace is exact, so the time follows from it, unless the measured throughput is lower. The automatic
-//! pace is the measured throughput; before any measurement it is that of the last replay; and before any replay it is
-//! the pace at which replay starts, the slowest automatic one. An estimate always names its basis and its condition:
-//! "about 40 s" while the server is unavailable would be wrong.
+//! An estimate is a range, and it is silent until it has a basis: a wrong time is worse than none. The basis is the
+//! measured throughput, which includes the server's latency; while delivery does not run, that of the last replay. Only
+//! a configured pace is known before any measurement: its pauses are exact, and each batch takes at least one round trip
+//! and at most one for each of its messages. The condition is always named: "about 40 s" while the server is unavailable
+//! would be wrong.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::pacing::{Pace, PaceSettings};
+use super::pacing::PaceSettings;
+use crate::figures::time_range;
+
+/// Measured throughput.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Throughput {
+    /// Messages per second.
+    pub per_second: f64,
+    /// By which share of it the throughput may be lower or higher.
+    pub spread: f64,
+}
 
 /// The state of a backlog and of its replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,12 +34,14 @@ pub(crate) struct Situation {
     pub is_replayed: bool,
     /// The configured pace.
     pub pace: PaceSettings,
-    /// Recent throughput: messages that left the backlog per second.
-    pub drained_per_second: Option<f64>,
+    /// Throughput while messages left the backlog; `None` until it was measured for long enough.
+    pub drained: Option<Throughput>,
     /// Recent arrivals: messages stored per second.
     pub stored_per_second: f64,
     /// Throughput of the last replay that delivered anything.
     pub last_per_second: Option<f64>,
+    /// How long the server takes to answer a ping.
+    pub latency: Option<Duration>,
     /// How long until the first lane is retried, if every lane with waiting messages is held.
     pub held_for: Option<Duration>,
     /// Whether no message has left for a while although nothing is held.
@@ -65,7 +78,7 @@ pub enum Basis {
     Measured,
     /// The throughput of the last replay.
     LastReplay,
-    /// The pace at which replay starts: an upper bound of its pauses.
+    /// The pace at which replay starts; only agents of earlier versions report it.
     Start,
 }
 
@@ -76,93 +89,142 @@ pub struct Eta {
     pub state: EtaState,
     /// Seconds that delivery takes once it runs; `None` if unknown.
     pub seconds: Option<f64>,
+    /// At least this many seconds; `None` if unknown.
+    #[serde(default)]
+    pub seconds_min: Option<f64>,
+    /// At most this many seconds; `None` if unknown.
+    #[serde(default)]
+    pub seconds_max: Option<f64>,
     /// The basis of the seconds.
     pub basis: Option<Basis>,
     /// Seconds until delivery may run, for [`EtaState::Held`].
     pub waits_seconds: Option<f64>,
 }
 
+impl Eta {
+    /// Returns an estimate without a time.
+    pub(crate) fn silent(state: EtaState) -> Self {
+        Self { state, seconds: None, seconds_min: None, seconds_max: None, basis: None, waits_seconds: None }
+    }
+
+    /// Returns the time for people; `None` if it is unknown.
+    pub(crate) fn time(&self) -> Option<String> {
+        let seconds = self.seconds?;
+        // An agent of an earlier version reports no range.
+        let max = if self.seconds_min.is_some() { self.seconds_max } else { Some(seconds) };
+        Some(time_range(self.seconds_min.unwrap_or(seconds), max))
+    }
+}
+
+/// The throughput of the last replay may differ from that of the next one by this share.
+const LAST_SPREAD: f64 = 0.4;
+
 /// Estimates the time until a backlog has reached the server.
 pub(crate) fn eta(now: &Situation) -> Eta {
-    let none = |state| Eta { state, seconds: None, basis: None, waits_seconds: None };
     if now.waiting == 0 {
-        return none(EtaState::Nothing);
+        return Eta::silent(EtaState::Nothing);
     }
     let state = match now {
         Situation { available: Some(false), .. } => EtaState::ServerAway,
         Situation { is_replayed: false, .. } => EtaState::Idle,
         Situation { held_for: Some(_), .. } => EtaState::Held,
-        Situation { is_stalled: true, .. } => return none(EtaState::Stalled),
+        Situation { is_stalled: true, .. } => return Eta::silent(EtaState::Stalled),
         _ => EtaState::Moving,
     };
-    // Messages that arrive meanwhile are delivered as well. While delivery does not run, their number is unknown.
-    let joining = if state == EtaState::Moving { now.stored_per_second } else { 0.0 };
-    let (per_second, basis) = match pace_set(now.pace) {
-        Some(set) => match now.drained_per_second.filter(|measured| state == EtaState::Moving && *measured < set) {
-            Some(measured) => (measured, Basis::Measured),
-            None => (set, Basis::Set),
-        },
-        None => match (now.drained_per_second, now.last_per_second) {
-            (Some(measured), _) if state == EtaState::Moving => (measured, Basis::Measured),
-            (Some(last), _) | (None, Some(last)) => (last, Basis::LastReplay),
-            (None, None) => {
-                let pauses = Pace::start(now.pace).pauses_for(now.waiting).as_secs_f64();
-                return Eta { seconds: Some(pauses), basis: Some(Basis::Start), ..held(none(state), now) };
+    let waits = now.held_for.filter(|_| state == EtaState::Held).map(|waits| waits.as_secs_f64());
+    let silent = Eta { waits_seconds: waits, ..Eta::silent(state) };
+    let estimate = match (state, now.drained) {
+        (EtaState::Moving, Some(drained)) => at_throughput(now, drained, Basis::Measured),
+        _ => match (Configured::of(now.pace), now.last_per_second) {
+            (Some(pace), _) => Some(pace.takes(now)),
+            // A replay that has just begun is still speeding up: its rate is soon known.
+            (None, Some(last)) if state != EtaState::Moving => {
+                let last = Throughput { per_second: last, spread: LAST_SPREAD };
+                at_throughput(&Situation { stored_per_second: 0.0, ..*now }, last, Basis::LastReplay)
             }
+            (None, _) => return silent,
         },
     };
-    let net = per_second - joining;
-    if net <= 0.0 {
-        return none(EtaState::Growing);
+    match estimate {
+        Some(estimate) => Eta { state, waits_seconds: waits, ..estimate },
+        None => Eta::silent(EtaState::Growing),
     }
-    Eta { seconds: Some(now.waiting as f64 / net), basis: Some(basis), ..held(none(state), now) }
 }
 
-fn held(eta: Eta, now: &Situation) -> Eta {
-    let waits = now.held_for.filter(|_| eta.state == EtaState::Held);
-    Eta { waits_seconds: waits.map(|waits| waits.as_secs_f64()), ..eta }
+/// Estimates from a throughput; `None` if the backlog grows as fast. Messages that arrive meanwhile are delivered as
+/// well; while delivery does not run, their number is unknown.
+fn at_throughput(now: &Situation, throughput: Throughput, basis: Basis) -> Option<Eta> {
+    let takes = |per_second: f64| {
+        let net = per_second - now.stored_per_second;
+        (net > 0.0).then(|| now.waiting as f64 / net)
+    };
+    let at = |factor: f64| takes(throughput.per_second * factor);
+    let spread = throughput.spread.clamp(0.0, 1.0);
+    Some(Eta {
+        seconds: Some(at(1.0)?),
+        seconds_min: at(1.0 + spread),
+        seconds_max: at(1.0 - spread),
+        basis: Some(basis),
+        ..Eta::silent(EtaState::Moving)
+    })
 }
 
-/// Returns the messages per second of the configured batch and delay; `None` if the pace is automatic, or if there is
-/// no pause.
-fn pace_set(pace: PaceSettings) -> Option<f64> {
-    let (batch, delay) = (pace.batch?, pace.delay?.as_secs_f64());
-    (delay > 0.0).then(|| batch.max(1) as f64 / delay)
+/// A configured pace with a pause.
+#[derive(Clone, Copy)]
+struct Configured {
+    batch: u64,
+    delay: Duration,
+}
+
+impl Configured {
+    /// Returns the configured pace; `None` if the pace is automatic, or if there is no pause.
+    fn of(pace: PaceSettings) -> Option<Self> {
+        let (batch, delay) = (pace.batch?.max(1) as u64, pace.delay?);
+        (!delay.is_zero()).then_some(Self { batch, delay })
+    }
+
+    /// Estimates before any measurement. The messages of a batch share between one request and one request each.
+    fn takes(self, now: &Situation) -> Eta {
+        let latency = now.latency.unwrap_or_default().as_secs_f64();
+        let pauses = now.waiting as f64 / self.batch as f64 * self.delay.as_secs_f64();
+        let min = pauses + now.waiting.div_ceil(self.batch) as f64 * latency;
+        let max = pauses + now.waiting as f64 * latency;
+        Eta {
+            seconds: Some(f64::midpoint(min, max)),
+            seconds_min: Some(min),
+            seconds_max: Some(max),
+            basis: Some(Basis::Set),
+            ..Eta::silent(EtaState::Moving)
+        }
+    }
 }
 
 impl fmt::Display for Eta {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let about = self.seconds.map(about);
         let pace = match self.basis {
-            Some(Basis::Set) => " at the pace that is set",
+            Some(Basis::Set) => " at the configured pace",
             Some(Basis::Measured) => " at the present pace",
             Some(Basis::LastReplay) => " at the last pace",
             Some(Basis::Start) => " of pauses at most",
             None => "",
         };
-        let takes = about.map_or("nobody can tell how long it takes".to_owned(), |about| format!("{about}{pace}"));
+        let takes = self.time().map(|time| format!("{time}{pace}"));
+        let then = |before: &str| takes.as_ref().map_or(String::new(), |takes| format!("{before}{takes}"));
         match self.state {
             EtaState::Nothing => f.write_str("nothing waits"),
-            EtaState::Moving => f.write_str(&takes),
-            EtaState::ServerAway => write!(f, "when the server is back: {takes}"),
-            EtaState::Idle => write!(f, "nobody delivers it: start the agent or `opik-offline replay`; {takes}"),
+            EtaState::Moving => f.write_str(takes.as_deref().unwrap_or("not known yet: the rate is being measured")),
+            EtaState::ServerAway => write!(f, "begins when the server is back{}", then("; then ")),
+            EtaState::Idle => {
+                write!(f, "nobody delivers it: start the agent or `opik-offline replay`{}", then("; then "))
+            }
             EtaState::Held => {
-                let waits = about_in(self.waits_seconds.unwrap_or(0.0));
-                write!(f, "held, tried again {waits}; then {takes}")
+                write!(f, "held, retried {}{}", about_in(self.waits_seconds.unwrap_or(0.0)), then("; then "))
             }
             EtaState::Growing => f.write_str("no end in sight: more is stored than delivered"),
             EtaState::Stalled => {
                 f.write_str("nothing gets through although the server is there: see `opik-offline inspect`")
             }
         }
-    }
-}
-
-/// Returns an approximate duration for people.
-fn about(seconds: f64) -> String {
-    match seconds {
-        seconds if seconds < 1.0 => "about a second".to_owned(),
-        seconds => format!("about {}", in_words(seconds)),
     }
 }
 
@@ -192,6 +254,10 @@ mod tests {
 
     const SET: PaceSettings = PaceSettings { batch: Some(50), delay: Some(Duration::from_millis(500)), fleet: None };
 
+    fn measured(per_second: f64, spread: f64) -> Option<Throughput> {
+        Some(Throughput { per_second, spread })
+    }
+
     #[test]
     fn an_estimate_names_its_basis_and_its_condition() {
         let there = Situation { waiting: 1000, available: Some(true), is_replayed: true, ..Situation::default() };
@@ -199,24 +265,16 @@ mod tests {
         for (name, situation, state, seconds, basis, text) in [
             ("nothing waits", Situation { waiting: 0, ..away }, EtaState::Nothing, None, None, "nothing waits"),
             (
-                "a pace that is set is exact",
+                "a configured pace is exact but for the latency",
                 Situation { pace: SET, ..there },
                 EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Set),
-                "about 10s at the pace that is set",
+                "about 10s at the configured pace",
             ),
             (
-                "a faster moment does not make a pace that is set faster",
-                Situation { pace: SET, drained_per_second: Some(500.0), ..there },
-                EtaState::Moving,
-                Some(10.0),
-                Some(Basis::Set),
-                "about 10s at the pace that is set",
-            ),
-            (
-                "a slow server does make it slower",
-                Situation { pace: SET, drained_per_second: Some(10.0), ..there },
+                "a measured pace includes the latency",
+                Situation { pace: SET, drained: measured(10.0, 0.0), ..there },
                 EtaState::Moving,
                 Some(100.0),
                 Some(Basis::Measured),
@@ -224,7 +282,7 @@ mod tests {
             ),
             (
                 "the automatic pace is measured",
-                Situation { drained_per_second: Some(200.0), last_per_second: Some(9.0), ..there },
+                Situation { drained: measured(200.0, 0.0), last_per_second: Some(9.0), ..there },
                 EtaState::Moving,
                 Some(5.0),
                 Some(Basis::Measured),
@@ -232,7 +290,7 @@ mod tests {
             ),
             (
                 "messages that arrive meanwhile are delivered as well",
-                Situation { drained_per_second: Some(200.0), stored_per_second: 100.0, ..there },
+                Situation { drained: measured(200.0, 0.0), stored_per_second: 100.0, ..there },
                 EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Measured),
@@ -240,35 +298,35 @@ mod tests {
             ),
             (
                 "it may never end",
-                Situation { drained_per_second: Some(100.0), stored_per_second: 100.0, ..there },
+                Situation { drained: measured(100.0, 0.0), stored_per_second: 100.0, ..there },
                 EtaState::Growing,
                 None,
                 None,
                 "no end in sight: more is stored than delivered",
             ),
             (
-                "before any measurement, the last replay's throughput counts",
+                "a replay that speeds up is no basis, and neither is the last one",
                 Situation { last_per_second: Some(10.0), ..there },
                 EtaState::Moving,
-                Some(100.0),
-                Some(Basis::LastReplay),
-                "about 1m40s at the last pace",
-            ),
-            (
-                "before the first replay, the slowest pace is known",
-                there,
-                EtaState::Moving,
-                Some(10.0),
-                Some(Basis::Start),
-                "about 10s of pauses at most",
+                None,
+                None,
+                "not known yet: the rate is being measured",
             ),
             (
                 "an outage: what joins has no end, so it is left out",
-                Situation { drained_per_second: Some(25.0), stored_per_second: 90.0, ..away },
+                Situation { last_per_second: Some(25.0), stored_per_second: 90.0, ..away },
                 EtaState::ServerAway,
                 Some(40.0),
                 Some(Basis::LastReplay),
-                "when the server is back: about 40s at the last pace",
+                "begins when the server is back; then 25s to 1m10s at the last pace",
+            ),
+            (
+                "an outage before the first replay",
+                away,
+                EtaState::ServerAway,
+                None,
+                None,
+                "begins when the server is back",
             ),
             (
                 "no process replays it",
@@ -276,7 +334,7 @@ mod tests {
                 EtaState::Idle,
                 Some(10.0),
                 Some(Basis::Set),
-                "nobody delivers it: start the agent or `opik-offline replay`; about 10s at the pace that is set",
+                "nobody delivers it: start the agent or `opik-offline replay`; then about 10s at the configured pace",
             ),
             (
                 "every lane is held",
@@ -284,7 +342,7 @@ mod tests {
                 EtaState::Held,
                 Some(10.0),
                 Some(Basis::Set),
-                "held, tried again in 1m30s; then about 10s at the pace that is set",
+                "held, retried in 1m30s; then about 10s at the configured pace",
             ),
             (
                 "nothing gets through",
@@ -299,6 +357,50 @@ mod tests {
             assert_eq!((found.state, found.seconds, found.basis), (state, seconds, basis), "{name}");
             assert_eq!(found.to_string(), text, "{name}");
         }
+    }
+
+    #[test]
+    fn an_estimate_is_as_wide_as_its_basis_is_uncertain() {
+        let there = Situation { waiting: 20_000, available: Some(true), is_replayed: true, ..Situation::default() };
+        for (name, situation, range, text) in [
+            (
+                "an even pace",
+                Situation { drained: measured(100.0, 0.15), ..there },
+                (174, Some(235)),
+                "2m50s to 4m at the present pace",
+            ),
+            (
+                "an uneven one",
+                Situation { drained: measured(100.0, 0.5), ..there },
+                (133, Some(400)),
+                "2m10s to 7m at the present pace",
+            ),
+            (
+                "its slow moments are slower than what arrives",
+                Situation { drained: measured(100.0, 0.5), stored_per_second: 60.0, ..there },
+                (222, None),
+                "at least 3m30s at the present pace",
+            ),
+            (
+                "a server that takes 20 ms for each request",
+                Situation { pace: SET, latency: Some(Duration::from_millis(20)), ..there },
+                (208, Some(600)),
+                "3m to 10m at the configured pace",
+            ),
+        ] {
+            let found = eta(&situation);
+            let whole = |seconds: Option<f64>| seconds.map(|seconds| seconds.round() as u64);
+            assert_eq!((whole(found.seconds_min), whole(found.seconds_max)), (Some(range.0), range.1), "{name}");
+            assert!(found.seconds >= found.seconds_min, "{name}");
+            assert_eq!(found.to_string(), text, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_agent_of_an_earlier_version_reports_no_range() {
+        let told = r#"{"state":"moving","seconds":10.0,"basis":"start","waits_seconds":null}"#;
+        let eta: Eta = serde_json::from_str(told).expect("fields are only added");
+        assert_eq!(eta.to_string(), "about 10s of pauses at most");
     }
 
     #[test]

@@ -75,6 +75,15 @@ impl EntityKey {
         [EntityKind::Trace, EntityKind::Span].into_iter().find(|kind| *kind as u8 == self.0[16])
     }
 
+    /// Returns the id of the trace that it names, as people copy it; `None` for everything else.
+    pub fn trace_id(&self) -> Option<String> {
+        match self.0[16] {
+            kind if kind == EntityKind::Trace as u8 => Some(self.uuid().to_string()),
+            kind if kind == EntityKind::OtelTrace as u8 => Some(self.uuid().simple().to_string()),
+            _ => None,
+        }
+    }
+
     /// Returns its 16 bytes of id.
     pub fn uuid(&self) -> Uuid {
         let mut id = [0; 16];

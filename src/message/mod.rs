@@ -94,11 +94,20 @@ impl MessageStatus {
         }
     }
 
-    /// Returns the status with this name, or `None`.
+    /// Returns the word that people read: `failed` sounds like a loss, and its message is queued.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Registered => "sending",
+            Self::Failed => "waiting",
+            Self::Delivered | Self::Rejected | Self::Held => self.name(),
+        }
+    }
+
+    /// Returns the status with this name or word, or `None`.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Registered, Self::Delivered, Self::Failed, Self::Rejected, Self::Held]
             .into_iter()
-            .find(|s| s.name() == name)
+            .find(|status| status.name() == name || status.word() == name)
     }
 }
 

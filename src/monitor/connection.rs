@@ -42,6 +42,8 @@ pub struct Connection {
     foreign_count: AtomicU64,
     /// Whether [`MonitorState::hub`] is set.
     is_hub: AtomicBool,
+    /// The latency of the last ping that was answered, in microseconds; 0 before the first.
+    latency_micros: AtomicU64,
 }
 
 struct MonitorState {
@@ -79,7 +81,20 @@ impl Connection {
             is_foreign: AtomicBool::new(false),
             foreign_count: AtomicU64::new(0),
             is_hub: AtomicBool::new(false),
+            latency_micros: AtomicU64::new(0),
         }
+    }
+
+    /// Notes how long the server took to answer a ping.
+    pub(super) fn note_latency(&self, latency: Duration) {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.latency_micros.store(micros, Ordering::Relaxed);
+    }
+
+    /// Returns how long the server took to answer the last ping that it answered.
+    pub fn latency(&self) -> Option<Duration> {
+        let micros = self.latency_micros.load(Ordering::Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros))
     }
 
     /// Returns the lanes that fail although the server is available.

@@ -266,6 +266,7 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
         let connect_timeout = connection.begin_ping(sent);
         let pong = upstream.ping_within(connect_timeout, settings.check_timeout);
         let pong = pong.map(|pong| {
+            connection.note_latency(pong.latency);
             if pong.presence == Presence::There {
                 connection.met_hub(pong.hub.map(|hub| *hub));
             }

@@ -176,7 +176,7 @@ fn server(answer: &Value) -> ServerOverview {
 }
 
 /// Returns for people what an agent does with live writes that reports this word.
-pub(crate) fn live_writes_text(word: Option<&str>) -> &'static str {
+fn live_writes_text(word: Option<&str>) -> &'static str {
     LiveWrites::text_of(word.unwrap_or_default())
 }
 

@@ -15,7 +15,7 @@ use super::{
     AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview,
     ServerOverview, connection_word, pace_of,
 };
-use crate::delivery::eta::{Situation, eta};
+use crate::delivery::eta::{Situation, Throughput, eta};
 use crate::delivery::pacing::PaceSettings;
 use crate::message::Server;
 use crate::monitor::Availability;
@@ -25,7 +25,7 @@ use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
 use crate::store::{Backlog, Condition, Filter, LaneWork, ReplayRecord, StoreError, now_ms};
-use crate::telemetry::history::{self, History, Rates, Sample};
+use crate::telemetry::history::{self, DrainRate, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
 /// How many replays are remembered.
@@ -34,8 +34,6 @@ const REPLAYS_MAX: usize = 10;
 const LANES_MAX: usize = 200;
 /// How long an overview is cached.
 const CACHED_FOR: Duration = Duration::from_secs(1);
-/// How many samples give the present pace: it changes by the second while replay speeds up.
-const RECENT_SAMPLES: usize = 4;
 
 /// What is known about a client that speaks gRPC.
 const GRPC_CLIENT: &str = "an OpenTelemetry exporter sends over gRPC, which neither Opik nor this agent understands, and its \
@@ -300,9 +298,11 @@ impl OverviewCollector {
             available,
             is_replayed: true,
             pace: self.sources.pace,
-            drained_per_second: drained_per_second(history, available),
+            drained: history::drain_rate(history)
+                .map(|DrainRate { per_second, spread }| Throughput { per_second, spread }),
             stored_per_second: rates.map_or(0.0, |rates| rates.stored_per_second),
             last_per_second: lock(&self.replays).iter().find_map(pace_of),
+            latency: self.sources.connection.latency(),
             held_for,
             is_stalled: history::is_stalled(history),
         }
@@ -341,15 +341,6 @@ impl OverviewCollector {
             }
         }
     }
-}
-
-/// Returns the present pace, or while the server is unavailable the last pace before that.
-fn drained_per_second(history: &[Sample], available: Option<bool>) -> Option<f64> {
-    if available == Some(false) {
-        return history::drain_rate(history);
-    }
-    let since = history.len().saturating_sub(RECENT_SAMPLES);
-    history::drain_rate(&history[since..])
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -78,7 +78,13 @@ impl StoreDetails {
     }
 
     /// Returns what the store alone says about when it will be empty.
-    pub(crate) fn situation(&self, pace: PaceSettings, connection: &str, now_ms: i64) -> Situation {
+    pub(crate) fn situation(
+        &self,
+        pace: PaceSettings,
+        connection: &str,
+        latency: Option<Duration>,
+        now_ms: i64,
+    ) -> Situation {
         let condition = self.condition.as_ref();
         Situation {
             waiting: self.backlog.waiting(),
@@ -89,9 +95,10 @@ impl StoreDetails {
             },
             is_replayed: condition.is_some_and(|condition| condition.lease.is_some()),
             pace,
-            drained_per_second: None,
+            drained: None,
             stored_per_second: 0.0,
             last_per_second: condition.and_then(|condition| condition.last_replay.as_ref()).and_then(pace_of),
+            latency,
             held_for: self.held_for(now_ms),
             is_stalled: false,
         }

@@ -22,7 +22,11 @@ impl LaneOverview {
             workspace: work.lane.workspace_name().to_owned(),
             key: work.lane.credential.as_ref().map(ToString::to_string),
             waiting: work.failed,
-            held: work.holds().next().map(|hold| HeldOverview { until_ms: hold.until_ms, reason: reasons(work, hold) }),
+            held: work.holds().next().map(|hold| HeldOverview {
+                until_ms: hold.until_ms,
+                reason: reasons(work, hold),
+                is_key_refused: hold.is_credential_refused(),
+            }),
         }
     }
 }
@@ -33,6 +37,9 @@ pub struct HeldOverview {
     /// In milliseconds since the Unix epoch; in the past once the lane is retried and nothing has passed yet.
     pub until_ms: i64,
     pub reason: String,
+    /// Whether the server refuses the key.
+    #[serde(skip)]
+    pub is_key_refused: bool,
 }
 
 /// Returns why a lane is held, with every bucket that is rate limited.

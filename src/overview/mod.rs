@@ -15,6 +15,7 @@ pub(crate) mod collector;
 pub(crate) mod details;
 pub(crate) mod dial;
 pub(crate) mod edges;
+mod facts;
 pub(crate) mod full_watch;
 pub(crate) mod lanes;
 pub(crate) mod store;

@@ -2,15 +2,19 @@
 
 use serde::Serialize;
 
-use crate::figures::{count, size, time};
+use crate::figures::{count, separated, size, time};
+use crate::message::MessageStatus;
 use crate::store::{Backlog, Filter, Page, Store, StoreError};
-use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
+use crate::terminal::{Shown, Style};
 
 /// Messages of one status, type and workspace.
 #[derive(Serialize)]
 pub(crate) struct GroupRow {
     pub status: &'static str,
+    /// The status in the word that people read.
+    #[serde(skip)]
+    pub word: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
     /// The server that they were accepted for; `null` for messages of an earlier version.
@@ -24,6 +28,7 @@ pub(crate) struct GroupRow {
 pub(crate) fn groups(backlog: &Backlog) -> Vec<GroupRow> {
     let group = |group: &crate::store::BacklogGroup| GroupRow {
         status: group.status.name(),
+        word: group.status.word(),
         message_type: group.message_type.name(),
         workspace: group.workspace.clone(),
         server: group.server.as_ref().map(ToString::to_string),
@@ -37,18 +42,19 @@ pub(crate) fn groups(backlog: &Backlog) -> Vec<GroupRow> {
 /// Returns a table with a row for each group.
 pub(crate) fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
     let has_several = groups.iter().any(|group| group.server != groups[0].server);
-    let mut columns = vec!["status", "type", "…workspace", ">messages", ">items", ">size"];
+    let mut columns = vec!["status", "…type", "…workspace", ">messages", ">items", ">size"];
     if has_several {
-        columns.push("server");
+        columns.push("…server");
     }
     let mut table = renderer.table(&columns);
+    table.paint("status", MessageStatus::Rejected.word(), Style::Red);
     for group in groups {
         let mut row = vec![
-            group.status.to_owned(),
+            group.word.to_owned(),
             group.message_type.trim_end_matches("Message").to_owned(),
             group.workspace.clone(),
-            group.messages.to_string(),
-            group.items.to_string(),
+            separated(group.messages),
+            separated(group.items),
             size(group.body_bytes),
         ];
         if has_several {

@@ -1,12 +1,11 @@
 //! Orphaned stores of SDK processes, as `status` and `healthcheck` report them.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::config::{ProcessEnvironment, temp_dir};
-use crate::figures::{count, short_duration, size};
+use crate::diagnosis::OrphanFacts;
 use crate::printable::shell_word;
 use crate::sdk::file::count_rows;
 use crate::sdk::orphan;
@@ -26,19 +25,25 @@ pub(crate) struct OrphanLine {
 }
 
 impl OrphanLine {
-    /// Returns the orphan as a line for people.
-    pub(crate) fn text(&self) -> String {
-        let rows = self
-            .rows
-            .map_or("an unknown number of messages (it may be damaged)".to_owned(), |rows| count(rows, "message"));
-        let age = short_duration(Duration::from_secs(self.age_seconds));
-        format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
+    /// Returns it for a diagnosis.
+    fn facts(&self) -> OrphanFacts {
+        OrphanFacts {
+            word: shell_word(self.file.as_os_str()),
+            messages: self.rows,
+            bytes: self.bytes,
+            age_seconds: self.age_seconds,
+        }
     }
+}
 
-    /// Returns how to deliver its messages.
-    pub(crate) fn hint(&self) -> String {
-        format!("deliver them with `opik-offline replay --from {}`", shell_word(self.file.as_os_str()))
-    }
+/// Returns orphaned stores for a diagnosis.
+pub(crate) fn facts(orphans: &[OrphanLine]) -> Vec<OrphanFacts> {
+    orphans.iter().map(OrphanLine::facts).collect()
+}
+
+/// Returns the pattern of all files that [`orphans`] may find, as a word of a shell that `replay --from` expands.
+pub(crate) fn pattern() -> String {
+    shell_word(temp_dir(&ProcessEnvironment).join("tmp*").join(orphan::SDK_STORE_NAME).as_os_str())
 }
 
 /// Finds the orphaned stores of this user.

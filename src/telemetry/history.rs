@@ -155,23 +155,58 @@ pub(crate) fn rates(samples: &[Sample]) -> Option<Rates> {
     })
 }
 
-/// Returns the throughput of delivery: how many messages per second left the backlog while there was one and the server
-/// was available. `None` if there was no such time, or no message left.
+/// The throughput of delivery.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct DrainRate {
+    /// Messages per second.
+    pub per_second: f64,
+    /// The share of it by which the mean may be off, by how much the throughput varied.
+    pub spread: f64,
+}
+
+/// A rate is measured over at least this long: a replay that has just begun is still speeding up.
+const DRAIN_MIN: Duration = Duration::from_secs(8);
+/// Samples that are closer together count as one interval: the present sample may follow the last one at once.
+const DRAIN_INTERVAL_MIN: Duration = Duration::from_millis(2500);
+/// Limits of the spread: neither is a second measurement the same, nor is a rate known only by its order of magnitude
+/// of any use.
+const SPREAD: (f64, f64) = (0.15, 0.75);
+
+/// Returns the throughput of delivery over the last [`RATE_WINDOW`]: how many messages per second left the backlog while
+/// there was one and the server was available. `None` until that was the case for a few seconds, or if no message left.
 ///
 /// Messages that another process replays count too: they show in the backlog, not in this agent's counters.
-pub(crate) fn drain_rate(samples: &[Sample]) -> Option<f64> {
-    let (mut left, mut time) = (0.0, 0.0);
-    for pair in samples.windows(2) {
+pub(crate) fn drain_rate(samples: &[Sample]) -> Option<DrainRate> {
+    let (first, _) = window(samples, RATE_WINDOW)?;
+    let since = samples.iter().position(|sample| sample.uptime_ms == first.uptime_ms).unwrap_or(0);
+    let mut intervals: Vec<(f64, f64)> = Vec::new();
+    for pair in samples[since..].windows(2) {
         let [before, after] = pair else { continue };
         let (Some(waiting), Some(waits_still)) = (before.waiting, after.waiting) else { continue };
-        if waiting == 0 || after.available != Some(true) {
+        if waiting == 0 || before.available != Some(true) || after.available != Some(true) {
             continue;
         }
         let settled = (after.delivered + after.rejected).saturating_sub(before.delivered + before.rejected);
-        left += settled.max(waiting.saturating_sub(waits_still)) as f64;
-        time += after.uptime_ms.saturating_sub(before.uptime_ms) as f64 / 1000.0;
+        let left = settled.max(waiting.saturating_sub(waits_still)) as f64;
+        let time = after.uptime_ms.saturating_sub(before.uptime_ms) as f64 / 1000.0;
+        match intervals.last_mut().filter(|_| time < DRAIN_INTERVAL_MIN.as_secs_f64()) {
+            Some(last) => *last = (last.0 + left, last.1 + time),
+            None => intervals.push((left, time)),
+        }
     }
-    (left > 0.0 && time > 0.0).then(|| left / time)
+    // Before the first message left, delivery did not run.
+    let begun = intervals.iter().position(|(left, _)| *left > 0.0)?;
+    let intervals = &intervals[begun..];
+    let (left, time) = intervals.iter().fold((0.0, 0.0), |sum, (left, time)| (sum.0 + left, sum.1 + time));
+    if time < DRAIN_MIN.as_secs_f64() {
+        return None;
+    }
+    let per_second = left / time;
+    let count = intervals.len() as f64;
+    let squares = intervals.iter().map(|(left, time)| (left / time.max(0.001) - per_second).powi(2)).sum::<f64>();
+    // Twice the standard error of the mean.
+    let error = 2.0 * (squares / count).sqrt() / count.sqrt() / per_second;
+    Some(DrainRate { per_second, spread: error.clamp(SPREAD.0, SPREAD.1) })
 }
 
 /// Returns whether no message left a backlog for half a minute although the server was available.
@@ -255,15 +290,34 @@ mod tests {
     fn the_drain_rate_covers_only_time_with_a_backlog_and_a_server() {
         for (name, of, expected) in [
             ("no sample", &[][..], None),
-            ("nothing waits", &[(0, 0, true), (0, 0, true)][..], None),
-            ("an outage does not count", &[(10, 0, false), (20, 0, false)][..], None),
-            ("five seconds of work", &[(100, 0, false), (100, 0, true), (0, 100, true)][..], Some(10.0)),
-            ("idle time does not count", &[(100, 0, true), (0, 100, true), (0, 100, true), (0, 100, true)], Some(20.0)),
-            ("another process replays", &[(100, 0, true), (50, 0, true)], Some(10.0)),
-            ("new messages do not count", &[(100, 0, true), (150, 50, true)], Some(10.0)),
+            ("nothing waits", &[(0, 0, true), (0, 0, true), (0, 0, true)][..], None),
+            ("an outage does not count", &[(10, 0, false), (20, 0, false), (20, 0, false)][..], None),
+            ("five seconds are too short", &[(100, 0, true), (50, 50, true)][..], None),
+            ("ten seconds of work", &[(100, 0, false), (100, 0, true), (50, 50, true), (0, 100, true)][..], Some(10.0)),
+            ("idle time does not count", &[(100, 0, true), (50, 50, true), (0, 100, true), (0, 100, true)], Some(10.0)),
+            ("another process replays", &[(100, 0, true), (50, 0, true), (0, 0, true)], Some(10.0)),
+            ("new messages do not count", &[(100, 0, true), (150, 50, true), (160, 100, true)], Some(10.0)),
+            ("it had not begun", &[(100, 0, true), (100, 0, true), (50, 50, true), (10, 90, true)], Some(9.0)),
         ] {
-            assert_eq!(drain_rate(&samples(of)), expected, "{name}");
+            assert_eq!(drain_rate(&samples(of)).map(|rate| rate.per_second), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_uneven_rate_is_less_certain_and_a_longer_measurement_more() {
+        let spread = |left: &[u64]| {
+            let mut delivered = 0;
+            let mut of = vec![(1_000_000, 0, true)];
+            for left in left {
+                delivered += left;
+                of.push((1_000_000 - delivered, delivered, true));
+            }
+            drain_rate(&samples(&of)).map_or(0.0, |rate| rate.spread)
+        };
+        assert_eq!(spread(&[500; 4]), SPREAD.0);
+        assert_eq!(spread(&[50, 5000]), SPREAD.1);
+        let short = spread(&[200, 800, 200, 800]);
+        assert!(short > spread(&[200, 800, 200, 800, 200, 800, 200, 800]) && short < SPREAD.1, "{short}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::render::hanging;
 use super::{OutputStream, Shown};
-use crate::figures::short_duration;
+use crate::figures::{separated, time_range};
 use crate::printable;
 
 /// Shows progress and notes to the user.
@@ -32,7 +32,8 @@ impl ProgressDisplay {
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.with_key("pace", |state: &ProgressState, text: &mut dyn fmt::Write| {
             // A bar that can't be drawn is not worth an error.
-            let _ = text.write_str(&pace(state.pos(), state.per_sec(), state.eta()));
+            let left = state.len().unwrap_or(0).saturating_sub(state.pos());
+            let _ = text.write_str(&pace(state.pos(), left, state.per_sec(), state.elapsed()));
         }));
         bar.enable_steady_tick(Duration::from_millis(200));
         self.bar = Some(bar);
@@ -113,13 +114,26 @@ fn hanging_line(text: &str) -> Shown {
     Shown::lines(&(hanging(&printable::line(text), OutputStream::Err.columns(), "hint: ".len()) + "\n"))
 }
 
-/// Returns the rate and the remaining time; empty before the first message, when both are unknown.
-fn pace(done: u64, per_second: f64, eta: Duration) -> String {
-    match done {
-        0 => String::new(),
-        _ if per_second < 1.0 => format!("{:.0} a minute  ETA {}", per_second * 60.0, short_duration(eta)),
-        _ => format!("{per_second:.0} a second  ETA {}", short_duration(eta)),
+/// The remaining time is not shown before this: a replay that has just begun is still speeding up.
+const MEASURED_AFTER: Duration = Duration::from_secs(5);
+/// The rate may be lower or higher by this share.
+const SPREAD: f64 = 0.15;
+
+/// Returns the rate, and the remaining time once the rate is known; empty before the first message. The time is a range
+/// between the present rate and the mean rate.
+fn pace(done: u64, left: u64, per_second: f64, elapsed: Duration) -> String {
+    let rate = match done {
+        0 => return String::new(),
+        _ if per_second < 1.0 => format!("{:.0} a minute", per_second * 60.0),
+        _ => format!("{} a second", separated(per_second.round() as u64)),
+    };
+    let mean = done as f64 / elapsed.as_secs_f64().max(0.001);
+    let (slow, fast) = (mean.min(per_second) * (1.0 - SPREAD), mean.max(per_second) * (1.0 + SPREAD));
+    if elapsed < MEASURED_AFTER || left == 0 || fast <= 0.0 {
+        return rate;
     }
+    let max = (slow > 0.0).then(|| left as f64 / slow);
+    format!("{rate}  {} left", time_range(left as f64 / fast, max))
 }
 
 #[cfg(test)]
@@ -137,9 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_shows_no_rate_before_the_first_message() {
-        assert_eq!(pace(0, 0.0, Duration::ZERO), "");
-        assert_eq!(pace(1, 0.5, Duration::from_secs(90)), "30 a minute  ETA 1m30s");
-        assert_eq!(pace(100, 1234.5, Duration::from_secs(2)), "1234 a second  ETA 2s");
+    fn a_bar_shows_a_rate_from_the_first_message_and_a_time_once_the_rate_is_known() {
+        let seconds = Duration::from_secs;
+        assert_eq!(pace(0, 100, 0.0, seconds(60)), "");
+        assert_eq!(pace(100, 20_000, 1234.5, seconds(2)), "1,235 a second");
+        assert_eq!(pace(1000, 20_000, 100.0, seconds(10)), "100 a second  2m50s to 4m left");
+        assert_eq!(pace(500, 20_000, 100.0, seconds(10)), "100 a second  2m50s to 8m left");
+        assert_eq!(pace(10, 90, 0.5, seconds(20)), "30 a minute  2m30s to 4m left");
+        assert_eq!(pace(10, 0, 1.0, seconds(10)), "1 a second");
+        assert_eq!(pace(10, 90, 0.0, seconds(10)), "0 a minute  at least 1m10s left");
     }
 }

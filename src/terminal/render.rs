@@ -18,12 +18,21 @@ pub(crate) enum OutputFormat {
     /// Tables and sentences for people.
     #[default]
     Table,
+    /// The same, with more columns.
+    Wide,
     /// One JSON document.
     Json,
     /// One JSON document per line (`inspect` only).
     Jsonl,
     /// One YAML document.
     Yaml,
+}
+
+impl OutputFormat {
+    /// Returns whether people read it.
+    pub(crate) fn is_for_people(self) -> bool {
+        matches!(self, Self::Table | Self::Wide)
+    }
 }
 
 /// Writes results in one format.
@@ -39,9 +48,9 @@ impl Renderer {
         Self { format, color }
     }
 
-    /// Returns the format.
+    /// Returns the format; the columns of a wide table are for the caller to choose.
     pub(crate) fn format(&self) -> OutputFormat {
-        self.format
+        if self.format.is_for_people() { OutputFormat::Table } else { self.format }
     }
 
     /// Returns whether the output is coloured.
@@ -70,7 +79,7 @@ impl Renderer {
         people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            OutputFormat::Table => output.show(&people(self, result).completed())?,
+            OutputFormat::Table | OutputFormat::Wide => output.show(&people(self, result).completed())?,
             OutputFormat::Json | OutputFormat::Jsonl => self.json_to(output, result)?,
             OutputFormat::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }

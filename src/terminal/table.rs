@@ -13,6 +13,10 @@ use crate::printable::{self, cells};
 const GAP: u16 = 2;
 /// The minimum width of a shortened name, so that it can be distinguished from others.
 const ELIDED_MIN: usize = 8;
+/// The minimum width of any shortened cell on a terminal that is too narrow for the table.
+const CELL_MIN: usize = 4;
+/// A name is this wide before other columns get what they need; a longer one takes what is left after that.
+const NAME_FAIR: usize = 24;
 /// The minimum width of a column of wrapped words.
 const WRAPPED_MIN: usize = 20;
 
@@ -37,6 +41,15 @@ pub(crate) struct TextTable {
     heads: Vec<(String, Fit)>,
     rows: Vec<Vec<String>>,
     is_colored: bool,
+    painted: Option<PaintedWord>,
+}
+
+/// A text that is coloured where it is all of a cell.
+#[derive(Clone, Copy, Debug)]
+struct PaintedWord {
+    column: usize,
+    word: &'static str,
+    style: Style,
 }
 
 impl TextTable {
@@ -54,7 +67,13 @@ impl TextTable {
             };
             (head.trim_start_matches(['>', '~', '…', '<']).to_owned(), fit)
         };
-        Self { heads: heads.iter().map(head).collect(), rows: Vec::new(), is_colored }
+        Self { heads: heads.iter().map(head).collect(), rows: Vec::new(), is_colored, painted: None }
+    }
+
+    /// Colours a word where it is all of a cell of the column with this head, if the table is coloured.
+    pub(crate) fn paint(&mut self, head: &str, word: &'static str, style: Style) {
+        let column = self.heads.iter().position(|(known, _)| known == head);
+        self.painted = column.filter(|_| self.is_colored).map(|column| PaintedWord { column, word, style });
     }
 
     /// Adds a row.
@@ -69,24 +88,38 @@ impl TextTable {
     }
 
     fn shown_in(&self, columns: Option<usize>) -> Shown {
+        let widths = self.widths(columns.unwrap_or(usize::MAX));
         let laid_out = match columns {
-            Some(columns) => self.laid_out_in(&self.widths(columns)),
+            Some(_) => self.laid_out_in(&widths),
             None => self.laid_out(),
         };
-        let is_cut = self.heads.iter().any(|(_, fit)| *fit == Fit::Cut);
         let mut shown = Shown::default();
         for (number, line) in laid_out.lines().enumerate() {
             let line = line.trim_end();
-            let line = match columns {
-                Some(columns) if is_cut => printable::cut(line, columns),
-                _ => line.into(),
-            };
-            // Styled after the layout, so that styles take no width. A head never wraps: it takes one line.
-            let style = (number == 0 && self.is_colored).then_some(Style::Bold);
-            shown.add_styled(style, &line);
+            match self.painted_at(line, &widths).filter(|_| number > 0) {
+                Some((from, to, style)) => {
+                    shown.add_text(&line[..from]);
+                    shown.add_styled(Some(style), &line[from..to]);
+                    shown.add_text(&line[to..]);
+                }
+                None => {
+                    // Styled after the layout, so that styles take no width. A head never wraps: it takes one line.
+                    let style = (number == 0 && self.is_colored).then_some(Style::Bold);
+                    shown.add_styled(style, line);
+                }
+            }
             shown.end_line();
         }
         shown
+    }
+
+    /// Returns where a line has the painted word as a cell.
+    fn painted_at(&self, line: &str, widths: &[usize]) -> Option<(usize, usize, Style)> {
+        let PaintedWord { column, word, style } = self.painted?;
+        let before = widths.iter().take(column).map(|width| width + usize::from(GAP)).sum::<usize>();
+        let from = printable::byte_at(line, before)?;
+        let rest = line.get(from..)?.strip_prefix(word)?;
+        (rest.is_empty() || rest.starts_with(' ')).then_some((from, from + word.len(), style))
     }
 
     /// Lays out the whole texts.
@@ -101,6 +134,8 @@ impl TextTable {
             Fit::Cut => printable::cut(text, widths[column]),
             Fit::Whole | Fit::Number | Fit::Wrapped => text.into(),
         });
+        let heads = self.heads.iter().zip(widths);
+        table.set_header(heads.map(|((head, _), width)| printable::cut(head, *width)));
         for (column, width) in table.column_iter_mut().zip(widths) {
             let width = u16::try_from(*width).unwrap_or(u16::MAX).saturating_add(column.padding_width());
             column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
@@ -144,14 +179,24 @@ impl TextTable {
             natural[column].min(least)
         };
         let mut widths: Vec<usize> = (0..natural.len()).map(least).collect();
-        let mut left =
-            columns.saturating_sub(widths.iter().sum::<usize>() + usize::from(GAP) * widths.len().saturating_sub(1));
-        // The narrowest of the shortened columns is widened first, names before words.
-        for wanted in [Fit::Elided, Fit::Wrapped, Fit::Cut] {
-            let is_short =
-                |column: &usize, widths: &[usize]| fits(*column) == wanted && widths[*column] < natural[*column];
+        let gaps = usize::from(GAP) * widths.len().saturating_sub(1);
+        let taken = |widths: &[usize]| widths.iter().sum::<usize>() + gaps;
+        let may_shrink = |column: usize, widths: &[usize]| {
+            !matches!(fits(column), Fit::Whole | Fit::Number) && widths[column] > CELL_MIN
+        };
+        while taken(&widths) > columns {
+            let wide = (0..widths.len()).filter(|column| may_shrink(*column, &widths));
+            let Some(widest) = wide.max_by_key(|column| widths[*column]) else { break };
+            widths[widest] -= 1;
+        }
+        let mut left = columns.saturating_sub(taken(&widths));
+        // A long name takes nothing from the other columns: it is widened last. In each step the narrowest comes first.
+        let steps =
+            [(&[Fit::Elided][..], NAME_FAIR), (&[Fit::Wrapped, Fit::Cut], usize::MAX), (&[Fit::Elided], usize::MAX)];
+        for (wanted, most) in steps {
             while left > 0 {
-                let short = (0..widths.len()).filter(|column| is_short(column, &widths));
+                let short = (0..widths.len())
+                    .filter(|column| wanted.contains(&fits(*column)) && widths[*column] < natural[*column].min(most));
                 let Some(narrowest) = short.min_by_key(|column| widths[*column]) else { break };
                 widths[narrowest] += 1;
                 left -= 1;
@@ -201,9 +246,35 @@ mod tests {
         let narrow = shown(&heads, rows, Some(60));
         assert!(narrow.lines().all(|line| cells(line) <= 60), "{narrow}");
         let last = narrow.lines().last().unwrap_or_default();
-        assert!(last.contains("team") && last.contains("  9 B  400 a…"), "{narrow}");
+        assert!(last.contains("team") && last.contains("  9 B  400 a long"), "{narrow}");
         let piped = shown(&heads, rows, None);
         assert!(piped.contains(&long) && piped.contains("says much"), "{piped}");
+    }
+
+    #[test]
+    fn a_long_name_takes_nothing_from_other_columns() {
+        let heads = [">id", "…workspace", "<answer"];
+        let long = "日本語のワークスペース".repeat(40);
+        for name in [long.as_str(), "x"] {
+            let table = shown(&heads, &[&["7", name, "400 start_time must not be null"]], Some(80));
+            assert!(table.contains("  400 start_time must not be null\n"), "{table}");
+            assert!(table.lines().all(|line| cells(line) <= 80), "{table}");
+        }
+        let wide = shown(&heads, &[&["7", &long, "400"]], Some(200));
+        assert!(wide.lines().any(|line| cells(line) > 190), "what is left is the name's: {wide}");
+    }
+
+    #[test]
+    fn cells_are_cut_and_rows_are_not() {
+        let long = "a-very-long-name-of-a-workspace";
+        let rows: &[&[&str]] = &[&["123456789", long, long, "1,024.0 KiB", "500 says much"]];
+        let table = shown(&[">id", "…workspace", "…project", ">size", "<answer"], rows, Some(44));
+        for line in table.lines().skip(1) {
+            assert!(line.contains("1,024.0 KiB"), "{table}");
+            assert!(cells(line) <= 44, "{table}");
+        }
+        let narrow = shown(&[">id", "…workspace", ">size"], &[&["123456789", long, "1,024.0 KiB"]], Some(20));
+        assert!(narrow.contains("123456789") && narrow.contains("1,024.0 KiB"), "a figure is cut: {narrow}");
     }
 
     #[test]
@@ -221,5 +292,20 @@ mod tests {
         let mut table = TextTable::new(&["name"], true);
         table.add_row(["x".to_owned()]);
         assert_eq!(table.shown_in(None).as_str(), "\u{1b}[1mname\u{1b}[0m\nx\n");
+    }
+
+    #[test]
+    fn a_word_is_coloured_only_where_it_is_all_of_its_cell() {
+        let rows = [["日本", "rejected"], ["rejected", "rejected-not"], ["x", "waiting"]];
+        let of = |is_colored| {
+            let mut table = TextTable::new(&["…name", "status"], is_colored);
+            table.paint("status", "rejected", Style::Red);
+            rows.iter().for_each(|row| table.add_row(row.map(str::to_owned)));
+            table.shown_in(Some(80)).as_str().to_owned()
+        };
+        let colored = of(true);
+        assert_eq!(colored.matches("\u{1b}[31mrejected\u{1b}[0m").count(), 1, "{colored}");
+        assert!(colored.contains("日本      \u{1b}[31mrejected\u{1b}[0m\n"), "{colored}");
+        assert!(!of(false).contains('\u{1b}'));
     }
 }

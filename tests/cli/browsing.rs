@@ -132,3 +132,15 @@ warning: unknown variable OPIK_OFFLINE_UPSTREEM is ignored; did you mean OPIK_OF
 ",
     );
 }
+
+#[test]
+fn following_begins_with_a_heading() {
+    let sandbox = Sandbox::filled();
+    let mut child = sandbox.command(&["inspect", "--follow"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let heading = lines.next().unwrap().unwrap();
+    let words: Vec<&str> = heading.split_whitespace().collect();
+    assert_eq!(words, ["accepted", "id", "status", "type", "size", "workspace", "project"]);
+    kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+    child.wait().unwrap();
+}

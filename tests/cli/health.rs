@@ -17,15 +17,21 @@ fn healthcheck_reports_every_check_and_the_origin_of_every_setting() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::filled().with_server(&server).with_env("OPIK_API_KEY", API_KEY);
     std::fs::write(sandbox.home.path().join(".opik.config"), "[opik]\nworkspace = team\n").unwrap();
-    let well = sandbox.run(&["healthcheck"]);
+    let all = sandbox.run(&["healthcheck", "-v"]);
     for line in [
         "workspace                         team  ",
         "  ~/.opik.config\n",
         "retry_interval                    10s  ",
         "  environment OPIK_API_KEY\n",
     ] {
-        assert!(well.contains(line), "{line:?} is not in\n{well}");
+        assert!(all.contains(line), "{line:?} is not in\n{all}");
     }
+    let well = sandbox.run(&["healthcheck"]);
+    assert!(well.starts_with("ok file "), "checks come first: {well}");
+    let (_, settings) = well.split_once("\n\nsetting ").expect("the settings come after the checks");
+    assert!(settings.contains("\nworkspace ") && settings.contains("  ~/.opik.config\n"), "{well}");
+    assert!(!settings.contains("retry_interval"), "a default is shown: {well}");
+    assert!(settings.contains(" with the default value: `opik-offline healthcheck -v` shows all\n"), "{well}");
     assert_text(
         &sandbox.run(&["healthcheck", "-q"]),
         "

@@ -26,10 +26,10 @@ hint: check with --dry-run, then add --yes
 would delete 5 messages (869 B, 7 items) for SERVER
 
 status    type              workspace  messages  items   size
-failed    CreateTrace       default           1      1  121 B
-failed    CreateTrace       team              1      1  121 B
-failed    UpdateTrace       team              1      1   57 B
-failed    CreateSpansBatch  team              1      3  449 B
+waiting   CreateTrace       default           1      1  121 B
+waiting   CreateTrace       team              1      1  121 B
+waiting   UpdateTrace       team              1      1   57 B
+waiting   CreateSpansBatch  team              1      3  449 B
 rejected  CreateTrace       team              1      1  121 B
 
 the oldest was accepted at 2026-01-02T03:04:05Z

@@ -18,8 +18,12 @@ fn status_before_anything_was_stored() {
     assert_text(
         &Sandbox::without_store().run(&["status"]),
         "
+nothing waits; the Opik server is unavailable, and no agent keeps new messages: `opik-offline agent`
+
+xx the Opik server is unavailable: cannot connect to SERVER: connection refused
+   start the server, check the network, or name another server with --upstream
+
 server       SERVER, unavailable
-             cannot connect to SERVER: connection refused
 agent        not running
 store        HOME/data/opik-offline/opik_messages.db (nothing was stored yet)
 waiting      nothing
@@ -56,22 +60,27 @@ fn status_of_a_backlog() {
     assert_text(
         &Sandbox::filled().with_server(&server).run(&["status"]),
         "
+4 messages are safe on disk, and nobody delivers them; 1 was rejected: `opik-offline replay`
+
+!! a create was accepted AGE ago: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
+   deliver it: `opik-offline replay`
+!! 1 message was rejected by the server: 1 x 400 start_time must not be null
+   see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`
+
 server       SERVER, available (N ms)
 agent        not running
 store        HOME/opik_messages.db, SIZE
 encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
-time to go   nobody delivers it: start the agent or `opik-offline replay --db HOME/opik_messages.db`; about a second of pauses at most
-window       a create waits since 2026-01-02T03:04:06Z: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
-rejected     1 message (1 x 400): see `opik-offline inspect --rejected --db HOME/opik_messages.db`
-             1 x 400 start_time must not be null
-last replay  2026-01-02T03:05:05Z: 7 delivered, 1 rejected, 4 remaining
+rejected     1 message (1 x 400)
+time to go   nobody delivers it: start the agent or `opik-offline replay --db HOME/opik_messages.db`
+last replay  AGE ago: 7 delivered, 1 rejected, 4 remaining
 
 status    type              workspace  messages  items   size
-failed    CreateTrace       default           1      1  121 B
-failed    CreateTrace       team              1      1  121 B
-failed    UpdateTrace       team              1      1   57 B
-failed    CreateSpansBatch  team              1      3  449 B
+waiting   CreateTrace       default           1      1  121 B
+waiting   CreateTrace       team              1      1  121 B
+waiting   UpdateTrace       team              1      1   57 B
+waiting   CreateSpansBatch  team              1      3  449 B
 rejected  CreateTrace       team              1      1  121 B
 --- exit 0
 ",
@@ -116,10 +125,10 @@ fn inspect_lists_what_is_stored() {
         "
 id status type workspace project size age last answer
 1 rejected CreateTrace team demo 121 B AGE 400 start_time must not be null
-2 failed CreateTrace team demo 121 B AGE
-3 failed CreateSpansBatch team demo 449 B AGE
-4 failed UpdateTrace team demo 57 B AGE
-5 failed CreateTrace default demo 121 B AGE
+2 waiting CreateTrace team demo 121 B AGE
+3 waiting CreateSpansBatch team demo 449 B AGE
+4 waiting UpdateTrace team demo 57 B AGE
+5 waiting CreateTrace default demo 121 B AGE
 --- exit 0
 ",
     );
@@ -127,8 +136,8 @@ id status type workspace project size age last answer
         &ages(sandbox.run(&["inspect", "--newest", "--limit", "2", "--workspace", "team"])),
         "
 id status type workspace project size age last answer
-4 failed UpdateTrace team demo 57 B AGE
-3 failed CreateSpansBatch team demo 449 B AGE
+4 waiting UpdateTrace team demo 57 B AGE
+3 waiting CreateSpansBatch team demo 449 B AGE
 2 of 4 messages; more with --limit, others with --newest or filters
 --- exit 0
 ",
@@ -151,14 +160,17 @@ fn inspect_shows_one_message_whole() {
 id            1
 status        rejected
 type          CreateTraceMessage
+name          question
+trace         019b7c3f-5f20-7000-8000-000000000003
 request       POST v1/private/traces
 server        SERVER
 workspace     team
 project       demo
-accepted      2026-01-02T03:04:05Z
-body          1 item, 121 B
+accepted      AGE ago
+items         1
+size          121 B
 attempts      1
-last answer   400 at 2026-01-02T03:05:05Z
+last answer   400, AGE ago
               {"code":400,"message":"start_time must not be null"}
 what to do    when the cause is fixed: `opik-offline replay --id 1 --db HOME/opik_messages.db`
               to discard it: `opik-offline purge --id 1 --db HOME/opik_messages.db`
@@ -174,6 +186,9 @@ header        x-private: ***
 --- exit 0
 "#,
     );
+    let utc = sandbox.run(&["inspect", "1", "--utc"]);
+    assert!(utc.contains("accepted      2026-01-02T03:04:05Z\nitems "), "{utc}");
+    assert!(utc.contains("last answer   400, at 2026-01-02T03:05:05Z\n"), "{utc}");
     assert_text(
         &sandbox.run(&["inspect", "99"]),
         "
@@ -241,7 +256,7 @@ fn a_watch_that_is_piped_writes_blocks_until_it_is_interrupted() {
     reading.join().unwrap();
     let text = written.text();
     assert!(!text.contains('\u{1b}'), "piped output drives no terminal: {text}");
-    assert_eq!(text.matches("\n\nserver ").count(), 1, "blocks stand apart: {text}");
+    assert_eq!(text.matches("\n\n4 messages are safe on disk").count(), 1, "blocks are apart: {text}");
     assert!(text.contains("backlog      _ ") || text.contains("backlog      # "), "ASCII without a locale: {text}");
 }
 
@@ -275,4 +290,87 @@ fn an_agent_with_another_store_is_named_with_what_waits_there() {
     // With the agent's store, it is the agent.
     let own = agent.cli(&["status", "--format", "json"]).json();
     assert_eq!((&own["agent"]["running"], &own["other_agent"]), (&true.into(), &Value::Null), "{own}");
+}
+
+#[test]
+fn status_is_asked_in_the_words_that_people_read_and_in_those_of_programs() {
+    let sandbox = Sandbox::filled();
+    let rows = |status: &str| {
+        let shown = sandbox.run(&["inspect", "--status", status]);
+        shown.lines().filter(|line| line.contains(" waiting ")).count()
+    };
+    assert_eq!((rows("waiting"), rows("failed"), rows("WAITING")), (4, 4, 4));
+    let purge = sandbox.run(&["purge", "--dry-run", "--status", "waiting"]);
+    assert!(purge.starts_with("would delete 4 messages"), "{purge}");
+    let replay = sandbox.run(&["replay", "--dry-run", "--status", "sending"]);
+    assert!(replay.contains("--- exit 0"), "{replay}");
+    let json = sandbox.output(&["inspect", "--status", "waiting", "--format", "json"]).json();
+    assert_eq!(json["messages"][0]["status"], "failed", "programs read the same as before");
+}
+
+#[test]
+fn inspect_finds_a_text_in_bodies() {
+    let sandbox = Sandbox::filled();
+    let found = sandbox.run(&["inspect", "--search", "end_time"]);
+    assert_eq!(found.lines().filter(|line| line.contains("UpdateTrace")).count(), 1, "{found}");
+    assert_eq!(found.lines().count(), 3, "heading, row and exit code: {found}");
+    let newest = sandbox.run(&["inspect", "--search", "question", "--newest", "--limit", "1"]);
+    assert!(
+        newest.contains("\n 5 waiting ") || newest.contains("\n5   waiting") || newest.contains(" 5  waiting"),
+        "{newest}"
+    );
+    assert!(newest.contains("the first 1 message with this text; more with --limit"), "{newest}");
+    assert_text(&sandbox.run(&["inspect", "--search", "nowhere"]), "no selected body has this text\n--- exit 0\n");
+    let json = sandbox.output(&["inspect", "--search", "step", "--format", "json"]).json();
+    assert_eq!((&json["selected"], &json["messages"][0]["message_type"]), (&json!(1), &json!("CreateSpansBatch")));
+    let lines = sandbox.output(&["inspect", "--search", "question", "--limit", "0", "--format", "jsonl"]).stdout;
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+    let beside = sandbox.run(&["inspect", "--search", "x", "--fleet", "file:///nowhere"]);
+    assert!(beside.contains("--search") && beside.ends_with("--- exit 2\n"), "{beside}");
+}
+
+#[test]
+fn inspect_shows_the_columns_that_are_asked_for() {
+    let sandbox = Sandbox::filled();
+    assert_text(
+        &sandbox.run(&["inspect", "--columns", "status,name,trace,items,attempts,accepted", "--limit", "3"]),
+        "
+status    name      trace                                 items  attempts  accepted
+rejected  question  019b7c3f-5f20-7000-8000-000000000003      1         1  2026-01-02T03:04:05Z
+waiting   question  019b7c3f-5f20-7000-8000-000000000001      1         0  2026-01-02T03:04:06Z
+waiting   step      019b7c3f-5f20-7000-8000-000000000001      3         0  2026-01-02T03:04:07Z
+3 of 5 messages; more with --limit, others with --newest or filters
+--- exit 0
+",
+    );
+    let wide = sandbox.run(&["inspect", "-o", "wide"]);
+    let head = wide.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(head, "id status type name trace workspace project items size attempts age next attempt last answer");
+    assert!(sandbox.run(&["inspect", "--utc"]).contains("2026-01-02T03:04:05Z"));
+    let unknown = sandbox.run(&["inspect", "--columns", "id,colour"]);
+    assert!(unknown.contains("possible values: id, status") && unknown.ends_with("--- exit 2\n"), "{unknown}");
+}
+
+#[test]
+fn inspect_counts_by_project_and_workspace() {
+    let sandbox = Sandbox::filled();
+    assert_text(
+        &sandbox.run(&["inspect", "--totals", "workspace"]),
+        "
+workspace  messages  waiting  rejected  held  items   size
+team              4        3         1     0      6  748 B
+default           1        1         0     0      1  121 B
+all               5        4         1     0      7  869 B
+--- exit 0
+",
+    );
+    assert_text(
+        &sandbox.run(&["inspect", "--totals", "project", "--rejected"]),
+        "
+project  messages  waiting  rejected  held  items   size
+demo            1        0         1     0      1  121 B
+--- exit 0
+",
+    );
+    assert_text(&Sandbox::new().run(&["inspect", "--totals", "status"]), "no message is stored\n--- exit 0\n");
 }

@@ -28,11 +28,11 @@ fn an_empty_backlog_exits_with_success() {
         "
 would replay 4 messages (748 B, 6 items) for SERVER
 
-status  type              workspace  messages  items   size
-failed  CreateTrace       default           1      1  121 B
-failed  CreateTrace       team              1      1  121 B
-failed  UpdateTrace       team              1      1   57 B
-failed  CreateSpansBatch  team              1      3  449 B
+status   type              workspace  messages  items   size
+waiting  CreateTrace       default           1      1  121 B
+waiting  CreateTrace       team              1      1  121 B
+waiting  UpdateTrace       team              1      1   57 B
+waiting  CreateSpansBatch  team              1      3  449 B
 
 the oldest was accepted at 2026-01-02T03:04:06Z
 --- exit 0
@@ -116,7 +116,10 @@ fn a_key_that_is_refused_holds_its_lane_with_5() {
     assert!(found.contains("remaining 3 messages\n  workspace team, key cred***: "), "{found}");
     assert!(found.contains("  the next attempt is due in "), "{found}");
     let status = sandbox.run(&["status"]);
-    assert!(status.contains("held         workspace team until "), "{status}");
+    assert!(
+        status.contains("!! workspace team (key cred***) is held, retried in ") && status.contains("check the key: "),
+        "{status}"
+    );
     let held = sandbox.output(&["status", "--format", "json"]).json();
     assert_eq!(held["held"][0]["workspace"], "team");
 }

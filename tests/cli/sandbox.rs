@@ -214,6 +214,10 @@ impl Sandbox {
         let mut masked = String::new();
         for line in text.split_inclusive('\n') {
             let line = masked_after(line, "the oldest for ", "AGE", |c| c.is_alphanumeric());
+            let line = masked_after(&line, "a create was accepted ", "AGE", |c| c.is_alphanumeric());
+            let line = masked_after(&line, "last replay  ", "AGE", |c| c.is_alphanumeric());
+            let line = masked_after(&line, "accepted      ", "AGE", |c| c.is_alphanumeric());
+            let line = masked_after(&line, "last answer   400, ", "AGE", |c| c.is_alphanumeric());
             let line = masked_after(&line, "has been waiting for ", "AGE", |c| c.is_alphanumeric());
             let line = masked_after(&line, "answers in ", "N", |c| c.is_ascii_digit());
             let line = masked_after(&line, "available (", "N", |c| c.is_ascii_digit());

@@ -76,6 +76,10 @@ fn documents() -> Documents {
     found.of_command("healthcheck", &filled, &["healthcheck"]);
     found.of_command("healthcheck", &filled, &["healthcheck", "--smoke-test"]);
     found.of_command("inspect", &filled, &["inspect"]);
+    found.of_command("inspect", &filled, &["inspect", "--search", "question"]);
+    for by in ["project", "workspace", "server", "type", "status"] {
+        found.of_command("inspect-totals", &filled, &["inspect", "--totals", by]);
+    }
     for id in [1, 2, 3, 4, 5, ids[0].0] {
         found.of_command("inspect-message", &filled, &["inspect", &id.to_string()]);
     }

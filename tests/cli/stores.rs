@@ -117,7 +117,7 @@ fn a_store_after_a_failed_sync_is_shown_and_not_written() {
         assert!(fs::read(format!("{}-wal", db.display())).unwrap() == log, "{args:?} changed the log");
     }
     let found = sandbox.run(&["status"]);
-    assert!(found.contains("unproven since ") && found.contains(": a sync failed"), "{found}");
+    assert!(found.contains("so it is unproven: a sync failed"), "{found}");
     let found = sandbox.run(&["status", "--format", "json"]);
     assert!(found.contains("\"unproven_reason\": \"a sync failed"), "{found}");
 }

@@ -143,7 +143,7 @@ fn refused_writes_are_reported_in_every_view() {
         crate::support::process::run(command.env("OPIK_OFFLINE_FREE_DISK_RESERVE", "4096TiB"))
     };
     let status = limited(&["status"]).stdout;
-    assert!(status.contains("the store takes no more since 20"), "{status}");
+    assert!(status.contains("the store is full and takes no more (since "), "{status}");
     assert!(status.contains("93 writes were refused"), "{status}");
     let health = limited(&["healthcheck"]);
     assert!(health.stdout.contains("it is full since 20"), "{}", health.stdout);

@@ -11,8 +11,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("private_folder", &[]),
     ("message", &[]),
     ("protocol", &["message"]),
-    ("delivery", &["protocol", "message"]),
+    ("delivery", &["figures", "protocol", "message"]),
     ("figures", &[]),
+    ("diagnosis", &["delivery", "figures", "printable"]),
     ("give_way", &[]),
     ("liveness", &[]),
     ("shutdown", &["liveness"]),
@@ -67,11 +68,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "overview",
-        &["figures", "printable", "replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
+        &[
+            "diagnosis",
+            "figures",
+            "printable",
+            "replay",
+            "monitor",
+            "store",
+            "upstream",
+            "delivery",
+            "protocol",
+            "message",
+            "telemetry",
+            "shutdown",
+        ],
     ),
     (
         "intake",
         &[
+            "diagnosis",
             "printable",
             "overview",
             "monitor",
@@ -139,6 +154,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "report",
         &[
+            "diagnosis",
             "sdk",
             "translate",
             "terminal",
@@ -186,6 +202,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "diagnosis",
             "hint",
             "failure",
             "depot",
@@ -306,6 +323,7 @@ const PURE: &[&str] = &[
     "src/message",
     "src/protocol",
     "src/delivery",
+    "src/diagnosis",
     "src/sqlite_format",
     "src/sdk/rows.rs",
     "src/fleet/bloom.rs",

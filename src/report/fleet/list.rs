@@ -96,7 +96,7 @@ impl FleetList {
                 let age = u64::try_from(now.saturating_sub(line.accepted_at_ms)).unwrap_or(0);
                 table.add_row([
                     format!("{stream}/{}", line.id),
-                    line.status.to_owned(),
+                    line.word.to_owned(),
                     line.message_type.trim_end_matches("Message").to_owned(),
                     line.workspace.clone(),
                     line.project.clone().unwrap_or_default(),

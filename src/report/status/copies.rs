@@ -43,7 +43,7 @@ impl CopiesReport {
 
     /// Returns what it says in place of an estimate while nobody delivers them.
     pub(crate) fn eta(&self) -> Option<EtaOverview> {
-        let eta = Eta { state: EtaState::Idle, seconds: None, basis: None, waits_seconds: None };
+        let eta = Eta::silent(EtaState::Idle);
         let text = format!("nobody delivers it: {}", self.remedy());
         (!self.is_delivered).then_some(EtaOverview { eta, text })
     }
@@ -55,9 +55,14 @@ impl CopiesReport {
         (!self.is_delivered).then_some(text)
     }
 
-    fn remedy(&self) -> String {
+    /// Returns the command that delivers them, while nobody does.
+    pub(crate) fn command(&self) -> Option<String> {
         let url = shell_word(self.depot.as_ref());
+        (!self.is_delivered).then(|| format!("opik-offline agent{} --fleet {url}", self.store_option))
+    }
+
+    fn remedy(&self) -> String {
         let instead = if self.has_agent { " in place of the one that runs" } else { "" };
-        format!("start `opik-offline agent{} --fleet {url}`{instead}", self.store_option)
+        format!("start `{}`{instead}", self.command().unwrap_or_default())
     }
 }

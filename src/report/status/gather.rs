@@ -1,7 +1,7 @@
 //! Gathers the overview of the command `status`: from the store itself, so that it works with and without an agent, and
 //! from a running agent.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::agent::wrapped::store_option;
 use crate::config::Config;
@@ -47,7 +47,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     let own = OwnStore::new(details.and_then(|details| details.identity), &config.db.value);
     let FoundAgents { serving: agent, other: other_agent } = FoundAgents::find(records, config.listen.value, &own);
     let view = agent.as_ref().map(AskedAgent::view).unwrap_or_default();
-    let (server, latency_ms) = match agent.as_ref().and_then(|agent| agent.server.clone()) {
+    let (server, latency) = match agent.as_ref().and_then(|agent| agent.server.clone()) {
         Some(server) => (server, None),
         None => ping(config, upstream),
     };
@@ -57,7 +57,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     let eta = details.map(|details| match view.eta {
         // The agent has seen how it went, but knows nothing of a store that it can't use.
         Some(eta) if agent.as_ref().is_none_or(|agent| agent.store_problem.is_none()) => eta,
-        _ => eta(&details.situation(translate::pace(config), server.connection, now)).into(),
+        _ => eta(&details.situation(translate::pace(config), server.connection, latency, now)).into(),
     });
     let sample = Sample {
         at_ms: now,
@@ -82,6 +82,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         history: view.history,
         day: Vec::new(),
     };
+    let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
     Gathered { overview, agent, other_agent, latency_ms, store, is_full_from_agent, sample }
 }
 
@@ -142,7 +143,7 @@ fn full(
 }
 
 /// Pings the server, if no agent knows its state.
-fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<u64>) {
+fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<Duration>) {
     let (connection, reason, latency, hub) = match upstream.ping(config.connection_monitor_check_timeout.value) {
         Ok(Pong { presence, latency, hub, .. }) => {
             let word = match presence {
@@ -154,5 +155,5 @@ fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<u64>) {
         Err(failure) => ("unavailable", Some(failure.to_string()), None, None),
     };
     let server = ServerOverview { url: upstream.base_url().to_owned(), connection, since_ms: None, reason, hub };
-    (server, latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)))
+    (server, latency)
 }

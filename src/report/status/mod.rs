@@ -1,6 +1,7 @@
 //! The report of `status` as JSON and YAML: an overview in the fields of its schema.
 
 mod copies;
+mod facts;
 pub(crate) mod gather;
 pub(crate) mod screen;
 pub(crate) mod watch;
@@ -12,9 +13,10 @@ use self::gather::Gathered;
 use crate::config::Config;
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
+use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, diagnose};
 use crate::figures::time;
 use crate::message::Lane;
-use crate::overview::asked::{AskedAgent, degraded_text, live_writes_text};
+use crate::overview::asked::AskedAgent;
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
     EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview,
@@ -30,6 +32,10 @@ use crate::translate;
 #[derive(Serialize)]
 pub(crate) struct StatusReport {
     pub schema_version: u32,
+    /// Is the data safe, is it moving, when will it be done; or what is wrong.
+    pub verdict: VerdictReport,
+    /// The worst first.
+    pub problems: Vec<Problem>,
     pub server: ServerReport,
     pub agent: AgentReport,
     /// An agent at the configured address that uses another store; `null` if there is none.
@@ -68,6 +74,9 @@ pub(crate) struct StatusReport {
     /// The present sample, for `--watch` without an agent.
     #[serde(skip)]
     pub sample: Sample,
+    /// In milliseconds since the Unix epoch.
+    #[serde(skip)]
+    pub now_ms: i64,
 }
 
 impl StatusReport {
@@ -78,8 +87,15 @@ impl StatusReport {
         let held = condition.map_or(&[][..], |condition| &condition.held);
         let adoptions = condition.map_or(&[][..], |condition| &condition.adoptions);
         let copies = CopiesReport::of(config, gathered);
+        let eta = copies.as_ref().and_then(CopiesReport::eta).or_else(|| overview.eta.clone());
+        let orphans = orphans();
+        let deliver = copies.as_ref().and_then(CopiesReport::command);
+        let facts = Facts { eta: eta.as_ref().map(|eta| eta.eta), ..facts::facts(config, gathered, &orphans, deliver) };
+        let Diagnosis { verdict, problems } = diagnose(&facts);
         Self {
             schema_version: overview.schema_version,
+            verdict: VerdictReport::of(verdict),
+            problems,
             server: ServerReport::of(gathered),
             agent: AgentReport::of(gathered),
             other_agent: gathered.other_agent.as_ref().map(OtherAgentReport::of),
@@ -89,18 +105,38 @@ impl StatusReport {
             held_ids: details.map(HeldIds::of),
             stranded: details.map(|details| details.stranded.iter().map(StrandedLine::of).collect()),
             rates: overview.rates,
-            eta: copies.as_ref().and_then(CopiesReport::eta).or_else(|| overview.eta.clone()),
+            eta,
             store: StoreReport::of(config, gathered),
             fleet: overview.fleet.clone(),
             copies,
             held: held.iter().map(|(lane, hold)| HeldLane::of(lane, hold, overview.at_ms)).collect(),
             elsewhere: overview.store.elsewhere.clone(),
             adopted: adoptions.iter().map(Adopted::of).collect(),
-            orphans: orphans(),
+            orphans,
             last_replay: overview.replays.first().map(LastReplay::of),
             history: overview.history.clone(),
             sample: gathered.sample,
+            now_ms: overview.at_ms,
         }
+    }
+}
+
+/// The verdict on everything.
+#[derive(Serialize)]
+pub(crate) struct VerdictReport {
+    pub level: Severity,
+    pub text: String,
+    /// The one command that mends what is wrong; `null` if nothing is, or if it mends itself.
+    pub command: Option<String>,
+    /// The whole, for people.
+    #[serde(skip)]
+    pub sentence: String,
+}
+
+impl VerdictReport {
+    fn of(verdict: OverallVerdict) -> Self {
+        let sentence = verdict.sentence();
+        Self { level: verdict.level, text: verdict.text, command: verdict.command, sentence }
     }
 }
 
@@ -110,6 +146,8 @@ pub(crate) struct ServerReport {
     /// `available` or `unavailable`; `unknown` when an agent has just started.
     pub connection: &'static str,
     pub since: Option<String>,
+    #[serde(skip)]
+    pub since_ms: Option<i64>,
     pub reason: Option<String>,
     pub latency_ms: Option<u64>,
     /// The hub that this server is; `null` if it is none.
@@ -124,17 +162,21 @@ pub(crate) struct HubReport {
     /// `available`, `unavailable` or `unknown`.
     pub connection: String,
     pub since: Option<String>,
+    #[serde(skip)]
+    pub since_ms: Option<i64>,
     /// Messages that wait in the hub's store.
     pub waiting: Option<u64>,
 }
 
 impl HubReport {
     fn of(hub: &HubOverview) -> Self {
+        let since_ms = hub.since_ms.and_then(|since| i64::try_from(since).ok());
         Self {
             version: hub.version.clone(),
             server_url: hub.server_url.clone(),
             connection: hub.connection.clone(),
-            since: hub.since_ms.and_then(|since| i64::try_from(since).ok()).map(time),
+            since: since_ms.map(time),
+            since_ms,
             waiting: hub.waiting,
         }
     }
@@ -147,6 +189,7 @@ impl ServerReport {
             url: server.url.clone(),
             connection: server.connection,
             since: server.since_ms.map(time),
+            since_ms: server.since_ms,
             reason: server.reason.clone(),
             latency_ms: gathered.latency_ms,
             hub: server.hub.as_ref().map(HubReport::of),
@@ -186,16 +229,6 @@ impl AgentReport {
             files_problem: overview.and_then(|overview| overview.files_problem.clone()),
             client_problem: overview.and_then(|overview| overview.client_problem.clone()),
         }
-    }
-
-    /// Returns for people what it does with live writes.
-    pub(crate) fn live_writes_text(&self) -> &'static str {
-        live_writes_text(self.live_writes.as_deref())
-    }
-
-    /// Returns for people that it can't use its store, and why.
-    pub(crate) fn degraded_text(&self) -> Option<String> {
-        degraded_text(self.live_writes.as_deref(), self.store_problem.as_deref())
     }
 }
 
@@ -511,13 +544,20 @@ impl RecoveryReport {
 #[derive(Serialize)]
 pub(crate) struct Adopted {
     pub at: String,
+    #[serde(skip)]
+    pub at_ms: i64,
     pub server: String,
     pub messages: u64,
 }
 
 impl Adopted {
     fn of(adoption: &AdoptionRecord) -> Self {
-        Self { at: time(adoption.at_ms), server: adoption.server.to_string(), messages: adoption.messages }
+        Self {
+            at: time(adoption.at_ms),
+            at_ms: adoption.at_ms,
+            server: adoption.server.to_string(),
+            messages: adoption.messages,
+        }
     }
 }
 
@@ -558,6 +598,8 @@ pub(crate) struct LastReplay {
     pub by: String,
     pub started_at: String,
     pub ended_at: String,
+    #[serde(skip)]
+    pub ended_at_ms: i64,
     pub delivered: u64,
     pub rejected: u64,
     pub remaining: u64,
@@ -569,6 +611,7 @@ impl LastReplay {
             by: replay.by.clone(),
             started_at: time(replay.started_at_ms),
             ended_at: time(replay.ended_at_ms),
+            ended_at_ms: replay.ended_at_ms,
             delivered: replay.delivered,
             rejected: replay.rejected,
             remaining: replay.remaining,

@@ -3,52 +3,47 @@
 use std::time::Duration;
 
 use super::StatusReport;
-use crate::figures::{count, short_duration, size};
+use crate::diagnosis::Severity;
+use crate::figures::{Clock, count, separated, short_duration, size};
 use crate::overview::edges::EdgeOverview;
 use crate::overview::{FleetOverview, FleetReplayOverview};
 use crate::printable::{self, name};
 use crate::report::fleet::dial::{hold_words, pace_words};
 use crate::report::groups::groups_text;
-use crate::terminal::render::{Renderer, StatusMark, wrapped};
+use crate::terminal::render::{Renderer, StatusMark, hanging, wrapped};
 use crate::terminal::{OutputStream, Shown};
 
 /// A section returns its lines, or none if it has nothing to report.
-type Section = fn(&StatusReport) -> Vec<StatusLine>;
+type Section = fn(&StatusReport, Clock) -> Vec<StatusLine>;
 
-/// The sections in the order in which they are shown. A new one is one more line here.
+/// The sections in the order in which they are shown. A new one is one more line here; what is wrong is a problem
+/// ([`crate::diagnosis`]) and no section.
 const SECTIONS: &[Section] = &[
     server,
     hub,
     agent,
-    other_agent,
     edges,
     fleet,
     copies,
     store,
-    full,
+    was_full,
     waiting,
-    elsewhere,
+    rejected,
     adopted,
     rates,
     time_to_go,
-    held,
-    held_ids,
-    near_window,
-    rejected,
-    stranded,
-    dropped,
-    recovered,
     replaying,
     last_replay,
-    orphans,
 ];
 
 /// How many columns the label takes.
 const INDENT: usize = 13;
 /// How many edges are shown; `--format json` has 200.
 const EDGES_SHOWN_MAX: usize = 10;
-/// How many of the server's answers are shown.
-const REASONS_MAX: usize = 3;
+/// How many problems are shown; `--format json` has all.
+const PROBLEMS_MAX: usize = 12;
+/// Columns before the text of a problem.
+const PROBLEM_INDENT: usize = 3;
 
 /// A line: a label (empty if it continues a section), its text, and the word of it that is coloured.
 struct StatusLine {
@@ -67,11 +62,58 @@ impl StatusLine {
     }
 }
 
-/// Returns the sections as text.
-pub(crate) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
+/// Returns the verdict, the problems with their remedies, and the sections as text.
+pub(crate) fn overview(renderer: &Renderer, report: &StatusReport, is_utc: bool) -> Shown {
+    let mut shown = verdict(renderer, report);
+    shown.end_line();
+    if !report.problems.is_empty() {
+        shown.add(&problems(renderer, report));
+        shown.end_line();
+    }
+    shown.add(&sections(renderer, report, Clock { now_ms: report.now_ms, is_utc }));
+    shown
+}
+
+fn mark(level: Severity) -> StatusMark {
+    match level {
+        Severity::Failed => StatusMark::Bad,
+        Severity::Warning => StatusMark::Warn,
+        Severity::Ok => StatusMark::Good,
+    }
+}
+
+fn verdict(renderer: &Renderer, report: &StatusReport) -> Shown {
+    let mut shown = Shown::default();
+    let sentence = printable::line(&report.verdict.sentence);
+    for line in wrapped(&sentence, OutputStream::Out.columns()).lines() {
+        renderer.add_painted(&mut shown, mark(report.verdict.level), line);
+        shown.end_line();
+    }
+    shown
+}
+
+fn problems(renderer: &Renderer, report: &StatusReport) -> Shown {
     let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
-    for StatusLine { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
+    let indented = |text: &str| hanging(&printable::line(text), columns, PROBLEM_INDENT);
+    for problem in report.problems.iter().take(PROBLEMS_MAX) {
+        renderer.add_mark(&mut shown, mark(problem.level));
+        shown.add_lines(&format!(" {}\n", indented(&problem.text)));
+        for fix in &problem.fixes {
+            shown.add_lines(&format!("{:PROBLEM_INDENT$}{}\n", "", indented(fix)));
+        }
+    }
+    let more = report.problems.len().saturating_sub(PROBLEMS_MAX);
+    if more > 0 {
+        shown.add_line(&format!("   and {more} more: `opik-offline status --format json` lists them"));
+    }
+    shown
+}
+
+fn sections(renderer: &Renderer, report: &StatusReport, clock: Clock) -> Shown {
+    let columns = OutputStream::Out.columns();
+    let mut shown = Shown::default();
+    for StatusLine { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report, clock)) {
         let said = wrapped(&printable::line(&text), columns.saturating_sub(INDENT));
         let said = said.replace('\n', &format!("\n{:INDENT$}", ""));
         let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
@@ -103,11 +145,11 @@ pub(crate) fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
     shown
 }
 
-fn server(report: &StatusReport) -> Vec<StatusLine> {
+fn server(report: &StatusReport, clock: Clock) -> Vec<StatusLine> {
     let server = &report.server;
     let mut text = format!("{}, {}", server.url, server.connection);
-    if let Some(since) = &server.since {
-        text.push_str(&format!(" since {since}"));
+    if let Some(since_ms) = server.since_ms {
+        text.push_str(&format!(" {}", clock.since(since_ms)));
     }
     if let Some(latency) = server.latency_ms {
         text.push_str(&format!(" ({latency} ms)"));
@@ -117,20 +159,17 @@ fn server(report: &StatusReport) -> Vec<StatusLine> {
         "unavailable" => line("server", text).painted(StatusMark::Bad, "unavailable"),
         _ => line("server", text).painted(StatusMark::Warn, "unknown"),
     };
-    std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
-}
-
-/// An agent that holds messages in another store than the one that is shown.
-fn other_agent(report: &StatusReport) -> Vec<StatusLine> {
-    report.other_agent.iter().map(|other| line("", &other.text).painted(StatusMark::Warn, "another store")).collect()
+    // Why it is unavailable is a problem, and has a remedy.
+    let notice = server.reason.as_ref().filter(|_| server.connection != "unavailable");
+    std::iter::once(first).chain(notice.map(|notice| line("", notice))).collect()
 }
 
 /// The second hop: what is behind a server that is a hub.
-fn hub(report: &StatusReport) -> Vec<StatusLine> {
+fn hub(report: &StatusReport, clock: Clock) -> Vec<StatusLine> {
     let Some(hub) = &report.server.hub else { return Vec::new() };
     let version = hub.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
     let url = hub.server_url.as_deref().unwrap_or("its server");
-    let since = hub.since.as_ref().map_or(String::new(), |since| format!(" since {since}"));
+    let since = hub.since_ms.map_or(String::new(), |since_ms| format!(" {}", clock.since(since_ms)));
     let waiting = hub.waiting.map_or(String::new(), |waiting| {
         format!("; {} {} there", count(waiting, "message"), if waiting == 1 { "waits" } else { "wait" })
     });
@@ -144,7 +183,7 @@ fn hub(report: &StatusReport) -> Vec<StatusLine> {
 }
 
 /// Agents that send through this one.
-fn edges(report: &StatusReport) -> Vec<StatusLine> {
+fn edges(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let edges = &report.edges;
     if edges.known == 0 {
         return Vec::new();
@@ -159,7 +198,7 @@ fn edges(report: &StatusReport) -> Vec<StatusLine> {
         let host = edge.host.as_deref().unwrap_or("unnamed");
         let version = edge.version.as_deref().unwrap_or("unknown");
         let silent = short_duration(Duration::from_secs(edge.silent_seconds));
-        let waiting = edge.waiting.map_or("unknown".to_owned(), |waiting| waiting.to_string());
+        let waiting = edge.waiting.map_or("unknown".to_owned(), separated);
         line("", format!("{}: version {version}, {waiting} waiting, heard from {silent} ago", name(host)))
     };
     let more = edges.known.saturating_sub(EDGES_SHOWN_MAX as u64);
@@ -167,7 +206,7 @@ fn edges(report: &StatusReport) -> Vec<StatusLine> {
     std::iter::once(line("edges", first)).chain(edges.list.iter().take(EDGES_SHOWN_MAX).map(edge)).chain(more).collect()
 }
 
-fn agent(report: &StatusReport) -> Vec<StatusLine> {
+fn agent(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let agent = &report.agent;
     let first = match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
         (true, Some(listen), Some(pid), Some(uptime)) => {
@@ -181,18 +220,11 @@ fn agent(report: &StatusReport) -> Vec<StatusLine> {
         }
         (false, ..) => line("agent", "not running").painted(StatusMark::Warn, "not running"),
     };
-    let problem = agent.degraded_text();
-    let problem =
-        problem.map(|problem| line("", format!("it {problem}")).painted(StatusMark::Bad, agent.live_writes_text()));
-    let files = agent.files_problem.as_ref();
-    let files =
-        files.map(|problem| line("", format!("few open files: {problem}")).painted(StatusMark::Warn, "few open files"));
-    let client = agent.client_problem.as_ref().map(|problem| line("", problem).painted(StatusMark::Warn, "gRPC"));
-    std::iter::once(first).chain(problem).chain(files).chain(client).collect()
+    vec![first]
 }
 
 /// Returns the depot, and what of the backlog has no copy in it.
-fn fleet(report: &StatusReport) -> Vec<StatusLine> {
+fn fleet(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let Some(fleet) = &report.fleet else { return Vec::new() };
     let state = match (&fleet.problem, &fleet.stream, fleet.unshipped_messages) {
         (Some(_), ..) => "cannot be used".to_owned(),
@@ -246,11 +278,11 @@ fn dial(fleet: &FleetOverview) -> impl Iterator<Item = StatusLine> {
 }
 
 /// Messages with copies in a depot that nobody delivers.
-fn copies(report: &StatusReport) -> Vec<StatusLine> {
+fn copies(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     report.copies.as_ref().and_then(|copies| copies.text()).map(|text| line("depot", text)).into_iter().collect()
 }
 
-fn store(report: &StatusReport) -> Vec<StatusLine> {
+fn store(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let store = &report.store;
     let text = match (store.state, store.file_bytes) {
         ("none", _) => format!("{} (nothing was stored yet)", store.path),
@@ -265,55 +297,22 @@ fn store(report: &StatusReport) -> Vec<StatusLine> {
         }
     };
     let encryption = store.encryption.as_ref().map(|encryption| line("encryption", encryption.text()));
-    let unproven = store.unproven_since.as_ref().map(|since| {
-        let reason = store.unproven_reason.as_deref().unwrap_or_default();
-        let text =
-            format!("unproven since {since}: {reason}; it is used again once its log was written anew and synced");
-        line("", text).painted(StatusMark::Bad, "unproven")
-    });
-    let capacity = store.capacity_bytes.filter(|capacity| store.size_max_bytes.is_some_and(|max| *capacity < max));
-    let capacity = capacity.map(|capacity| {
-        let free = store.disk_free_bytes.unwrap_or(0);
-        let text = format!("its disk has {} free, and room for a store of {}", size(free), size(capacity));
-        line("", text).painted(StatusMark::Warn, "its disk")
-    });
-    let moved = store.moved_stores.iter().map(|path| {
-        let text = format!(
-            "moved away while it was in use: {path}; writes that may conflict with what it holds are refused; move it back, \
-             or deliver it with `opik-offline replay --db {path}`"
-        );
-        line("", text).painted(StatusMark::Bad, "moved away")
-    });
-    std::iter::once(line("store", text)).chain(unproven).chain(moved).chain(capacity).chain(encryption).collect()
+    std::iter::once(line("store", text)).chain(encryption).collect()
 }
 
-/// Why the store is full, and what to do; or that it was full.
-fn full(report: &StatusReport) -> Vec<StatusLine> {
+/// That the store was full, and what that has cost.
+fn was_full(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let store = &report.store;
-    let writes = |count: u64| if count == 1 { "1 write was".to_owned() } else { format!("{count} writes were") };
-    let Some(full) = &store.full else {
-        let refused = (store.refused_writes > 0).then(|| {
-            let text = format!("{} refused when the store was full, since it was made", writes(store.refused_writes));
-            line("refused", text)
-        });
-        return refused.into_iter().collect();
-    };
-    let since = full.since.as_ref().map_or(String::new(), |since| format!(" since {since}"));
-    let refused = match (full.refused_writes, full.passed_on_writes) {
-        (Some(refused), Some(0)) => format!(", {} refused", writes(refused)),
-        (Some(refused), Some(passed)) => {
-            format!(", {} refused and {passed} went straight to the server", writes(refused))
-        }
-        _ if store.refused_writes > 0 => format!(", {} refused since it was made", writes(store.refused_writes)),
-        _ => String::new(),
-    };
-    let first = line("full", format!("the store takes no more{since}{refused}: {}", full.reason));
-    let first = first.painted(StatusMark::Bad, "takes no more");
-    std::iter::once(first).chain(full.remedies.iter().map(|remedy| line("", remedy))).collect()
+    if store.full.is_some() || store.refused_writes == 0 {
+        return Vec::new();
+    }
+    let was = if store.refused_writes == 1 { "was" } else { "were" };
+    let writes = count(store.refused_writes, "write");
+    vec![line("refused", format!("{writes} {was} refused when the store was full, since it was made"))]
 }
 
 /// The backlog in one sentence.
-fn waiting(report: &StatusReport) -> Vec<StatusLine> {
+fn waiting(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let Some(backlog) = &report.backlog else {
         return vec![line("waiting", "unknown: the store can't be read").painted(StatusMark::Bad, "unknown")];
     };
@@ -332,41 +331,19 @@ fn waiting(report: &StatusReport) -> Vec<StatusLine> {
     vec![line("waiting", text)]
 }
 
-/// Messages for other servers than the one above, and how they get there.
-fn elsewhere(report: &StatusReport) -> Vec<StatusLine> {
-    let others = report.elsewhere.iter().filter(|other| other.waiting > 0);
-    let lines = others.map(|other| {
-        let messages = count(other.waiting, "message");
-        match &other.server {
-            Some(url) => line(
-                "elsewhere",
-                format!(
-                    "{messages} for {url}: `opik-offline replay --upstream {url}` or an agent for it delivers them; if it has \
-                     another address now: `opik-offline replay --readdress {url} --upstream URL`"
-                ),
-            ),
-            None => line(
-                "elsewhere",
-                format!("{messages} of an earlier version, which recorded no server: they go to the first agent's"),
-            ),
-        }
-    });
-    lines.collect()
-}
-
 /// The server that messages of earlier versions were assigned to, as long as messages wait.
-fn adopted(report: &StatusReport) -> Vec<StatusLine> {
+fn adopted(report: &StatusReport, clock: Clock) -> Vec<StatusLine> {
     if report.backlog.as_ref().is_none_or(|backlog| backlog.messages == 0) {
         return Vec::new();
     }
     let lines = report.adopted.iter().map(|it| {
         let messages = count(it.messages, "message");
-        line("adopted", format!("{messages} of an earlier version are for {} since {}", it.server, it.at))
+        line("adopted", format!("{messages} of an earlier version are for {} {}", it.server, clock.since(it.at_ms)))
     });
     lines.collect()
 }
 
-fn rates(report: &StatusReport) -> Vec<StatusLine> {
+fn rates(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let Some(rates) = &report.rates else { return Vec::new() };
     let window = short_duration(Duration::from_secs_f64(rates.window_seconds.max(0.0).round()));
     let text = format!(
@@ -381,7 +358,7 @@ fn rates(report: &StatusReport) -> Vec<StatusLine> {
     vec![line("rates", text)]
 }
 
-fn time_to_go(report: &StatusReport) -> Vec<StatusLine> {
+fn time_to_go(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     use crate::delivery::eta::EtaState;
     let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != EtaState::Nothing) else { return Vec::new() };
     let line = line("time to go", &eta.text);
@@ -394,115 +371,32 @@ fn time_to_go(report: &StatusReport) -> Vec<StatusLine> {
     }]
 }
 
-fn held(report: &StatusReport) -> Vec<StatusLine> {
-    let lines = report.held.iter().map(|held| {
-        let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
-        line("held", format!("workspace {} {until}: {}", name(&held.workspace), held.reason))
-    });
-    let hint = "`opik-offline replay --rekey` gives these messages the configured key, after a preview";
-    let is_refused = report.held.iter().any(|held| held.is_key_refused);
-    lines.chain(is_refused.then(|| line("", hint))).collect()
-}
-
-fn rejected(report: &StatusReport) -> Vec<StatusLine> {
+fn rejected(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     let Some(rejected) = report.rejected.as_ref().filter(|rejected| rejected.messages > 0) else { return Vec::new() };
     let answers = rejected.by_answer.iter().map(|by| match by.status {
-        Some(status) => format!("{} x {status}", by.messages),
-        None => format!("{} x no answer", by.messages),
+        Some(status) => format!("{} x {status}", separated(by.messages)),
+        None => format!("{} x no answer", separated(by.messages)),
     });
     let answers = answers.collect::<Vec<_>>().join(", ");
-    let messages = count(rejected.messages, "message");
-    let text = format!("{messages} ({answers}): see `opik-offline inspect --rejected`");
-    let of_newest = match rejected.reasons_of_newest {
-        newest if newest < rejected.messages => format!("of the newest {newest}: "),
-        _ => String::new(),
-    };
-    let reasons = rejected.reasons.iter().take(REASONS_MAX).map(|reason| {
-        let status = reason.status.map_or(String::new(), |status| format!("{status} "));
-        line("", format!("{of_newest}{} x {status}{}", reason.messages, reason.text))
-    });
-    std::iter::once(line("rejected", text)).chain(reasons).collect()
+    vec![line("rejected", format!("{} ({answers})", count(rejected.messages, "message")))]
 }
 
-fn held_ids(report: &StatusReport) -> Vec<StatusLine> {
-    let Some(held) = report.held_ids.as_ref().filter(|held| held.messages > 0) else { return Vec::new() };
-    let messages = count(held.messages, "message");
-    let text = format!(
-        "{messages} with ids outside the server's window: {}; see `opik-offline inspect --status held`",
-        held.remedy
-    );
-    vec![line("held", text).painted(StatusMark::Warn, "outside the server's window")]
-}
-
-fn near_window(report: &StatusReport) -> Vec<StatusLine> {
-    let Some(at) = report.held_ids.as_ref().and_then(|held| held.create_near_window_accepted_at.as_ref()) else {
-        return Vec::new();
-    };
-    let text = format!("a create waits since {at}: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h");
-    vec![line("window", text).painted(StatusMark::Warn, "refuse ids older than 24h")]
-}
-
-fn stranded(report: &StatusReport) -> Vec<StatusLine> {
-    let lines = report.stranded.iter().flatten().map(|stranded| {
-        let verb = if stranded.messages == 1 { "waits" } else { "wait" };
-        let messages = count(stranded.messages, "message");
-        let of = match report.stranded.iter().flatten().count() {
-            1 => String::new(),
-            _ => format!(" of workspace {}", name(&stranded.workspace)),
-        };
-        let what = format!("{messages}{of} {verb} for a create that is {}", stranded.status);
-        let status = stranded.status;
-        let todo =
-            format!("see `opik-offline inspect {}`, then `replay --status {status}` or `purge` it", stranded.create);
-        line("stranded", format!("{what}: {todo}"))
-    });
-    lines.collect()
-}
-
-fn dropped(report: &StatusReport) -> Vec<StatusLine> {
-    let store = &report.store;
-    let mut lines = Vec::new();
-    for (dropped, why) in [
-        (store.dropped_messages, "because the store was full"),
-        (store.rejected_dropped_messages, "because rejected ones held more than rejected_share"),
-        (store.expired_messages, "because they were older than max_age"),
-    ] {
-        if dropped > 0 {
-            let text = format!("{} {why}", count(dropped, "message"));
-            lines.push(line("dropped", text).painted(StatusMark::Bad, why));
-        }
-    }
-    lines
-}
-
-fn recovered(report: &StatusReport) -> Vec<StatusLine> {
-    let mut lines = Vec::new();
-    for recovery in &report.store.recoveries {
-        let (recovered, lost) = (count(recovery.recovered_messages, "message"), recovery.lost_messages);
-        lines.push(line("recovered", format!("{}: {recovered} of a damaged file, {lost} lost", recovery.at)));
-        let hint = "delete it once you no longer need it";
-        lines.push(line("", format!("the damaged file is {}; {hint}", recovery.set_aside)));
-    }
-    lines
-}
-
-fn replaying(report: &StatusReport) -> Vec<StatusLine> {
+fn replaying(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
     report.store.replaying.iter().map(|who| line("replaying", who)).collect()
 }
 
-fn last_replay(report: &StatusReport) -> Vec<StatusLine> {
+fn last_replay(report: &StatusReport, clock: Clock) -> Vec<StatusLine> {
     let lines = report.last_replay.iter().map(|last| {
         let text = format!(
             "{}: {} delivered, {} rejected, {} remaining",
-            last.ended_at, last.delivered, last.rejected, last.remaining
+            clock.at(last.ended_at_ms),
+            separated(last.delivered),
+            separated(last.rejected),
+            separated(last.remaining)
         );
         line("last replay", text)
     });
     lines.collect()
-}
-
-fn orphans(report: &StatusReport) -> Vec<StatusLine> {
-    report.orphans.iter().flat_map(|orphan| [line("orphaned", orphan.text()), line("", orphan.hint())]).collect()
 }
 
 /// Returns a rate as people read it.
@@ -511,6 +405,6 @@ pub(crate) fn rate(per_second: f64) -> String {
         rate if rate <= 0.0 => "0".to_owned(),
         rate if rate < 0.1 => "<0.1".to_owned(),
         rate if rate < 10.0 => format!("{rate:.1}"),
-        rate => format!("{rate:.0}"),
+        rate => separated(rate.round() as u64),
     }
 }

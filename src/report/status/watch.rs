@@ -22,6 +22,7 @@ const ASCII: [char; 8] = ['_', '.', ':', '-', '=', '+', '*', '#'];
 /// The frame on the screen, and recent samples.
 pub(crate) struct Watching {
     is_unicode: bool,
+    is_utc: bool,
     before: Option<(usize, Terminal)>,
     is_first: bool,
     /// Samples of our own, for when no agent answers.
@@ -30,8 +31,8 @@ pub(crate) struct Watching {
 
 impl Watching {
     /// Returns a watch that has shown nothing yet; without `is_unicode` it uses ASCII only.
-    pub(crate) fn new(is_unicode: bool) -> Self {
-        Self { is_unicode, before: None, is_first: true, samples: Vec::new() }
+    pub(crate) fn new(is_unicode: bool, is_utc: bool) -> Self {
+        Self { is_unicode, is_utc, before: None, is_first: true, samples: Vec::new() }
     }
 
     /// Shows a report.
@@ -51,7 +52,7 @@ impl Watching {
         let history = if report.history.len() > 1 { &report.history } else { &self.samples };
         let terminal = terminal();
         let columns = terminal.map_or(80, |terminal| terminal.columns);
-        let mut shown = screen::sections(renderer, report);
+        let mut shown = screen::overview(renderer, report, self.is_utc);
         // Without `--watch` it is the error that the command ends with.
         if let Some(reason) = &report.store.reason {
             shown.end_line();

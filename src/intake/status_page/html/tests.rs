@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::delivery::eta::{Situation, eta};
+use crate::delivery::eta::{Situation, Throughput, eta};
 use crate::overview::HubOverview;
 use crate::overview::edges::EdgeOverview;
 use crate::overview::lanes::HeldOverview;
@@ -76,8 +76,11 @@ fn lane(number: u64, held: Option<i64>) -> LaneOverview {
         workspace: format!("team-{number}"),
         key: Some("abcd***".into()),
         waiting: 1200 / (number + 1),
-        held: held
-            .map(|until_ms| HeldOverview { until_ms, reason: "the server answered 429 and asks to wait 5m".into() }),
+        held: held.map(|until_ms| HeldOverview {
+            until_ms,
+            reason: "the server answered 429 and asks to wait 5m".into(),
+            is_key_refused: false,
+        }),
     }
 }
 
@@ -166,7 +169,7 @@ fn draining() -> Overview {
         waiting: status.store.waiting,
         available: Some(true),
         is_replayed: true,
-        drained_per_second: Some(683.2),
+        drained: Some(Throughput { per_second: 683.2, spread: 0.15 }),
         stored_per_second: 40.0,
         ..Situation::default()
     };

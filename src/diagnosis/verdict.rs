@@ -1,0 +1,268 @@
+//! The verdict: one sentence, and at most one command.
+
+use super::facts::Facts;
+use super::problems::{Problem, Severity, are, refused_words};
+use crate::delivery::eta::{Eta, EtaState};
+use crate::figures::separated;
+
+/// Is the data safe, is it moving, when will it be done; or what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OverallVerdict {
+    pub level: Severity,
+    /// A sentence without its command.
+    pub text: String,
+    /// The one command that mends what is wrong.
+    pub command: Option<String>,
+}
+
+impl OverallVerdict {
+    /// Returns the whole sentence.
+    pub(crate) fn sentence(&self) -> String {
+        match &self.command {
+            Some(command) => format!("{}: `{command}`", self.text),
+            None => self.text.clone(),
+        }
+    }
+}
+
+fn verdict_of(level: Severity, text: impl Into<String>) -> OverallVerdict {
+    OverallVerdict { level, text: text.into(), command: None }
+}
+
+impl OverallVerdict {
+    fn with(self, command: impl Into<String>) -> Self {
+        Self { command: Some(command.into()), ..self }
+    }
+}
+
+/// Returns the verdict on what is known; rejected messages are part of it, whatever else is.
+pub(super) fn verdict(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
+    let verdict = match () {
+        () if facts.store.problem.is_some() || facts.agent_problem.is_some() => unusable(facts),
+        () if facts.store.full.is_some() => full(facts),
+        () if facts.waiting > 0 => waiting(facts),
+        () => nothing_waits(facts, problems),
+    };
+    if facts.rejected == 0 || facts.waiting == 0 && facts.store.full.is_none() {
+        return verdict;
+    }
+    let was = if facts.rejected == 1 { "was" } else { "were" };
+    let text = format!("{}; {} {was} rejected", verdict.text, separated(facts.rejected));
+    OverallVerdict { level: verdict.level.min(Severity::Warning), text, ..verdict }
+}
+
+fn unusable(facts: &Facts) -> OverallVerdict {
+    let who = if facts.store.problem.is_some() { "the store cannot be used" } else { "the agent cannot use its store" };
+    let text = match facts.available {
+        Some(false) => format!("{who}, and the Opik server is unavailable: nothing new is kept"),
+        _ => format!("{who}: nothing new is kept"),
+    };
+    verdict_of(Severity::Failed, text).with(format!("opik-offline healthcheck{}", facts.options))
+}
+
+fn full(facts: &Facts) -> OverallVerdict {
+    let full = facts.store.full.as_ref();
+    let refused = full.map(refused_words).unwrap_or_default();
+    let text = match facts.available {
+        Some(false) => {
+            format!("the store is full and the Opik server is unavailable: new messages are refused{refused}")
+        }
+        _ => format!("the store is full: new messages are not kept{refused}"),
+    };
+    let verdict = verdict_of(Severity::Failed, text);
+    let remedy = full.and_then(|full| full.remedies.first());
+    // The command of the first remedy.
+    match remedy.and_then(|remedy| remedy.split('`').nth(1)) {
+        Some(command) => verdict.with(command),
+        None => verdict,
+    }
+}
+
+/// `3 messages are safe on disk`; in memory or on a doubtful file system they are only stored.
+fn safe(facts: &Facts) -> String {
+    let how = if facts.store.file_system.is_some() { "stored" } else { "safe on disk" };
+    format!("{} {how}", are(facts.waiting, "message", "is", "are"))
+}
+
+fn waiting(facts: &Facts) -> OverallVerdict {
+    let safe = safe(facts);
+    let warning = |text: String| verdict_of(Severity::Warning, text);
+    let agent = format!("opik-offline agent{}", facts.options);
+    let Some(eta) = &facts.eta else { return warning(safe) };
+    match eta.state {
+        EtaState::ServerAway if facts.has_agent => {
+            warning(format!("{safe} until the Opik server is back{}", after(", then delivered in ", eta)))
+        }
+        EtaState::ServerAway => {
+            warning(format!("{safe}; the Opik server is unavailable, and no agent waits for it")).with(agent)
+        }
+        EtaState::Idle => warning(format!("{safe}, and nobody delivers them")).with(&facts.deliver),
+        EtaState::Held if facts.held.iter().any(|lane| lane.is_key_refused) => {
+            warning(format!("{safe}, and held: the server refuses the key, check it"))
+                .with(format!("opik-offline healthcheck{}", facts.options))
+        }
+        EtaState::Held => warning(format!("{safe}, and {eta}")),
+        EtaState::Growing => warning(format!("{safe}, and more arrive than are delivered")),
+        EtaState::Stalled => verdict_of(Severity::Failed, format!("{safe}, and none gets through"))
+            .with(format!("opik-offline inspect{}", facts.options)),
+        EtaState::Moving | EtaState::Nothing => moving(facts, &safe, eta),
+    }
+}
+
+fn moving(facts: &Facts, safe: &str, eta: &Eta) -> OverallVerdict {
+    let held = match facts.held.len() as u64 {
+        0 => String::new(),
+        held => format!("; {} held", are(held, "lane", "is", "are")),
+    };
+    let level = if held.is_empty() { Severity::Ok } else { Severity::Warning };
+    verdict_of(level, format!("{safe} and being delivered{}{held}", after(", done in ", eta)))
+}
+
+/// Returns the time after some words; nothing while it is unknown.
+fn after(words: &str, eta: &Eta) -> String {
+    eta.time().map_or(String::new(), |time| format!("{words}{time}"))
+}
+
+fn nothing_waits(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
+    let options = &facts.options;
+    if facts.available == Some(false) {
+        let warning = |text: &str| verdict_of(Severity::Warning, text);
+        return match facts.has_agent {
+            true => warning("nothing waits; the Opik server is unavailable, and new messages are kept on disk"),
+            false => warning("nothing waits; the Opik server is unavailable, and no agent keeps new messages")
+                .with(format!("opik-offline agent{options}")),
+        };
+    }
+    if facts.rejected > 0 {
+        let text =
+            format!("nothing waits, but {} rejected by the server", are(facts.rejected, "message", "was", "were"));
+        return verdict_of(Severity::Warning, text).with(format!("opik-offline inspect --rejected{options}"));
+    }
+    if facts.held_ids > 0 {
+        let text = format!(
+            "nothing else waits, but {} held: ids outside the server's window",
+            are(facts.held_ids, "message", "is", "are")
+        );
+        return verdict_of(Severity::Warning, text).with(format!("opik-offline inspect --status held{options}"));
+    }
+    match (problems.first(), facts.has_agent, facts.available) {
+        (Some(problem), ..) => verdict_of(problem.level, "nothing waits, and something needs attention"),
+        (None, true, None) => verdict_of(Severity::Ok, "nothing waits; the agent looks for the Opik server"),
+        (None, true, _) => verdict_of(Severity::Ok, "all is well: nothing waits, and the Opik server is available"),
+        (None, false, _) => verdict_of(Severity::Ok, "nothing waits; no agent runs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::diagnose;
+    use super::super::facts::{FileSystemFacts, FullFacts, HeldFacts};
+    use super::*;
+    use crate::delivery::eta::Basis;
+
+    fn facts(waiting: u64, state: EtaState) -> Facts {
+        let is_away = state == EtaState::ServerAway;
+        Facts {
+            waiting,
+            available: Some(!is_away),
+            has_agent: state != EtaState::Idle,
+            deliver: "opik-offline replay".into(),
+            eta: Some(Eta::silent(state)),
+            ..Facts::default()
+        }
+    }
+
+    fn timed(waiting: u64, state: EtaState) -> Facts {
+        let eta =
+            Eta { seconds: Some(240.0), seconds_min: Some(190.0), seconds_max: Some(290.0), ..Eta::silent(state) };
+        Facts { eta: Some(Eta { basis: Some(Basis::Measured), ..eta }), ..facts(waiting, state) }
+    }
+
+    #[test]
+    fn a_verdict_says_whether_the_data_is_safe_and_moving() {
+        let refused = HeldFacts { is_key_refused: true, ..HeldFacts::default() };
+        for (facts, level, sentence) in [
+            (facts(0, EtaState::Nothing), Severity::Ok, "all is well: nothing waits, and the Opik server is available"),
+            (Facts { has_agent: false, ..facts(0, EtaState::Nothing) }, Severity::Ok, "nothing waits; no agent runs"),
+            (
+                Facts { rejected: 20_015, ..facts(0, EtaState::Nothing) },
+                Severity::Warning,
+                "nothing waits, but 20,015 messages were rejected by the server: `opik-offline inspect --rejected`",
+            ),
+            (facts(4, EtaState::Moving), Severity::Ok, "4 messages are safe on disk and being delivered"),
+            (
+                timed(1, EtaState::Moving),
+                Severity::Ok,
+                "1 message is safe on disk and being delivered, done in 3m to 5m",
+            ),
+            (
+                Facts { rejected: 1, ..timed(4, EtaState::Moving) },
+                Severity::Warning,
+                "4 messages are safe on disk and being delivered, done in 3m to 5m; 1 was rejected",
+            ),
+            (
+                timed(240, EtaState::ServerAway),
+                Severity::Warning,
+                "240 messages are safe on disk until the Opik server is back, then delivered in 3m to 5m",
+            ),
+            (
+                Facts { has_agent: false, options: " --db /x.db".into(), ..facts(240, EtaState::ServerAway) },
+                Severity::Warning,
+                "240 messages are safe on disk; the Opik server is unavailable, and no agent waits for it: \
+                 `opik-offline agent --db /x.db`",
+            ),
+            (
+                facts(4, EtaState::Idle),
+                Severity::Warning,
+                "4 messages are safe on disk, and nobody delivers them: `opik-offline replay`",
+            ),
+            (
+                Facts { held: vec![refused], ..facts(4, EtaState::Held) },
+                Severity::Warning,
+                "4 messages are safe on disk, and held: the server refuses the key, check it: \
+                 `opik-offline healthcheck`",
+            ),
+            (
+                facts(4, EtaState::Stalled),
+                Severity::Failed,
+                "4 messages are safe on disk, and none gets through: `opik-offline inspect`",
+            ),
+            (
+                facts(4, EtaState::Growing),
+                Severity::Warning,
+                "4 messages are safe on disk, and more arrive than are delivered",
+            ),
+        ] {
+            let verdict = diagnose(&facts).verdict;
+            assert_eq!((verdict.sentence().as_str(), verdict.level), (sentence, level));
+        }
+    }
+
+    #[test]
+    fn a_store_that_takes_no_more_is_the_verdict() {
+        let mut full = facts(4, EtaState::Moving);
+        full.store.full = Some(FullFacts {
+            refused: Some(93),
+            remedies: vec!["give the store more room: `opik-offline agent --max-size 20GiB`".into()],
+            ..FullFacts::default()
+        });
+        assert_eq!(
+            diagnose(&full).verdict.sentence(),
+            "the store is full: new messages are not kept, 93 writes were refused: `opik-offline agent --max-size 20GiB`"
+        );
+        let mut unusable = full.clone();
+        unusable.store.problem = Some("it is damaged".into());
+        let verdict = diagnose(&unusable).verdict;
+        assert_eq!(verdict.sentence(), "the store cannot be used: nothing new is kept: `opik-offline healthcheck`");
+    }
+
+    #[test]
+    fn messages_in_memory_are_not_called_safe() {
+        let mut memory = facts(4, EtaState::Moving);
+        memory.store.file_system =
+            Some(FileSystemFacts { problem: "on tmpfs: in memory".into(), remedy: "name a file on a disk".into() });
+        let found = diagnose(&memory);
+        assert!(!found.verdict.sentence().contains("safe"), "{found:?}");
+        assert_eq!(found.problems.len(), 1, "{found:?}");
+    }
+}
