@@ -66,7 +66,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "overview",
-        &["figures", "printable", "replay", "monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"],
+        &[
+            "figures",
+            "printable",
+            "replay",
+            "monitor",
+            "store",
+            "upstream",
+            "delivery",
+            "protocol",
+            "message",
+            "telemetry",
+            "shutdown",
+        ],
     ),
     (
         "intake",
