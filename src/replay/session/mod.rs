@@ -116,7 +116,7 @@ pub(crate) struct Plan {
     pub backlog: Backlog,
     /// Why selected messages are left out, if any are: they are for other servers.
     pub elsewhere: Option<String>,
-    /// Stored messages that the server rejected, and those that are held for their ids: they are sent if they are named.
+    /// Stored messages that the server rejected, and those that are held for their ids: sent only if they are named.
     pub refused: (u64, u64),
     /// The servers of the selected messages, the one with the most messages first.
     servers: Vec<Server>,
@@ -532,6 +532,10 @@ impl Session {
         }
         let is_any_away = !connections.away.is_empty();
         let is_key_refused = conclusion.remaining > 0 && self.is_key_refused(&plan.filter)?;
+        if is_key_refused {
+            let remedy = "check that key; `opik-offline replay --rekey` gives these messages the configured one";
+            conclusion.reasons.push(remedy.to_owned());
+        }
         let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away, is_key_refused };
         conclusion.ending = ended.ending(&conclusion);
         Ok(conclusion)
