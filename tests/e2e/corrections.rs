@@ -30,7 +30,11 @@ fn a_rejected_body_is_exported_edited_and_delivered_under_its_ids() {
     fault.clear();
     let text = |name: &str| exported[name].as_str().expect(name).to_owned();
     let again = Request::new(&text("method"), &format!("/{}", text("path"))).json(&body);
-    assert_eq!(client.expect(&again).status, 201, "the agent takes the corrected write while the rejected one is stored");
+    assert_eq!(
+        client.expect(&again).status,
+        201,
+        "the agent takes the corrected write while the rejected one is stored"
+    );
     let preview = agent.cli(&["purge", "--id", &id, "--dry-run"]);
     assert_eq!(preview.code(), Some(0), "{}{}", preview.stdout, preview.stderr);
     assert_eq!(rejected()["selected"], 1, "a preview purges nothing");
