@@ -152,7 +152,9 @@ def redirect(client: Any, url: str, timeout: float) -> Optional[str]:
         client._config.url_override = url
     except Exception as error:
         LOGGER.debug("cannot redirect a client of the Opik SDK", exc_info=True)
-        return "a client of the Opik SDK can't be led to {}, its version is unknown: {!r}".format(url, error)
+        return "a client of the Opik SDK can't be redirected and still sends to {}: {!r}. Make clients after protect()".format(
+            url_of(client), error
+        )
     if not _is_connected(client):
         # It has put messages aside, and sends them again in a flush with a connection.
         client._streamer._fallback_replay_manager._monitor.reset()
