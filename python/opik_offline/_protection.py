@@ -188,15 +188,14 @@ def _lead_clients(timeout: float) -> None:
     session = _sdk.session_url()
     if session is not None and not _is_own(session):
         _sdk.set_session_url(url)
-    for client in _sdk.clients():
+    for client in _sdk.clients(with_dormant=True):
         target = _sdk.url_of(client) or ""
         if _is_own(target) or _is_ours(target) or (server and _agent.is_same(target, server)):
-            _redirect(client, url, timeout)
+            _warn_of(_sdk.redirect(client, url, timeout))
     _warn_of_others()
 
 
-def _redirect(client: Any, url: str, timeout: float) -> None:
-    problem = _sdk.redirect(client, url, timeout)
+def _warn_of(problem: Optional[str]) -> None:
     if problem and problem not in _state.warned:
         _state.warned.add(problem)
         LOGGER.warning("opik-offline: %s", problem)
@@ -251,9 +250,10 @@ def _unprotect(flush_timeout: float) -> None:
     if _state.has_session and _sdk.session_url() is not None:
         _sdk.set_session_url(_state.session_before)
     if server and _state.before:
-        for client in _sdk.clients():
+        default = _state.session_before or _state.before.get("OPIK_URL_OVERRIDE") or server
+        for client in _sdk.clients(with_dormant=True):
             if _is_own(_sdk.url_of(client) or ""):
-                _redirect(client, server, flush_timeout)
+                _warn_of(_sdk.lead_back(client, default, flush_timeout))
     _state.before = {}
     _state.has_session, _state.session_before = False, None
     _state.url = _state.page = _state.server = _state.db = None

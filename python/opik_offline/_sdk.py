@@ -32,13 +32,16 @@ def client_type() -> Optional[type]:
     return getattr(client_module, "Opik", None)
 
 
+#: The attribute of a redirected client with the address that it had.
+BEFORE = "_opik_offline_before"
 #: Clients that were found before: the garbage collector does not list objects that were frozen since.
 _FOUND: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-def clients() -> List[Any]:
-    """Returns the clients of this process that are alive, without those of a parent that are unused since the fork."""
-    return [client for client in _all_clients() if not _is_dormant(client) and url_of(client) is not None]
+def clients(with_dormant: bool = False) -> List[Any]:
+    """Returns the clients of this process that are alive, those of a parent only if they were used since the fork."""
+    found = [client for client in _all_clients() if with_dormant or not _is_dormant(client)]
+    return [client for client in found if url_of(client) is not None]
 
 
 def _all_clients() -> List[Any]:
@@ -63,6 +66,8 @@ def _all_clients() -> List[Any]:
 
 def url_of(client: Any) -> Optional[str]:
     """Returns the URL that a client sends to."""
+    if _is_dormant(client):
+        return vars(client)["_config"].url_override
     wrapper = getattr(getattr(client, "_rest_client", None), "_client_wrapper", None)
     url = getattr(wrapper, "_base_url", None)
     return url if isinstance(url, str) else getattr(getattr(client, "_config", None), "url_override", None)
@@ -143,15 +148,26 @@ def redirect(client: Any, url: str, timeout: float) -> Optional[str]:
             _mount_directly(client, url)
             for thing, name, value in places:
                 setattr(thing, name, value)
+        vars(client).setdefault(BEFORE, client._config.url_override)
         client._config.url_override = url
     except Exception as error:
         LOGGER.debug("cannot redirect a client of the Opik SDK", exc_info=True)
-        return "a client of the Opik SDK can't be led to {}, its version is unknown: {!r}".format(url, error)
+        return "a client of the Opik SDK can't be redirected and still sends to {}: {!r}. Make clients after protect()".format(
+            url_of(client), error
+        )
     if not _is_connected(client):
         # It has put messages aside, and sends them again in a flush with a connection.
         client._streamer._fallback_replay_manager._monitor.reset()
         flush(client, timeout)
     return None
+
+
+def lead_back(client: Any, default: str, timeout: float) -> Optional[str]:
+    """Leads a client back to its own address, to the letter. `default` is for clients that never had another one."""
+    url = vars(client).get(BEFORE, default)
+    problem = redirect(client, url, timeout)
+    vars(client).pop(BEFORE, None)
+    return problem
 
 
 def _places_of_url(client: Any, url: str) -> List[Tuple[Any, str, Any]]:

@@ -4,8 +4,8 @@ use rustix::process::Signal;
 
 use crate::support::agent::{Home, program};
 use crate::support::background::{BackgroundHome, pid_of, signal, wait_until_gone};
-use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
 use crate::support::sdk::SdkApp;
 use crate::support::tools::{OPIK_VERSION, OPIK_VERSION_OLDER, python_jupyter, python_sdk, site_packages};
 use crate::support::{PATIENCE, wait_until};
@@ -75,8 +75,11 @@ fn a_script_with_an_older_sdk_loses_nothing() {
 /// Clients that exist already have sent to the server directly: they are flushed, and led to the agent.
 fn existing_clients_are_led(version: &str) {
     let server = FakeOpik::start_new();
+    // The older SDK pings outside of `/api`, where Opik's web server answers, and sends nothing without an answer.
+    let healthy = Answer::json(200, &serde_json::json!({ "message": "Healthy Server", "healthy": true }));
+    server.script(When::path("/is-alive/ping"), Then::Answer(healthy));
     let other = FakeOpik::start_new();
-    let home = BackgroundHome::new(&server.url());
+    let home = BackgroundHome::new(&format!("{}/", server.url()));
     let mut app = start(&home, version, &[]);
     app.run("client");
     app.run("traces 2");
@@ -100,7 +103,7 @@ fn existing_clients_are_led(version: &str) {
     app.run("client");
 
     app.run("unprotect");
-    assert_eq!(app.run("env")["url"], server.url(), "the environment stays changed");
+    assert_eq!(app.run("env")["url"], *home.server, "the environment stays changed");
     assert_eq!(app.run("status")["protected"], false);
     signal(pid_of(&status), Signal::KILL);
     wait_until_gone(pid_of(&status));
