@@ -138,7 +138,7 @@ fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
 }
 
 /// Returns the beginning of an answer in one line; of an error of Opik's, its message and details.
-fn first_words(text: &str) -> String {
+pub(super) fn first_words(text: &str) -> String {
     let error: Option<serde_json::Value> = serde_json::from_str(text).ok();
     let field = |name| error.as_ref().and_then(|error: &serde_json::Value| error[name].as_str());
     let message = match (field("message"), field("details")) {

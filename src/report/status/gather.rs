@@ -77,7 +77,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         edges: view.edges,
         replays: last_replay.map(ReplayOverview::of).into_iter().collect(),
         history: view.history,
-        day: Vec::new(),
+        page: crate::overview::PageDetails::default(),
     };
     Gathered { overview, agent, latency_ms, store, is_full_from_agent, sample }
 }
