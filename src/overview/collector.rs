@@ -84,7 +84,7 @@ pub struct OverviewCollector {
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
-/// The server's answers as they were last read.
+/// The cached answers of the server.
 struct KnownRejections {
     at: Instant,
     /// How many messages it had rejected then, by answer.
@@ -276,8 +276,7 @@ impl OverviewCollector {
         PageDetails { past, lanes: LargestLanes::of(&reading.lanes), projects, rejections, options }
     }
 
-    /// Returns the server's answers to rejected messages. They are read again when their number has changed, and now and
-    /// then.
+    /// Returns the server's answers to dead letters, cached until their number changes, or for a few seconds.
     fn rejections(&self, store: &dyn Store, backlog: &Backlog) -> Result<RejectionsOverview, StoreError> {
         const READ_EVERY: Duration = Duration::from_secs(10);
         if backlog.rejected() == 0 {

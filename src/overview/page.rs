@@ -1,4 +1,4 @@
-//! What only the status page shows beside an overview.
+//! The part of a snapshot that only the status page shows.
 
 use super::lanes::LargestLanes;
 use super::projects::ProjectsOverview;

@@ -1,7 +1,8 @@
 //! What is stored, by project.
 //!
 //! The store has no sums by project, so messages are counted one by one: at most [`COUNTED_MAX`], the oldest, on the
-//! thread that takes the samples, and only while somebody looks at the page. A few are counted at once.
+//! thread that takes the samples, and only while somebody looks at the page; the count is cached. A few are counted at
+//! once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ const PAGE: usize = 2000;
 const PROJECTS_MAX: usize = 10_000;
 /// How long after a page was asked for they are counted again.
 const WANTED_FOR: Duration = Duration::from_secs(60);
-/// The least time between two counts.
+/// After how long a cached count expires.
 const EVERY: Duration = Duration::from_secs(10);
 /// Counting takes at most this part of the time.
 const SHARE: u32 = 50;
@@ -54,7 +55,7 @@ pub struct ProjectOverview {
     pub body_bytes: u64,
 }
 
-/// The last count, and when the next one is due.
+/// The cached count, and when the next one is due.
 #[derive(Debug, Default)]
 pub(super) struct ProjectCensus(Mutex<Counted>);
 
@@ -69,7 +70,7 @@ struct Counted {
 }
 
 impl ProjectCensus {
-    /// Returns the last count, or counts now if there are only a few messages. `stored`: how many wait, and how many were
+    /// Returns the cached count, or counts now if there are only a few messages. `stored`: how many wait, and how many were
     /// rejected.
     pub(super) fn ask(
         &self,
@@ -93,7 +94,7 @@ impl ProjectCensus {
         Ok(self.lock().found.clone())
     }
 
-    /// Counts if somebody wants to see it and the last count is old.
+    /// Counts if somebody wants to see it and the cached count has expired.
     pub(super) fn count_if_due(
         &self,
         store: &dyn Store,

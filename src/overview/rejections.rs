@@ -1,13 +1,17 @@
 //! Why the server rejected messages, in its own words.
 //!
-//! An answer may quote what it refuses, but not the key that it was asked with: that is masked, as everywhere.
+//! An answer may quote the payload that it refuses, but not the key that it was asked with: that is masked, as
+//! everywhere.
 
 use std::collections::BTreeSet;
 
-use super::details::{REASONS_OF_NEWEST, first_words};
 use crate::message::{Credential, MessageId, MessageStatus, Server};
 use crate::store::{Filter, LastAnswer, Listed, Page, Store, StoreError};
 
+/// How many rejected messages are read, the newest ones.
+const READ_MAX: usize = 200;
+/// How many characters of an answer are kept.
+const WORDS_CHARS_MAX: usize = 200;
 /// How many different answers are listed.
 const REJECTIONS_MAX: usize = 12;
 /// How many ids are listed for each.
@@ -17,7 +21,7 @@ const NAMES_MAX: usize = 3;
 /// A credential that is shorter could be an ordinary word of the answer.
 const CREDENTIAL_BYTES_MIN: usize = 8;
 
-/// The server's answers to the newest of the messages that it rejected.
+/// The server's answers to the newest dead letters: messages that it rejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectionsOverview {
     /// The most frequent first.
@@ -50,7 +54,7 @@ impl RejectionsOverview {
     /// Reads the newest messages that this server rejected. It takes a moment, whatever the size of the store.
     pub(super) fn read(store: &dyn Store, server: &Server) -> Result<Self, StoreError> {
         let filter = Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() };
-        let page = Page { after: None, limit: REASONS_OF_NEWEST, newest_first: true };
+        let page = Page { after: None, limit: READ_MAX, newest_first: true };
         let newest = store.list(&filter, &page)?;
         Ok(Self::of(newest.into_iter().filter(|listed| listed.lane.server.as_ref() == Some(server))))
     }
@@ -112,6 +116,22 @@ fn words(answer: &LastAnswer, credential: Option<&Credential>) -> String {
         return first_words(&answer.text);
     }
     first_words(&answer.text.replace(key, "***"))
+}
+
+/// Returns the beginning of an answer in one line; of an error of Opik's, its message and details.
+pub(super) fn first_words(text: &str) -> String {
+    let error: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let field = |name| error.as_ref().and_then(|error: &serde_json::Value| error[name].as_str());
+    let message = match (field("message"), field("details")) {
+        (Some(message), Some(details)) => format!("{message}: {details}"),
+        (Some(message), None) => message.to_owned(),
+        (None, _) => text.to_owned(),
+    };
+    // A server's text must not drive the terminal.
+    let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_long = words.chars().count() > WORDS_CHARS_MAX;
+    if is_long { words.chars().take(WORDS_CHARS_MAX - 1).chain(['…']).collect() } else { words }
 }
 
 #[cfg(test)]

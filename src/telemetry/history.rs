@@ -113,7 +113,7 @@ struct Rings {
     coarse: VecDeque<Sample>,
 }
 
-/// What is known of the last day.
+/// A snapshot of the last day.
 #[derive(Clone, Debug, Default)]
 pub struct Past {
     /// A sample every [`FINE_INTERVAL`], the oldest first.
@@ -160,7 +160,7 @@ impl History {
         self.lock().fine.back().copied()
     }
 
-    /// Returns what is known of the last day, with this sample as the newest. Both parts have the same peaks and outages
+    /// Returns a snapshot of the last day, with this sample as the newest. Both parts have the same peaks and outages
     /// where they cover the same time.
     pub(crate) fn past(&self, now: Sample) -> Past {
         let rings = self.lock();

@@ -6,14 +6,14 @@
 //! head | 180 slots, one per 5 seconds | 1,440 slots, one per minute        78 KB, always
 //! ```
 //!
-//! A sample is written to the slot of its time, so the file never grows, and a day later its slot is used again. Every
-//! slot has a checksum and the server that it is about. Numbers are little-endian.
+//! A sample is written to the slot of its time, so the file never grows, and a sample that has expired is overwritten.
+//! Every slot has a checksum and the server that it is about. Numbers are little-endian, and validated when parsed.
 //!
 //! # Invariants
 //!
 //! - It has counts and times, and no name, URL, payload or key: the server is a hash. Only its owner can read it.
 //! - Nothing depends on it. Whatever is wrong with it, agents start, store and deliver, and the plots begin with the
-//!   agent. A slot that a crash or another program broke is skipped.
+//!   agent. A corrupt slot is skipped.
 //! - A file that is not ours is left alone: another user's, one with several names, a link, a device, other contents.
 //! - It is written in place and never synced: no commit waits for it. It is not created on a disk that is nearly full.
 //! - Agents that share a store for several servers share the slots: the last to write has them.
@@ -79,7 +79,7 @@ impl HistoryFile {
         Self { path: name.into(), server: hash(server.as_bytes()) }
     }
 
-    /// Returns the samples of the last day that are in the file.
+    /// Returns the samples in the file that have not expired: those of the last day.
     ///
     /// # Errors
     ///
@@ -162,7 +162,7 @@ impl HistoryFile {
         slot
     }
 
-    /// Returns the sample in a slot, unless the slot is empty, broken, or about another server.
+    /// Parses a slot; `None` if it is empty, corrupt, or about another server.
     fn sample(&self, slot: &[u8; SLOT_BYTES]) -> Option<Sample> {
         let (parts, _) = slot.as_chunks::<8>();
         let mut words = parts.iter().map(|part| u64::from_le_bytes(*part));
@@ -194,7 +194,7 @@ fn flags() -> i32 {
     (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32
 }
 
-/// Checks that a file is ours, and returns its length.
+/// Validates that a file is ours, and returns its length.
 fn check(file: &File) -> io::Result<u64> {
     let foreign = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why.to_owned()));
     let facts = file.metadata()?;
@@ -217,7 +217,7 @@ fn check(file: &File) -> io::Result<u64> {
     Ok(facts.len())
 }
 
-/// FNV-1a: finds torn writes, and keeps nobody from forging a plot.
+/// FNV-1a: finds corrupt slots, such as torn writes, and keeps nobody from forging a plot.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -19,7 +19,7 @@ use super::plot::plots;
 use super::sections::{edges, facts, full, groups, lanes, problems, projects, rejected, replays};
 use super::text::{escaped, moment};
 use super::tiles::tiles;
-use super::verdict::Verdict;
+use super::verdict::PageVerdict;
 use crate::intake::forward::ClientAnswer;
 use crate::overview::Overview;
 
@@ -52,7 +52,7 @@ pub(super) fn secured(mut answer: ClientAnswer) -> ClientAnswer {
 
 /// Returns the page as a whole document.
 pub(super) fn document(overview: &Overview) -> String {
-    let verdict = Verdict::of(overview);
+    let verdict = PageVerdict::of(overview);
     let mut body = String::new();
     let mut part = |id: &str, html: String| {
         let _ = write!(body, r#"<div data-part id="{id}">{html}</div>"#);

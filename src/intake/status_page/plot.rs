@@ -1,7 +1,7 @@
 //! Plots of the backlog, drawn by the agent: inline SVG that shows without JavaScript.
 //!
 //! A drawing is stretched to the available width, so it contains only shapes; text is placed beside it. Both plots are
-//! drawn from the same measurements, over spans that fit what is known: a minute of the long one has the peak and the
+//! drawn from the same snapshot, over spans that fit what is known: a minute of the long one has the peak and the
 //! outages of its samples ([`crate::telemetry::history`]).
 
 use std::fmt::Write;
@@ -36,7 +36,7 @@ pub(super) fn plots(overview: &Overview) -> String {
     // What the short one covers needs no second one.
     let is_longer = past.coarse.first().is_some_and(|first| first.at_ms < now_ms - millis(SHORT[1].0));
     let day = day.fitted(&LONG).filter(|view| is_longer && view.shows_anything());
-    let recent = recent.fitted(&SHORT).filter(Seen::shows_anything);
+    let recent = recent.fitted(&SHORT).filter(PlotWindow::shows_anything);
     let oldest = past.fine.iter().chain(&past.coarse).map(|sample| sample.at_ms).min();
     let calm = match (&recent, &day, oldest) {
         (None, None, None) => "Nothing was measured yet.".to_owned(),
@@ -65,18 +65,18 @@ struct Plot<'a> {
 
 impl<'a> Plot<'a> {
     /// Returns the part in the shortest span that has all samples, or in the longest; `None` without samples.
-    fn fitted(self, spans: &[(Duration, &'a str)]) -> Option<Seen<'a>> {
+    fn fitted(self, spans: &[(Duration, &'a str)]) -> Option<PlotWindow<'a>> {
         let oldest = self.samples.iter().map(|sample| sample.at_ms).min()?;
         let (span, title) =
             spans.iter().find(|(span, _)| self.now_ms - millis(*span) <= oldest).or_else(|| spans.last()).copied()?;
         let begin = self.now_ms - millis(span);
         let samples = self.samples.iter().filter(|sample| sample.at_ms >= begin).collect();
-        Some(Seen { id: self.id, title, samples, interval: self.interval, begin, span })
+        Some(PlotWindow { id: self.id, title, samples, interval: self.interval, begin, span })
     }
 }
 
 /// Samples within a span.
-struct Seen<'a> {
+struct PlotWindow<'a> {
     id: &'a str,
     title: &'a str,
     samples: Vec<&'a Sample>,
@@ -85,7 +85,7 @@ struct Seen<'a> {
     span: Duration,
 }
 
-impl Seen<'_> {
+impl PlotWindow<'_> {
     fn shows_anything(&self) -> bool {
         let is_seen = |sample: &&Sample| sample.waiting.is_none_or(|waiting| waiting > 0) || sample.away.for_ms > 0;
         self.samples.iter().any(is_seen)

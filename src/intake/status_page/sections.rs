@@ -64,7 +64,7 @@ pub(super) fn problems(overview: &Overview) -> String {
         match &other.server {
             Some(url) => {
                 let command = ShownCommand::new("replay", options).with_server("--upstream", url);
-                item(&text(url), Some(command).filter(|_| url.len() <= COMMAND_URL_MAX));
+                item(&text(&elided(url)), Some(command).filter(|_| url.len() <= COMMAND_URL_MAX));
             }
             None => item(&text("a server that was not recorded"), None),
         }

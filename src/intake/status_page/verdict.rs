@@ -6,14 +6,14 @@ use crate::delivery::eta::EtaState;
 use crate::overview::{LiveWrites, Overview};
 
 /// What the page says first.
-pub(super) struct Verdict {
+pub(super) struct PageVerdict {
     pub(super) badge: Badge,
     pub(super) text: String,
     /// A few words.
     pub(super) short: String,
 }
 
-impl Verdict {
+impl PageVerdict {
     pub(super) fn of(overview: &Overview) -> Self {
         let (badge, mut text, mut short) = state(overview);
         let mut badge = badge;

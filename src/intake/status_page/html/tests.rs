@@ -435,7 +435,7 @@ fn every_page_is_complete_and_has_its_verdict() {
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{name}: <{tag}>");
         }
         assert!(!page.contains(" style="), "{name}: the policy forbids styles in attributes");
-        let verdict = Verdict::of(&status);
+        let verdict = PageVerdict::of(&status);
         assert!(page.contains(&escaped(&verdict.text).into_owned()), "{name}");
         assert!(page.contains(&format!("<title>{}</title>", escaped(&verdict.title()))), "{name}");
     }
