@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,6 +137,8 @@ impl Composition {
             server_url: settings.upstream.base_url.clone(),
             listen: address.to_string(),
             files_problem: settings.files_problem.clone(),
+            store_path: settings.store_path.clone(),
+            store_option: store_option(&settings.store_path),
             fleet: fleet.clone().zip(dial.clone()).map(|(ledger, dial)| -> FleetSource {
                 let member = member.clone();
                 Box::new(move || fleet_overview(&ledger, &dial, member.as_deref()))
@@ -436,6 +439,12 @@ impl Composition {
         let slot = self.slot.clone();
         move || slot.is_opening()
     }
+}
+
+/// Returns the option that names this store in a command, wherever that is typed and whoever's default it is.
+fn store_option(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    format!("--db {}", shell_word(path.as_os_str()))
 }
 
 /// Returns the slot of the agent's store. Each store that is opened in it gets the agent's record.

@@ -1,5 +1,6 @@
 //! `opik-offline healthcheck`
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -18,11 +19,12 @@ use crate::intake::workers::Workers;
 use crate::message::Lane;
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
 use crate::printable;
+use crate::report::bundle::{self, BundleError};
 use crate::report::options::options;
 use crate::report::orphans::{self, orphans};
 use crate::shutdown::Shutdown;
 use crate::store::{Backlog, Filter};
-use crate::terminal::progress;
+use crate::terminal::progress::{self, ProgressDisplay};
 use crate::terminal::render::{Renderer, StatusMark, hanging, three_columns};
 use crate::terminal::{OutputStream, Shown};
 use crate::upstream::smoke::Passed;
@@ -37,6 +39,8 @@ Examples:
     opik-offline healthcheck --reseal
   Check that a trace reaches the server:
     opik-offline healthcheck --smoke-test
+  Collect what one attaches to an issue, without keys and bodies:
+    opik-offline healthcheck --bundle opik-offline.tar.gz
   Check the fleet's depot, and what these credentials may do there:
     opik-offline healthcheck --fleet s3://acme-opik-backlog/prod
 
@@ -72,6 +76,12 @@ pub(super) struct HealthcheckArgs {
     /// Re-encrypt or decrypt the store to match the settings, and scrub old data; makes no network requests
     #[arg(long, conflicts_with_all = ["smoke_test", "wait"])]
     reseal: bool,
+
+    /// Also write an archive to attach to an issue: checks, settings, status, counts, log; no bodies, no keys
+    ///
+    /// Secrets are masked, also in the lines of the log. The file is readable by you only, and never replaces another.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["reseal"])]
+    bundle: Option<PathBuf>,
 
     /// Project that the smoke test writes to
     #[arg(long, value_name = "NAME", requires = "smoke_test", default_value = "smoke-test-project")]
@@ -203,8 +213,22 @@ pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure
     let checks: Vec<CheckReport> = checks.into_iter().map(CheckReport::from).collect();
     let worst = checks.iter().find_map(|check| check.exit);
     let report = HealthReport::of(&config, checks, smoke_test);
+    if let Some(path) = &args.bundle {
+        let checks = serde_json::to_value(&report).unwrap_or_default();
+        bundle::write(path, &config, &upstream, &checks).map_err(not_bundled)?;
+        ProgressDisplay::new(common.quiet)
+            .note(&format!("wrote {}: look through it before you send it", path.display()));
+    }
     renderer.result(&report, |renderer, report| people(renderer, report, common))?;
     worst.map_or(Ok(()), |exit| Err(Failure::silent(exit)))
+}
+
+fn not_bundled(error: BundleError) -> Failure {
+    let exit = match error {
+        BundleError::Exists(_) => Exit::Usage,
+        BundleError::Write { .. } => Exit::Failure,
+    };
+    Failure::new(exit, error.to_string(), Some(error.hint()))
 }
 
 impl SmokeTestReport {

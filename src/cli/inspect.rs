@@ -16,7 +16,6 @@ use crate::export::{
     BodySearch, Follower, ListedMessage, MessagePages, WholeMessage, is_counted_slowly, json_line, whole,
 };
 use crate::figures::{Clock, count, separated};
-use crate::hint;
 use crate::message::MessageId;
 use crate::protocol::json::pretty_to;
 use crate::report::messages::{MessageColumns, column_names, followed, followed_heading, head};

@@ -198,6 +198,10 @@ impl Value for FleetUrl {
     fn mask(text: &str) -> String {
         hide_user_info(text)
     }
+
+    fn secrets(&self) -> Vec<String> {
+        super::server_url::passwords_in(&self.text)
+    }
 }
 
 /// The variables from which the providers' libraries take credentials, endpoints and regions. Empty without a depot.
@@ -226,6 +230,13 @@ impl FleetVariables {
             variables.push((AWS_KEYS.to_owned(), path.to_owned()));
         }
         Self(variables)
+    }
+
+    /// Returns the secrets among the values, as texts that must not be printed.
+    pub fn secrets(&self) -> impl Iterator<Item = String> {
+        const WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "SIGNATURE", "CREDENTIAL"];
+        let is_secret = |name: &str| WORDS.iter().any(|word| name.to_ascii_uppercase().contains(word));
+        self.0.iter().filter(move |(name, _)| is_secret(name)).map(|(_, value)| value.clone())
     }
 
     /// Returns the names and values, for the connection to the depot and for nothing else.

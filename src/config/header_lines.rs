@@ -118,6 +118,10 @@ impl Value for HeaderLines {
     fn mask(_: &str) -> String {
         "***".to_owned()
     }
+
+    fn secrets(&self) -> Vec<String> {
+        self.iter().map(|(_, value)| value.expose().to_owned()).collect()
+    }
 }
 
 #[cfg(test)]

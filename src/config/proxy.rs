@@ -136,6 +136,10 @@ impl Value for ProxyUrl {
     fn mask(text: &str) -> String {
         hide_user_info(text)
     }
+
+    fn secrets(&self) -> Vec<String> {
+        super::server_url::passwords_in(&self.text)
+    }
 }
 
 /// The rules that select the proxy for a server.

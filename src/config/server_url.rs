@@ -164,6 +164,15 @@ pub(super) fn hide_user_info(text: &str) -> String {
     }
 }
 
+/// Returns the passwords in the authority of `text`, as they are written and decoded.
+pub(super) fn passwords_in(text: &str) -> Vec<String> {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let Some((user_info, _)) = rest.rsplit_once('@') else { return Vec::new() };
+    let password = user_info.split_once(':').map_or(user_info, |(_, password)| password);
+    let decoded = percent_encoding::percent_decode_str(password).decode_utf8_lossy().into_owned();
+    vec![password.to_owned(), decoded]
+}
+
 fn authority(after_scheme: &str) -> &str {
     after_scheme.split(['/', '?', '#', '\\']).next().unwrap_or_default()
 }

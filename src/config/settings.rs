@@ -99,6 +99,15 @@ macro_rules! settings {
             }
         }
 
+        impl Config {
+            /// Returns every secret of the configuration, as texts that must not be printed.
+            pub fn secrets(&self) -> Vec<String> {
+                let mut secrets: Vec<String> = self.fleet_variables.secrets().collect();
+                $(secrets.extend(self.$key.value.secrets());)*
+                secrets
+            }
+        }
+
         /// Values of the command line before parsing, so that an invalid one fails like in any other layer.
         #[derive(Clone, Default)]
         pub struct Flags {

@@ -26,6 +26,11 @@ pub(super) trait Value: Sized {
         text.to_owned()
     }
 
+    /// Returns the secrets in it, as texts that must not be printed.
+    fn secrets(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Parses the raw value of a layer. Only paths may be other than text.
     fn read(raw: &OsStr, _home: Option<&Path>) -> Result<Self, String> {
         let text = raw.to_str().ok_or("not valid UTF-8")?;
@@ -45,6 +50,10 @@ impl<T: Value> Value for Option<T> {
 
     fn mask(text: &str) -> String {
         T::mask(text)
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        self.as_ref().map(T::secrets).unwrap_or_default()
     }
 
     fn read(raw: &OsStr, home: Option<&Path>) -> Result<Option<T>, String> {
@@ -181,6 +190,10 @@ impl Value for Secret {
     fn mask(text: &str) -> String {
         Secret::new(text).to_string()
     }
+
+    fn secrets(&self) -> Vec<String> {
+        vec![self.expose().to_owned()]
+    }
 }
 
 /// Any text; the store validates the key ([`crate::config`]).
@@ -195,6 +208,10 @@ impl Value for KeyText {
 
     fn mask(text: &str) -> String {
         KeyText::new(text).to_string()
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        vec![self.expose().to_owned()]
     }
 }
 

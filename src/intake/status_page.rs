@@ -1,9 +1,15 @@
 //! The agent's own pages: health for process supervisors, metrics for Prometheus, the status page for people and its
 //! figures for programs. They show no payloads and no keys.
 
+mod badge;
+mod command;
 mod html;
 mod plot;
+mod sections;
+mod table;
 mod text;
+mod tiles;
+mod verdict;
 
 use std::time::UNIX_EPOCH;
 

@@ -152,8 +152,17 @@ impl AskedAgent {
 
     /// Returns the agent's view; an empty one if its version does not report it.
     pub(crate) fn view(&self) -> AgentsView {
+        self.status().unwrap_or_default()
+    }
+
+    /// Returns everything that the agent reports.
+    pub(crate) fn document(&self) -> Option<Value> {
+        self.status()
+    }
+
+    fn status<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
         let answer = client(&self.overview.listen).read_whole("-/status.json", AGENT_TIMEOUT, ANSWER_BYTES_MAX);
-        answer.ok().and_then(|answer| serde_json::from_str(&answer.text).ok()).unwrap_or_default()
+        serde_json::from_str(&answer.ok()?.text).ok()
     }
 }
 

@@ -1,18 +1,22 @@
 //! The agent's own collector: it samples the backlog and the counters, and gathers and caches overviews.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::edges::EdgeRegistry;
 use super::full_watch::FullWatch;
-use super::lanes::{LaneOverview, held_for};
+use super::lanes::{LaneOverview, LargestLanes, held_for};
+use super::page::CommandOptions;
+use super::projects::{ProjectCensus, ProjectsOverview};
+use super::rejections::RejectionsOverview;
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
 use super::{
-    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, ReplayOverview,
+    AgentOverview, EdgesOverview, ElsewhereOverview, FleetOverview, HubOverview, Overview, PageDetails, ReplayOverview,
     ServerOverview, connection_word, pace_of,
 };
 use crate::delivery::eta::{Situation, Throughput, eta};
@@ -24,8 +28,9 @@ use crate::protocol::hub::{Edge, Hub, Reached};
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
-use crate::store::{Backlog, Condition, Filter, LaneWork, ReplayRecord, StoreError, now_ms};
-use crate::telemetry::history::{self, DrainRate, History, Rates, Sample};
+use crate::store::{Backlog, Condition, Filter, KeyState, LaneWork, ReplayRecord, Store, StoreError, now_ms};
+use crate::telemetry::history::{self, Away, DrainRate, History, Rates, Sample};
+use crate::telemetry::history_file::HistoryFile;
 use crate::telemetry::metrics::Metrics;
 
 /// How many replays are remembered.
@@ -38,6 +43,8 @@ const CACHED_FOR: Duration = Duration::from_secs(1);
 /// What is known about a client that speaks gRPC.
 const GRPC_CLIENT: &str = "an OpenTelemetry exporter sends over gRPC, which neither Opik nor this agent understands, and its \
                            data is lost: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf for it";
+/// Below this much free space no history file is created.
+const HISTORY_DISK_FREE_MIN: u64 = 64 << 20;
 
 /// The sources of an overview.
 pub struct OverviewSources {
@@ -57,6 +64,10 @@ pub struct OverviewSources {
     pub files_problem: Option<String>,
     /// Returns the state of the copies in the depot, if there is one.
     pub fleet: Option<FleetSource>,
+    /// The store's file: the history is kept beside it.
+    pub store_path: PathBuf,
+    /// The option that names the store in a command, with its value.
+    pub store_option: String,
 }
 
 /// Returns the state of the copies in the depot.
@@ -73,7 +84,17 @@ pub struct OverviewCollector {
     edges: EdgeRegistry,
     /// Whether a client that speaks gRPC has sent something.
     met_grpc: AtomicBool,
+    projects: ProjectCensus,
+    rejections: Mutex<Option<KnownRejections>>,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
+}
+
+/// The cached answers of the server.
+struct KnownRejections {
+    at: Instant,
+    /// How many messages it had rejected then, by answer.
+    of: Vec<(Option<u16>, u64)>,
+    found: RejectionsOverview,
 }
 
 /// The reads from the store for one overview.
@@ -82,6 +103,8 @@ struct StoreReading {
     condition: Condition,
     lanes: Vec<LaneWork>,
     elsewhere: Vec<ElsewhereOverview>,
+    projects: ProjectsOverview,
+    rejections: RejectionsOverview,
 }
 
 impl OverviewCollector {
@@ -96,6 +119,8 @@ impl OverviewCollector {
             replays: Mutex::default(),
             edges: EdgeRegistry::default(),
             met_grpc: AtomicBool::default(),
+            projects: ProjectCensus::default(),
+            rejections: Mutex::default(),
             cached: Mutex::default(),
         }
     }
@@ -119,6 +144,12 @@ impl OverviewCollector {
 
     /// Takes samples until shutdown.
     pub fn run(&self, shutdown: &Shutdown) {
+        let file = HistoryFile::beside(&self.sources.store_path, self.server.base_url());
+        match file.read(now_ms()) {
+            Ok(past) => self.history.restore(past),
+            Err(error) => debug!(target: "opik_offline", "the plots begin anew, their history cannot be read: {error}"),
+        }
+        let mut is_first = true;
         loop {
             let own = Filter::of_server(&self.server);
             let read = self.sources.slot.with(|store| Ok((store.backlog(&own)?, store.condition()?)));
@@ -126,10 +157,34 @@ impl OverviewCollector {
                 self.full.measured(&self.sources.slot, condition);
                 self.note_last_replay(condition);
             }
-            self.history.note(self.sample(read.as_ref().ok().map(|(backlog, _)| backlog)));
+            let (sample, minute) = self.history.note(self.sample(read.as_ref().ok().map(|(backlog, _)| backlog)));
+            // An agent that soon ends, or has no store, leaves no file.
+            if let Ok((backlog, condition)) = &read
+                && !is_first
+            {
+                let has_room = condition.full.is_none()
+                    && condition.disk_free_bytes.is_none_or(|free| free >= HISTORY_DISK_FREE_MIN);
+                if let Err(error) = file.write(&sample, &minute, has_room) {
+                    debug!(target: "opik_offline", "cannot keep the history of the status page: {error}");
+                }
+                self.count_projects(backlog, condition);
+            }
+            is_first = false;
             if shutdown.sleep(history::FINE_INTERVAL) {
                 return;
             }
+        }
+    }
+
+    /// Counts what is stored by project, if somebody looks.
+    fn count_projects(&self, backlog: &Backlog, condition: &Condition) {
+        if condition.encryption.key != KeyState::Usable {
+            return;
+        }
+        let stored = (backlog.waiting(), backlog.rejected() + backlog.held());
+        let counted = |store: &dyn Store| self.projects.count_if_due(store, &self.server, stored);
+        if let Err(error) = self.sources.slot.with(counted) {
+            debug!(target: "opik_offline", "cannot count the messages of each project: {error}");
         }
     }
 
@@ -193,7 +248,13 @@ impl OverviewCollector {
             let own = Filter::of_server(&self.server);
             let elsewhere = elsewhere(&store.backlog(&Filter::default())?, &self.server);
             let (backlog, condition) = (store.backlog(&own)?, store.condition()?);
-            Ok(StoreReading { backlog, condition, lanes: store.lanes(&own, now)?, elsewhere })
+            let stored = (backlog.waiting(), backlog.rejected() + backlog.held());
+            // Paths and the server's answers are encrypted, too.
+            let is_readable = condition.encryption.key == KeyState::Usable;
+            let projects =
+                if is_readable { self.projects.ask(store, &self.server, stored)? } else { Default::default() };
+            let rejections = if is_readable { self.rejections(store, &backlog)? } else { Default::default() };
+            Ok(StoreReading { lanes: store.lanes(&own, now)?, backlog, condition, elsewhere, projects, rejections })
         });
         let sample = self.sample(read.as_ref().ok().map(|reading| &reading.backlog));
         let mut history = self.history.recent();
@@ -218,9 +279,37 @@ impl OverviewCollector {
             lanes_total: lanes.len() as u64,
             edges: self.edges(),
             replays: lock(&self.replays).iter().map(ReplayOverview::of).collect(),
-            day: self.history.day().into_iter().chain([sample]).collect(),
+            page: self.page(read.as_ref().ok(), sample),
             history,
         }
+    }
+
+    /// Returns what only the page shows.
+    fn page(&self, reading: Option<&StoreReading>, now: Sample) -> PageDetails {
+        let options =
+            CommandOptions { db: self.sources.store_option.clone(), server: self.server.base_url().to_owned() };
+        let past = self.history.past(now);
+        let Some(reading) = reading else { return PageDetails { past, options, ..PageDetails::default() } };
+        let (projects, rejections) = (reading.projects.clone(), reading.rejections.clone());
+        PageDetails { past, lanes: LargestLanes::of(&reading.lanes), projects, rejections, options }
+    }
+
+    /// Returns the server's answers to dead letters, cached until their number changes, or for a few seconds.
+    fn rejections(&self, store: &dyn Store, backlog: &Backlog) -> Result<RejectionsOverview, StoreError> {
+        const READ_EVERY: Duration = Duration::from_secs(10);
+        if backlog.rejected() == 0 {
+            return Ok(RejectionsOverview::default());
+        }
+        let mut known = lock(&self.rejections);
+        let is_known =
+            |known: &KnownRejections| known.of == backlog.rejected_by_answer && known.at.elapsed() < READ_EVERY;
+        if let Some(known) = known.as_ref().filter(|known| is_known(known)) {
+            return Ok(known.found.clone());
+        }
+        let found = RejectionsOverview::read(store, &self.server)?;
+        let of = backlog.rejected_by_answer.clone();
+        *known = Some(KnownRejections { at: Instant::now(), of, found: found.clone() });
+        Ok(found)
     }
 
     fn agent(&self) -> AgentOverview {
@@ -270,6 +359,14 @@ impl OverviewCollector {
         StoreOverview { reason, unproven_since_ms, live_writes, refused_while_unusable, ..StoreOverview::default() }
     }
 
+    /// Returns the option that names the store, as commands are continued with it.
+    fn store_option(&self) -> String {
+        match self.sources.store_option.as_str() {
+            "" => String::new(),
+            option => format!(" {option}"),
+        }
+    }
+
     /// Returns how the store is full: as writes have found it, or as it measures itself before any has.
     fn full_overview(&self, store: &StoreOverview, condition: &Condition) -> Option<FullOverview> {
         let episode = self.full.episode();
@@ -280,7 +377,7 @@ impl OverviewCollector {
             reason: fullness.reason.clone(),
             refused_writes: episode.as_ref().map_or(0, |episode| episode.refused),
             passed_on_writes: episode.as_ref().map_or(0, |episode| episode.passed_on),
-            remedies: remedies(fullness.limit, store.waiting, store.rejected, ""),
+            remedies: remedies(fullness.limit, store.waiting, store.rejected, &self.store_option()),
         })
     }
 
@@ -310,14 +407,17 @@ impl OverviewCollector {
 
     fn sample(&self, backlog: Option<&Backlog>) -> Sample {
         let OverviewSources { connection, metrics, .. } = &self.sources;
+        let state = connection.state();
         Sample {
             at_ms: now_ms(),
             uptime_ms: millis(self.uptime()),
-            available: match connection.availability() {
+            available: match state.availability {
                 Availability::Unknown => None,
                 Availability::Available => Some(true),
                 Availability::Unavailable => Some(false),
             },
+            since_ms: state.since.duration_since(UNIX_EPOCH).map_or(0, |since| millis(since) as i64),
+            away: Away::default(),
             waiting: backlog.map(Backlog::waiting),
             waiting_bytes: backlog.map(|backlog| waiting_sums(backlog).2),
             kept: backlog.map(Backlog::rejected),

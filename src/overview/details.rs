@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::rejections::first_words;
 use super::{EdgesOverview, EtaOverview, FleetOverview, FullOverview, pace_of};
 use crate::delivery::eta::Situation;
 use crate::delivery::pacing::PaceSettings;
@@ -19,8 +20,6 @@ use crate::telemetry::history::{Rates, Sample};
 pub(crate) const REASONS_OF_NEWEST: usize = 200;
 /// How many different reasons are kept.
 const REASONS_MAX: usize = 10;
-/// How many characters of a reason are kept.
-const REASON_CHARS_MAX: usize = 200;
 
 /// A command's reads from a store.
 #[derive(Default)]
@@ -147,22 +146,6 @@ fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.messages));
     reasons.truncate(REASONS_MAX);
     Ok(reasons)
-}
-
-/// Returns the beginning of an answer in one line; of an error of Opik's, its message and details.
-fn first_words(text: &str) -> String {
-    let error: Option<serde_json::Value> = serde_json::from_str(text).ok();
-    let field = |name| error.as_ref().and_then(|error: &serde_json::Value| error[name].as_str());
-    let message = match (field("message"), field("details")) {
-        (Some(message), Some(details)) => format!("{message}: {details}"),
-        (Some(message), None) => message.to_owned(),
-        (None, _) => text.to_owned(),
-    };
-    // A server's text must not drive the terminal.
-    let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let is_long = words.chars().count() > REASON_CHARS_MAX;
-    if is_long { words.chars().take(REASON_CHARS_MAX - 1).chain(['…']).collect() } else { words }
 }
 
 /// The part of a running agent's overview that a command shows: the agent has seen more than the store records. Agents

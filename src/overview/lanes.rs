@@ -37,9 +37,58 @@ pub struct HeldOverview {
     /// In milliseconds since the Unix epoch; in the past once the lane is retried and nothing has passed yet.
     pub until_ms: i64,
     pub reason: String,
-    /// Whether the server refuses the key.
+    /// Whether the server refused its key.
     #[serde(skip)]
     pub is_key_refused: bool,
+}
+
+/// The lanes that a page lists, of any number.
+#[derive(Clone, Debug, Default)]
+pub struct LargestLanes {
+    /// Those with the most messages, and the largest of those that are held; the largest first.
+    pub list: Vec<LaneOverview>,
+    /// How many lanes there are.
+    pub total: u64,
+    /// How many of them are held.
+    pub held: u64,
+    /// How many of these have a key that the server refused.
+    pub key_refused: u64,
+    /// Messages in lanes that are not listed.
+    pub others_waiting: u64,
+}
+
+impl LargestLanes {
+    /// How many of the largest lanes are listed.
+    pub(crate) const LARGEST_MAX: usize = 20;
+    /// How many of the largest held lanes are listed, if they are not among the largest.
+    pub(crate) const HELD_MAX: usize = 10;
+
+    pub(super) fn of(lanes: &[LaneWork]) -> Self {
+        let mut largest: Vec<&LaneWork> = lanes.iter().collect();
+        largest.sort_by_key(|work| std::cmp::Reverse(work.failed));
+        let mut held_left = Self::HELD_MAX;
+        let mut list = Vec::new();
+        for (rank, work) in largest.iter().enumerate() {
+            let is_held = work.holds().next().is_some();
+            if rank < Self::LARGEST_MAX || is_held && held_left > 0 {
+                held_left -= usize::from(is_held && held_left > 0);
+                list.push(LaneOverview::of(work));
+            }
+        }
+        let is_refused = |work: &&LaneWork| work.holds().next().is_some_and(Hold::is_credential_refused);
+        let waiting = |count: u64, lane: &LaneOverview| count + lane.waiting;
+        Self {
+            total: lanes.len() as u64,
+            held: lanes.iter().filter(|work| work.holds().next().is_some()).count() as u64,
+            key_refused: lanes.iter().filter(is_refused).count() as u64,
+            others_waiting: lanes
+                .iter()
+                .map(|work| work.failed)
+                .sum::<u64>()
+                .saturating_sub(list.iter().fold(0, waiting)),
+            list,
+        }
+    }
 }
 
 /// Returns why a lane is held, with every bucket that is rate limited.
@@ -94,6 +143,19 @@ mod tests {
         ] {
             assert_eq!(held_for(&lanes, 1000), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn the_largest_lanes_are_listed_and_the_others_counted() {
+        let lanes: Vec<LaneWork> =
+            (1..=1000).map(|number| LaneWork { failed: number, ..lane((number % 100 == 0).then_some(5000)) }).collect();
+        let found = LargestLanes::of(&lanes);
+        assert_eq!((found.total, found.held, found.key_refused), (1000, 10, 0));
+        let waiting: Vec<u64> = found.list.iter().map(|lane| lane.waiting).collect();
+        let expected: Vec<u64> = (981..=1000).rev().chain((1..=9).rev().map(|hundred| hundred * 100)).collect();
+        assert_eq!(waiting, expected, "the 20 largest, and the held ones behind them");
+        assert_eq!(found.others_waiting, (1..=1000).sum::<u64>() - expected.iter().sum::<u64>());
+        assert_eq!(LargestLanes::of(&[]).total, 0);
     }
 
     #[test]

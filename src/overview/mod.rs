@@ -18,6 +18,9 @@ pub(crate) mod edges;
 mod facts;
 pub(crate) mod full_watch;
 pub(crate) mod lanes;
+pub(crate) mod page;
+pub(crate) mod projects;
+pub(crate) mod rejections;
 pub(crate) mod store;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +29,7 @@ pub(crate) use self::collector::OverviewCollector;
 use self::dial::DialOverview;
 pub(crate) use self::edges::{EdgesOverview, HubOverview};
 pub(crate) use self::lanes::LaneOverview;
+pub(crate) use self::page::PageDetails;
 pub(crate) use self::store::{ElsewhereOverview, FullOverview, LiveWrites, RecoveryOverview, StoreOverview, elsewhere};
 use crate::delivery::eta::Eta;
 use crate::monitor::Availability;
@@ -59,9 +63,9 @@ pub struct Overview {
     pub replays: Vec<ReplayOverview>,
     /// A sample every 5 seconds of the last quarter of an hour, the oldest first.
     pub history: Vec<Sample>,
-    /// A sample for each minute of the last day. Only for the page's plot: JSON for programs stays small.
+    /// Only for the page: JSON for programs stays small.
     #[serde(skip)]
-    pub day: Vec<Sample>,
+    pub page: PageDetails,
 }
 
 /// The agent's process. All fields are empty where no agent runs, which only the command shows.

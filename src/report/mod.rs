@@ -3,6 +3,7 @@
 //! A report is made of values that a room returned; it decides nothing but how they are shown. Within a `schema_version`
 //! fields are only added. Text from elsewhere goes through [`crate::terminal::Shown`], which escapes it.
 
+pub(crate) mod bundle;
 pub(crate) mod fleet;
 pub(crate) mod groups;
 pub(crate) mod launch;

@@ -1,8 +1,12 @@
 //! Recent history: samples of the backlog and the counters, and the rates that follow from them.
 //!
 //! Two ring buffers of fixed size: a sample every [`FINE_INTERVAL`] for a quarter of an hour, and one a minute for a
-//! day. They are in memory only and take a quarter of a megabyte at most. The facts that matter after a crash (the
-//! backlog and the last replay) are in the store, and a plot is not worth a commit every minute.
+//! day. They take half a megabyte at most. A minute keeps the peak and the outages of its samples, so that both say the
+//! same about the same time.
+//!
+//! The facts that matter after a crash (the backlog and the last replay) are in the store, and a plot is not worth a
+//! commit every minute. The samples of an earlier agent are read from a file beside the store ([`super::history_file`]);
+//! they are only plotted: rates follow from this agent's own, whose counters start with it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,6 +39,12 @@ pub struct Sample {
     pub uptime_ms: u64,
     /// Whether the server was available; `None` before the first ping.
     pub available: Option<bool>,
+    /// Since when, in milliseconds since the Unix epoch.
+    #[serde(skip)]
+    pub since_ms: i64,
+    /// The time of the sample before, or of this minute, in which the server was unavailable.
+    #[serde(skip)]
+    pub away: Away,
     /// Messages that still had to reach the server; `None` if the store could not be read.
     pub waiting: Option<u64>,
     /// Bytes of their bodies.
@@ -49,6 +59,26 @@ pub struct Sample {
     pub delivered: u64,
     /// Messages that this agent set aside as rejected.
     pub rejected: u64,
+}
+
+/// Time in which the server was unavailable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Away {
+    /// When it began, in milliseconds since the Unix epoch.
+    pub from_ms: i64,
+    /// How long it was, all outages together; 0 if there was none.
+    pub for_ms: u64,
+}
+
+impl Away {
+    /// Returns the outages of this time and of a later one together.
+    fn and(self, later: Self) -> Self {
+        match (self.for_ms, later.for_ms) {
+            (0, _) => later,
+            (_, 0) => self,
+            (earlier, later) => Self { from_ms: self.from_ms, for_ms: earlier + later },
+        }
+    }
 }
 
 /// Throughput in messages per second.
@@ -78,31 +108,49 @@ pub(crate) struct History(Mutex<Rings>);
 #[derive(Debug, Default)]
 struct Rings {
     fine: VecDeque<Sample>,
+    /// Of earlier agents.
+    earlier: Vec<Sample>,
     coarse: VecDeque<Sample>,
 }
 
+/// A snapshot of the last day.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// A sample every [`FINE_INTERVAL`], the oldest first.
+    pub fine: Vec<Sample>,
+    /// A sample for each minute, the oldest first: with the largest backlog of that minute, when it was, and the outages
+    /// of that minute.
+    pub coarse: Vec<Sample>,
+}
+
 impl History {
-    /// Adds a sample.
-    pub(crate) fn note(&self, sample: Sample) {
+    /// Adds a sample. Returns it and its minute as they are kept.
+    pub(crate) fn note(&self, sample: Sample) -> (Sample, Sample) {
         let mut rings = self.lock();
+        let sample = with_outage(rings.fine.back(), sample);
         push(&mut rings.fine, sample, FINE_MAX);
-        let minute = |sample: &Sample| sample.uptime_ms / COARSE_INTERVAL.as_millis() as u64;
-        match rings.coarse.back_mut().filter(|last| minute(last) == minute(&sample)) {
-            // Short peaks and outages have to show in the plot of a day.
+        let minute = match rings.coarse.back_mut().filter(|last| minute(last) == minute(&sample)) {
             Some(last) => {
-                let available = if last.available == Some(false) { last.available } else { sample.available };
-                let (waiting, waiting_bytes) = if last.waiting > sample.waiting {
-                    (last.waiting, last.waiting_bytes)
-                } else {
-                    (sample.waiting, sample.waiting_bytes)
-                };
-                *last = Sample { available, waiting, waiting_bytes, ..sample };
+                *last = merged(last, sample);
+                *last
             }
-            None => push(&mut rings.coarse, sample, COARSE_MAX),
-        }
+            None => {
+                push(&mut rings.coarse, sample, COARSE_MAX);
+                sample
+            }
+        };
+        (sample, minute)
     }
 
-    /// Returns the samples of the last quarter of an hour, oldest first.
+    /// Adds what earlier agents measured. Called before the first [`History::note`].
+    pub(crate) fn restore(&self, past: Past) {
+        let mut rings = self.lock();
+        rings.earlier = past.fine;
+        let skipped = past.coarse.len().saturating_sub(COARSE_MAX);
+        rings.coarse = past.coarse.into_iter().skip(skipped).collect();
+    }
+
+    /// Returns this agent's own samples of the last quarter of an hour, oldest first.
     pub(crate) fn recent(&self) -> Vec<Sample> {
         self.lock().fine.iter().copied().collect()
     }
@@ -112,16 +160,46 @@ impl History {
         self.lock().fine.back().copied()
     }
 
-    /// Returns a sample for each minute of the last day, oldest first: with the largest backlog of that minute, and
-    /// unavailable if the server was unavailable at any time in it.
-    pub(crate) fn day(&self) -> Vec<Sample> {
-        self.lock().coarse.iter().copied().collect()
+    /// Returns a snapshot of the last day, with this sample as the newest. Both parts have the same peaks and outages
+    /// where they cover the same time.
+    pub(crate) fn past(&self, now: Sample) -> Past {
+        let rings = self.lock();
+        let now = with_outage(rings.fine.back(), now);
+        let fine = rings.earlier.iter().chain(&rings.fine).copied().chain([now]).collect();
+        Past { fine, coarse: rings.coarse.iter().copied().chain([now]).collect() }
     }
 
     /// Samples are pushed whole, so the rings' invariants hold even after a panic elsewhere.
     fn lock(&self) -> MutexGuard<'_, Rings> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn minute(sample: &Sample) -> i64 {
+    sample.at_ms.div_euclid(COARSE_INTERVAL.as_millis() as i64)
+}
+
+/// Returns a minute to which a sample was added: short peaks and outages have to show in the plot of a day.
+fn merged(minute: &Sample, sample: Sample) -> Sample {
+    let away = minute.away.and(sample.away);
+    let peak = if minute.waiting > sample.waiting { *minute } else { sample };
+    Sample { at_ms: peak.at_ms, waiting: peak.waiting, waiting_bytes: peak.waiting_bytes, away, ..sample }
+}
+
+/// Returns a sample with the outage that it shows since the one before. The connection tells since when it is as it is,
+/// so that an outage does not begin with the next sample only.
+fn with_outage(before: Option<&Sample>, sample: Sample) -> Sample {
+    let span = sample.uptime_ms.saturating_sub(before.map_or(0, |before| before.uptime_ms));
+    // The wall clock may have jumped.
+    let unchanged = u64::try_from(sample.at_ms.saturating_sub(sample.since_ms)).unwrap_or(0).min(span);
+    let from_ms = sample.at_ms.saturating_sub_unsigned(span);
+    let away = match (before.and_then(|before| before.available), sample.available) {
+        (_, Some(false)) => Away { from_ms: sample.at_ms.saturating_sub_unsigned(unchanged), for_ms: unchanged },
+        // It ended since, or was so short that it began since as well.
+        (Some(_), Some(true)) if unchanged < span => Away { from_ms, for_ms: span - unchanged },
+        _ => Away::default(),
+    };
+    Sample { away, ..sample }
 }
 
 fn push(ring: &mut VecDeque<Sample>, sample: Sample, max: usize) {
@@ -243,41 +321,97 @@ mod tests {
         of.iter().enumerate().map(sample).collect()
     }
 
+    /// A sample of the server's state, `changed` seconds after its last change.
+    fn at(second: u64, waiting: u64, available: bool, changed: u64) -> Sample {
+        Sample {
+            at_ms: second as i64 * 1000,
+            uptime_ms: second * 1000,
+            available: Some(available),
+            since_ms: (second as i64 - changed as i64) * 1000,
+            waiting: Some(waiting),
+            ..Sample::default()
+        }
+    }
+
     #[test]
     fn memory_is_bounded_and_the_newest_stay() {
         let history = History::default();
+        let full = vec![Sample::default(); 10 * COARSE_MAX];
+        history.restore(Past { fine: Vec::new(), coarse: full });
         for second in (0..3 * 24 * 3600).step_by(5) {
-            history.note(Sample { uptime_ms: second * 1000, waiting: Some(second), ..Sample::default() });
+            history.note(at(second, second, true, second));
         }
-        assert_eq!((history.recent().len(), history.day().len()), (FINE_MAX, COARSE_MAX));
+        let past = history.past(at(3 * 24 * 3600, 0, true, 0));
+        assert_eq!((past.fine.len(), past.coarse.len()), (FINE_MAX + 1, COARSE_MAX + 1));
         assert_eq!(history.recent().last().map(|last| last.uptime_ms), Some((3 * 24 * 3600 - 5) * 1000));
-        assert_eq!(history.day().last().map(|last| last.uptime_ms), Some((3 * 24 * 3600 - 5) * 1000));
-        assert!(size_of::<Sample>() * (FINE_MAX + COARSE_MAX) < 256 * 1024);
+        assert_eq!(past.coarse[COARSE_MAX - 1].uptime_ms, (3 * 24 * 3600 - 5) * 1000);
+        assert!(size_of::<Sample>() * (2 * FINE_MAX + COARSE_MAX) < 512 * 1024);
     }
 
     #[test]
     fn a_minute_keeps_its_peak_and_its_outage() {
         let history = History::default();
-        for sample in samples(&[(0, 0, true), (70, 0, false), (3, 67, true)]) {
+        for sample in [at(60, 0, true, 60), at(65, 70, false, 2), at(70, 40, false, 7), at(75, 3, true, 1)] {
             history.note(sample);
         }
-        let day = history.day();
-        assert_eq!(day.len(), 1);
-        assert_eq!((day[0].waiting, day[0].available, day[0].delivered), (Some(70), Some(false), 67));
+        let past = history.past(at(80, 0, true, 6));
+        let Past { fine, coarse } = past;
+        assert_eq!(coarse.len(), 2, "one minute, and now");
+        assert_eq!((coarse[0].waiting, coarse[0].at_ms, coarse[0].uptime_ms), (Some(70), 65_000, 75_000));
+        assert_eq!(coarse[0].away, Away { from_ms: 63_000, for_ms: 11_000 }, "from 63 to 74 s");
+        let away: u64 = fine.iter().map(|sample| sample.away.for_ms).sum();
+        assert_eq!(away, coarse[0].away.for_ms, "both plots tell of the same outage");
+    }
+
+    #[test]
+    fn an_outage_between_two_samples_is_seen() {
+        let history = History::default();
+        history.note(at(60, 0, true, 60));
+        let (sample, _) = history.note(at(65, 0, true, 2));
+        assert_eq!(sample.away, Away { from_ms: 60_000, for_ms: 3000 });
+        let (sample, _) = history.note(at(70, 0, true, 7));
+        assert_eq!(sample.away.for_ms, 0);
+    }
+
+    #[test]
+    fn the_first_ping_is_not_the_end_of_an_outage() {
+        let history = History::default();
+        history.note(Sample { available: None, ..at(5, 0, true, 5) });
+        let (sample, _) = history.note(at(10, 0, true, 1));
+        assert_eq!(sample.away.for_ms, 0);
+        let (sample, _) = History::default().note(at(3, 0, false, 1));
+        assert_eq!(sample.away, Away { from_ms: 2000, for_ms: 1000 }, "unavailable from the first ping on");
+    }
+
+    #[test]
+    fn samples_of_an_earlier_agent_are_plotted_and_not_counted() {
+        let history = History::default();
+        let earlier = Sample { uptime_ms: 900_000, delivered: 0, ..at(55, 90, true, 50) };
+        history.restore(Past { fine: vec![earlier], coarse: vec![earlier] });
+        history.note(at(58, 5, true, 1));
+        let past = history.past(at(61, 4, true, 4));
+        assert_eq!(past.fine.iter().map(|at| at.waiting).collect::<Vec<_>>(), [Some(90), Some(5), Some(4)]);
+        assert_eq!(past.coarse[0].waiting, Some(90), "the minute of the restart has the peak from before it");
+        assert_eq!(history.recent().len(), 1, "rates follow from the agent's own samples");
     }
 
     #[test]
     fn rates_cover_the_last_minute() {
         assert_eq!(rates(&[]), None);
         assert_eq!(rates(&[Sample::default()]), None, "one sample gives no rate");
-        let at = |seconds: u64, forwarded, stored, delivered| Sample {
+        let counted = |seconds: u64, forwarded, stored, delivered| Sample {
             uptime_ms: seconds * 1000,
             forwarded,
             stored,
             delivered,
             ..Sample::default()
         };
-        let found = rates(&[at(0, 0, 0, 0), at(40, 4000, 0, 0), at(70, 4030, 60, 30), at(100, 4060, 120, 90)]);
+        let found = rates(&[
+            counted(0, 0, 0, 0),
+            counted(40, 4000, 0, 0),
+            counted(70, 4030, 60, 30),
+            counted(100, 4060, 120, 90),
+        ]);
         let found = found.expect("a minute was seen");
         assert_eq!(
             (found.window_seconds, found.in_per_second, found.forwarded_per_second, found.stored_per_second),

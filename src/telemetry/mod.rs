@@ -5,5 +5,6 @@
 //! of a million lines.
 
 pub(crate) mod history;
+pub(crate) mod history_file;
 pub(crate) mod log;
 pub mod metrics;

@@ -104,6 +104,7 @@ mod startup;
 mod status_page;
 mod stopping;
 mod stranded;
+mod support_bundle;
 mod tls;
 mod two_processes;
 mod unread;

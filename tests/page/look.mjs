@@ -9,7 +9,9 @@ import puppeteer from "puppeteer-core";
 
 const [chromium, agentBinary, folder] = process.argv.slice(2);
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const WIDTHS = [360, 1280];
+const WIDTHS = [360, 800, 1280];
+// Between a phone and a desktop only the layout differs.
+const MIDDLE = 800;
 const PATIENCE_MS = 60_000;
 let passed = 0;
 const ok = (what) => { passed += 1; console.log(`ok  ${what}`); };
@@ -58,6 +60,14 @@ async function open(browser, address, { width, dark, javascript }) {
 async function assertFits(page, what) {
   const [wide, room] = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
   check(wide <= room, `${what}: the page is ${wide} px wide, the window ${room}`);
+  // Neither does a part of it scroll sideways, or reach out of its card.
+  const out = await page.$$eval("section *:not(svg *)", (found) => found.filter((it) => {
+    if (it.closest(".unseen, thead")) return false;
+    const card = it.closest("section").getBoundingClientRect();
+    const box = it.getBoundingClientRect();
+    return it.scrollWidth > it.clientWidth + 1 && getComputedStyle(it).overflowX !== "visible" || box.right > card.right + 1;
+  }).map((it) => it.outerHTML.slice(0, 200)));
+  check(out.length === 0, `${what}: too wide: ${out.slice(0, 3).join("\n")}`);
 }
 
 // WCAG 2.1 AA by axe-core: headings, names, captions, contrast.
@@ -73,14 +83,17 @@ async function looks(browser, origin) {
   check(names.length >= 7, "the pages were not written");
   for (const name of names) {
     for (const width of WIDTHS) {
-      for (const dark of [false, true]) {
+      for (const dark of width === MIDDLE ? [false] : [false, true]) {
         const what = `${name}-${width}-${dark ? "dark" : "light"}`;
-        for (const javascript of [false, true]) {
+        for (const javascript of width === MIDDLE ? [true] : [false, true]) {
           const { page, complaints } = await open(browser, `${origin}/${name}.html`, { width, dark, javascript });
           check(complaints.length === 0, `${what}: the browser complains: ${complaints}`);
           await assertFits(page, what);
           const live = await page.evaluate(() => document.documentElement.dataset.live ?? "no");
           check(live === (javascript ? "yes" : "no"), `${what}: the script ${javascript ? "does not run" : "runs"}`);
+          const shown = await page.$$eval("button.copy", (found) => found.filter((it) => it.offsetParent !== null).length);
+          const all = (await page.$$("button.copy")).length;
+          check(shown === (javascript ? all : 0), `${what}: ${shown} of ${all} buttons are shown`);
           if (javascript) {
             await assertAccessible(page, what);
             await page.screenshot({ path: path.join(folder, `${what}.png`), fullPage: true });
@@ -101,13 +114,19 @@ async function agentAlive(browser) {
     OPIK_CONNECTION_MONITOR_PING_INTERVAL: "0.2", OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT: "1",
   };
   const args = ["agent", "--listen", "127.0.0.1:0", "--db", path.join(home, "store.db"), "--upstream", `http://127.0.0.1:${opikPort}/api`];
-  const agent = spawn(agentBinary, args, { env, stdio: ["ignore", "ignore", "pipe"] });
   let said = "";
-  agent.stderr.on("data", (data) => { said += data; });
+  const start = () => {
+    const started = spawn(agentBinary, args, { env, stdio: ["ignore", "ignore", "pipe"] });
+    started.stderr.on("data", (data) => { said += data; });
+    return started;
+  };
+  let agent = start();
   try {
     const port = () => said.match(/listening on http:\/\/127\.0\.0\.1:(\d+)/)?.[1];
     await until("the agent listens", () => port() !== undefined);
     const origin = `http://127.0.0.1:${port()}`;
+    // Copies of commands.
+    await browser.defaultBrowserContext().overridePermissions(origin, ["clipboard-read", "clipboard-write", "clipboard-sanitized-write"]);
     const write = (workspace) => fetch(`${origin}/api/v1/private/traces`, {
       method: "POST",
       headers: { "content-type": "application/json", "comet-workspace": workspace, authorization: "a-secret-key-0123456789" },
@@ -135,6 +154,9 @@ async function agentAlive(browser) {
     await new Promise((done) => opik.close(done));
     for (let n = 0; n < 30; n += 1) check((await write(`<script>team ${n}</script>`)).status === 201, "a write was not stored");
     await until("the page shows the outage by itself", async () => (await verdict()).includes("30 messages are safe on disk"));
+    const tab = () => page.evaluate(() => [document.title, document.querySelector("link[rel=icon]").href]);
+    check((await tab())[0] === "▲ server away, 30 waiting · opik-offline", `the title is ${(await tab())[0]}`);
+    check((await tab())[1].includes("M5 0l5 10H0z"), `the icon is ${(await tab())[1]}`);
     check(await page.evaluate(() => window.sameDocument), "the page was loaded again instead of being brought up to date");
     const text = await page.evaluate(() => document.documentElement.outerHTML);
     check(!text.includes("a-secret-key") && text.includes("a-se***"), "a key is shown");
@@ -160,9 +182,21 @@ async function agentAlive(browser) {
     check(complaints.length === 0, `the browser complains: ${complaints}`);
     ok("a real agent: back, and the replay is told");
 
-    agent.kill("SIGTERM");
+    check((await tab())[0] === "● all delivered · opik-offline", `the title is ${(await tab())[0]}`);
+    agent.kill("SIGKILL");
     await until("the page says that the agent is gone", () => page.evaluate(() => !document.getElementById("lost").hidden));
-    ok("a page that is old says so");
+    check((await tab())[0] === "■ no answer · opik-offline", `the title is ${(await tab())[0]}`);
+    ok("a page that is old says so, and so does its tab");
+    await page.close();
+
+    said = "";
+    agent = start();
+    await until("the agent listens again", () => port() !== undefined);
+    const again = await open(browser, `http://127.0.0.1:${port()}/-/`, { width: 1280, dark: false, javascript: true });
+    const plots = await again.page.evaluate(() => document.getElementById("plots").innerText);
+    check(plots.includes("At most 30 waited") && plots.includes("The server was away for"), `the plots forgot: ${plots}`);
+    await again.page.screenshot({ path: path.join(folder, "agent-restarted.png"), fullPage: true });
+    ok("a real agent: the plots survive a restart");
   } finally {
     agent.kill("SIGKILL");
     rmSync(home, { recursive: true, force: true });

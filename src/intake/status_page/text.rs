@@ -51,6 +51,18 @@ pub(super) fn number(number: u64) -> String {
     text
 }
 
+/// Returns a number for the axis of a plot, where there is little room: `50,000`, `1.5M`.
+pub(super) fn axis_number(count: u64) -> String {
+    let units = [("G", 1_000_000_000_u64), ("M", 1_000_000)];
+    match units.into_iter().find(|(_, unit)| count >= *unit) {
+        Some((name, unit)) => {
+            let text = format!("{:.1}", count as f64 / unit as f64);
+            format!("{}{name}", text.trim_end_matches(".0"))
+        }
+        None => number(count),
+    }
+}
+
 /// Returns a count with its noun: `1 message`, `1,200 messages`.
 pub(super) fn words(count: u64, noun: &str) -> String {
     format!("{} {noun}{}", number(count), if count == 1 { "" } else { "s" })

@@ -80,7 +80,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         edges: view.edges,
         replays: last_replay.map(ReplayOverview::of).into_iter().collect(),
         history: view.history,
-        day: Vec::new(),
+        page: crate::overview::PageDetails::default(),
     };
     let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
     Gathered { overview, agent, other_agent, latency_ms, store, is_full_from_agent, sample }

@@ -246,9 +246,6 @@ pub(crate) struct OtherAgentReport {
     pub rejected: Option<u64>,
     pub oldest_accepted_at: Option<String>,
     pub oldest_age_seconds: Option<u64>,
-    /// All of that, and the command that shows it, for people.
-    #[serde(skip)]
-    pub text: String,
 }
 
 impl OtherAgentReport {
@@ -264,7 +261,6 @@ impl OtherAgentReport {
             rejected: agent.store.rejected,
             oldest_accepted_at: oldest_ms.map(time),
             oldest_age_seconds: age_ms.map(|age_ms| u64::try_from(age_ms / 1000).unwrap_or(0)),
-            text: agent.other_store_text(),
         }
     }
 }

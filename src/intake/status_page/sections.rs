@@ -1,0 +1,387 @@
+//! The sections of the page: what hurts and the command that helps, then what there is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::badge::Badge;
+use super::command::ShownCommand;
+use super::table::{HtmlCell, HtmlTable, short};
+use super::text::{ago, elided, escaped, moment, number, rate, since, size, words};
+use super::verdict::{held, waits_for};
+use crate::delivery::eta::{EtaState, in_words};
+use crate::overview::rejections::RejectionOverview;
+use crate::overview::{LaneOverview, Overview, ReplayOverview};
+
+/// How many edges the page lists.
+const EDGES_MAX: usize = 50;
+/// How many other servers it lists.
+const SERVERS_MAX: usize = 5;
+/// A URL that is longer is no help in a command.
+const COMMAND_URL_MAX: usize = 500;
+/// How many corrupt files that the store was recovered from it lists.
+const RECOVERIES_MAX: usize = 5;
+/// How many statuses of the server's answers it lists.
+const STATUSES_MAX: usize = 8;
+
+/// What needs a person, each with the command that helps, if there is one.
+pub(super) fn problems(overview: &Overview) -> String {
+    let (store, options) = (&overview.store, &overview.page.options);
+    let mut items = String::new();
+    let mut item = |text: &str, command: Option<ShownCommand>| {
+        let command = command.map_or(String::new(), |command| command.html());
+        let _ = write!(items, "<li><p>{}{}</p>{command}</li>", Badge::Warn.html(), escaped(&elided_words(text)));
+    };
+    let own = |words: &str| ShownCommand::new(words, options).with_server("--upstream", &options.server);
+    if overview.eta.as_ref().is_some_and(|eta| eta.eta.state == EtaState::Stalled) {
+        item(
+            "Nothing gets through, although the Opik server answers. This checks every part:",
+            Some(own("healthcheck")),
+        );
+    }
+    let refused = overview.page.lanes.key_refused;
+    if refused > 0 {
+        let are = if refused == 1 { "is" } else { "are" };
+        let text = format!(
+            "{} {are} held because the Opik server refuses the key. Once OPIK_API_KEY or ~/.opik.config has a key that \
+             works, this gives it to their messages, after a preview:",
+            words(refused, "lane")
+        );
+        item(&text, Some(own("replay --rekey")));
+    }
+    let held = held(overview);
+    if held > 0 {
+        let were = if held == 1 { "was" } else { "were" };
+        let text = format!(
+            "{} {were} refused because the time in the ids is outside the window of the Opik server. The agent tries now \
+             and then; once the server's window was widened, this sends them at once:",
+            words(held, "message")
+        );
+        item(&text, Some(own("replay --status held")));
+    }
+    for other in store.elsewhere.iter().filter(|other| other.waiting > 0).take(SERVERS_MAX) {
+        let text =
+            |server: &str| format!("{} {server}, which this agent does not deliver to.", waits_for(other.waiting));
+        match &other.server {
+            Some(url) => {
+                let command = ShownCommand::new("replay", options).with_server("--upstream", url);
+                item(&text(&elided(url)), Some(command).filter(|_| url.len() <= COMMAND_URL_MAX));
+            }
+            None => item(&text("a server that was not recorded"), None),
+        }
+    }
+    if let Some(problem) = &overview.agent.files_problem {
+        item(problem, None);
+    }
+    if let Some(problem) = overview.fleet.as_ref().and_then(|fleet| fleet.problem.as_ref()) {
+        item(&format!("Nothing can be copied to the depot: {problem}"), None);
+    }
+    if items.is_empty() {
+        return items;
+    }
+    format!(
+        r#"<section aria-labelledby="h-problems"><h2 id="h-problems">Needs attention</h2><ul class="problems">{items}</ul></section>"#
+    )
+}
+
+/// Returns the beginning of a text from elsewhere that may be of any length.
+fn elided_words(text: &str) -> String {
+    const CHARS_MAX: usize = 500;
+    match text.char_indices().nth(CHARS_MAX) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+/// Why the server rejected messages, in its own words.
+pub(super) fn rejected(overview: &Overview) -> String {
+    let (store, options, rejections) = (&overview.store, &overview.page.options, &overview.page.rejections);
+    if store.rejected == 0 {
+        return String::new();
+    }
+    let heads = ["Answer", "The server’s words", ">Messages", "Which", "Newest ids"];
+    let mut table = HtmlTable::new("c-rejected", "Rejected by the Opik server", &heads);
+    for rejection in &rejections.list {
+        let answer = rejection.status.map_or("no answer".to_owned(), |code| code.to_string());
+        table.row(&[
+            HtmlCell::Html(format!("{}{answer}", Badge::Bad.html())),
+            HtmlCell::Words(&rejection.words),
+            short(number(rejection.messages)),
+            HtmlCell::Long(&which(rejection)),
+            HtmlCell::Html(ids(rejection)),
+        ]);
+    }
+    let by_answer = store.rejected_by_answer.iter().take(STATUSES_MAX).map(|by| {
+        let answer = by.status.map_or("no answer".to_owned(), |code| code.to_string());
+        format!("{} with {answer}", number(by.messages))
+    });
+    let all = format!("{} in all: {}.", number(store.rejected), by_answer.collect::<Vec<_>>().join(", "));
+    let read = match rejections.read {
+        0 => "Their answers can’t be read here.".to_owned(),
+        read if read < store.rejected => format!("The table is about the newest {}.", number(read)),
+        _ => String::new(),
+    };
+    let others = match rejections.others {
+        0 => String::new(),
+        others => format!("{} with other words are not listed.", number(others)),
+    };
+    let note = [all, read, others].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+    let newest = rejections.list.iter().filter_map(|rejection| rejection.ids.first()).max();
+    let server = &options.server;
+    let mut commands = String::new();
+    let mut command = |what: &str, command: ShownCommand| {
+        let _ = write!(commands, "<dt>{what}</dt><dd>{}</dd>", command.html());
+    };
+    command("List them", ShownCommand::new("inspect --rejected", options));
+    if let Some(id) = newest {
+        command("Show one whole", ShownCommand::new(&format!("inspect {id}"), options));
+    }
+    let again = ShownCommand::new("replay --rejected", options).with_server("--upstream", server);
+    command("Send them again, once the cause is mended", again);
+    let purge = ShownCommand::new("purge --rejected", options).with_server("--server", server);
+    command("Delete them, after a question", purge);
+    table.end_with(&[note], &format!(r#"<dl class="commands">{commands}</dl>"#))
+}
+
+/// Returns which messages were rejected with some words.
+fn which(rejection: &RejectionOverview) -> String {
+    let types = rejection.message_types.iter().map(|name| name.trim_end_matches("Message")).collect::<Vec<_>>();
+    let workspaces = rejection.workspaces.iter().map(String::as_str).collect::<Vec<_>>();
+    format!("{} in {}", types.join(", "), workspaces.join(", "))
+}
+
+fn ids(rejection: &RejectionOverview) -> String {
+    let mut html = String::new();
+    for id in &rejection.ids {
+        let _ = write!(html, "<code>{id}</code> ");
+    }
+    if rejection.messages > rejection.ids.len() as u64 {
+        html.push('…');
+    }
+    html
+}
+
+/// What is stored, by state and type: that many rows at most.
+pub(super) fn groups(overview: &Overview) -> String {
+    if overview.store.groups.is_empty() {
+        return String::new();
+    }
+    let mut sums: Vec<(&str, BTreeMap<&str, (u64, u64, u64)>)> = Vec::new();
+    for group in &overview.store.groups {
+        let types = match sums.iter_mut().position(|(status, _)| *status == group.status) {
+            Some(known) => &mut sums[known].1,
+            None => {
+                sums.push((group.status, BTreeMap::new()));
+                let last = sums.len() - 1;
+                &mut sums[last].1
+            }
+        };
+        let sum = types.entry(group.message_type).or_default();
+        *sum = (sum.0 + group.messages, sum.1 + group.items, sum.2 + group.body_bytes);
+    }
+    let heads = ["State", "Type", ">Messages", ">Items", ">Size"];
+    let mut table = HtmlTable::new("c-groups", "What is stored", &heads);
+    for (status, types) in &sums {
+        for (message_type, (messages, items, body_bytes)) in types {
+            table.row(&[
+                short(state_word(status)),
+                short(message_type.trim_end_matches("Message")),
+                short(number(*messages)),
+                short(number(*items)),
+                short(size(*body_bytes)),
+            ]);
+        }
+    }
+    table.end(&[])
+}
+
+/// Returns the word that people read for a status.
+fn state_word(status: &str) -> &str {
+    match status {
+        "failed" => "waiting",
+        "registered" => "sending",
+        other => other,
+    }
+}
+
+/// The largest lanes with messages to deliver.
+pub(super) fn lanes(overview: &Overview) -> String {
+    let lanes = &overview.page.lanes;
+    if lanes.list.is_empty() {
+        return String::new();
+    }
+    let heads = ["Workspace", "Key", ">Waiting", "State", "Why"];
+    let mut table = HtmlTable::new("c-lanes", "Lanes", &heads);
+    for lane in &lanes.list {
+        let (badge, word) = lane_state(lane, overview.at_ms);
+        table.row(&[
+            HtmlCell::Long(&lane.workspace),
+            short(lane.key.as_deref().unwrap_or("none")),
+            short(number(lane.waiting)),
+            HtmlCell::Html(format!("{}{}", badge.map_or(String::new(), Badge::html), escaped(&word))),
+            HtmlCell::Words(&elided(lane.held.as_ref().map_or("", |held| held.reason.as_str()))),
+        ]);
+    }
+    let more = lanes.total.saturating_sub(lanes.list.len() as u64);
+    let listed_held = lanes.list.iter().filter(|lane| lane.held.is_some()).count() as u64;
+    let held = match lanes.held.saturating_sub(listed_held) {
+        0 => String::new(),
+        held => format!("; {} of them held", number(held)),
+    };
+    let more = match more {
+        0 => String::new(),
+        more => format!("and {} with {}{held}", words(more, "smaller lane"), words(lanes.others_waiting, "message")),
+    };
+    table.end(&["A lane is a workspace with the key of its clients.".to_owned(), more])
+}
+
+fn lane_state(lane: &LaneOverview, now_ms: i64) -> (Option<Badge>, String) {
+    match &lane.held {
+        None => (None, "in turn".to_owned()),
+        Some(held) if held.until_ms <= now_ms => (Some(Badge::Warn), "tried again now".to_owned()),
+        Some(held) => (Some(Badge::Warn), format!("held for {}", ago(held.until_ms, now_ms))),
+    }
+}
+
+/// The projects with the most messages.
+pub(super) fn projects(overview: &Overview) -> String {
+    let projects = &overview.page.projects;
+    if overview.store.waiting + overview.store.rejected == 0 || !overview.store.usable {
+        return String::new();
+    }
+    let heads = ["Project", "Workspace", ">Waiting", ">Rejected", ">Size"];
+    let mut table = HtmlTable::new("c-projects", "Projects", &heads);
+    for project in &projects.list {
+        table.row(&[
+            HtmlCell::Long(project.project.as_deref().unwrap_or("(none named)")),
+            HtmlCell::Long(&project.workspace),
+            short(number(project.waiting)),
+            short(number(project.rejected)),
+            short(size(project.body_bytes)),
+        ]);
+    }
+    let more = match projects.total.saturating_sub(projects.list.len() as u64) {
+        0 => String::new(),
+        more => {
+            format!("and {} with {}", words(more, "smaller project"), words(projects.others_waiting, "waiting message"))
+        }
+    };
+    let counted = match (projects.counted, projects.is_partial) {
+        (0, _) => "Being counted; this takes a few seconds.".to_owned(),
+        (counted, true) => format!("Counted among the oldest {}.", words(counted, "message")),
+        _ => String::new(),
+    };
+    table.end(&[more, counted])
+}
+
+/// Agents that send through this one.
+pub(super) fn edges(overview: &Overview) -> String {
+    let edges = &overview.edges;
+    if edges.known == 0 {
+        return String::new();
+    }
+    let mut table = HtmlTable::new("c-edges", "Edges", &["Host", "Version", ">Waiting", ">Heard from"]);
+    for edge in edges.list.iter().take(EDGES_MAX) {
+        table.row(&[
+            HtmlCell::Long(edge.host.as_deref().unwrap_or("unnamed")),
+            short(edge.version.as_deref().unwrap_or("unknown").to_owned()),
+            short(edge.waiting.map_or("unknown".to_owned(), number)),
+            short(format!("{} ago", in_words(edge.silent_seconds as f64))),
+        ]);
+    }
+    let more = edges.known.saturating_sub(EDGES_MAX.min(edges.list.len()) as u64);
+    let more = if more == 0 { String::new() } else { format!("; {} more are not listed", number(more)) };
+    table.end(&[format!(
+        "{} heard from within 5 minutes; {} waiting at all of them{more}",
+        words(edges.recent, "edge"),
+        words(edges.waiting_messages, "message")
+    )])
+}
+
+/// Why the store is full, and what to do about it.
+pub(super) fn full(overview: &Overview) -> String {
+    let Some(full) = &overview.store.full else { return String::new() };
+    let since = full.since_ms.map_or("not met by a write yet".to_owned(), |since_ms| {
+        format!("for {}, since {} UTC", ago(overview.at_ms, since_ms), since(overview.at_ms, since_ms))
+    });
+    let mut table = HtmlTable::new("c-full", "The store is full", &["What", "How"]);
+    let mut row = |name: &str, text: String| table.row(&[short(name), HtmlCell::Words(&text)]);
+    row("Full", since);
+    row("Why", full.reason.clone());
+    row("Writes refused", number(full.refused_writes));
+    row("Writes that went straight to the server", number(full.passed_on_writes));
+    for remedy in &full.remedies {
+        row("What to do", remedy.clone());
+    }
+    table.end(&["A refused write got a 503 with Retry-After: its client still has it.".to_owned()])
+}
+
+pub(super) fn replays(overview: &Overview) -> String {
+    if overview.replays.is_empty() {
+        return String::new();
+    }
+    let heads = ["Ended (UTC)", "By", ">Delivered", ">Rejected", ">Left", ">Took", ">Per second"];
+    let mut table = HtmlTable::new("c-replays", "Recent replays", &heads);
+    for replay in &overview.replays {
+        let ReplayOverview { by, started_at_ms, ended_at_ms, delivered, rejected, remaining } = replay;
+        let seconds = (ended_at_ms - started_at_ms).max(1) as f64 / 1000.0;
+        table.row(&[
+            short(moment(*ended_at_ms)),
+            short(by.as_str()),
+            short(number(*delivered)),
+            short(number(*rejected)),
+            short(number(*remaining)),
+            short(if seconds < 1.0 { "< 1s".to_owned() } else { in_words(seconds) }),
+            short(rate(*delivered as f64 / seconds)),
+        ]);
+    }
+    table.end(&[])
+}
+
+pub(super) fn facts(overview: &Overview) -> String {
+    let mut html = r#"<section aria-labelledby="h-facts"><h2 id="h-facts">Agent and store</h2><dl>"#.to_owned();
+    let mut fact = |name: &str, value: String| {
+        let _ = write!(html, "<dt>{name}</dt><dd>{}</dd>", escaped(&value));
+    };
+    let agent = &overview.agent;
+    fact("Server", overview.server.url.clone());
+    fact("Agent", format!("version {}, process {}, on {}", agent.version, agent.pid, agent.listen));
+    fact("Running for", in_words(agent.uptime_seconds as f64));
+    let store = &overview.store;
+    if store.usable {
+        let max = store.size_max_bytes.map_or(String::new(), |max| format!(" of at most {}", size(max)));
+        fact("Store", format!("{}{max}", size(store.file_bytes)));
+        if let Some(free) = store.disk_free_bytes {
+            fact("Free on disk", size(free));
+            if let Some(capacity) =
+                store.capacity_bytes.filter(|held| store.size_max_bytes.is_some_and(|max| *held < max))
+            {
+                fact("Room on disk", format!("for a store of {}", size(capacity)));
+            }
+        }
+        if store.dropped_messages > 0 {
+            fact("Dropped", format!("{}, because the store was full", words(store.dropped_messages, "message")));
+        }
+        if store.rejected_dropped_messages > 0 {
+            let dropped = words(store.rejected_dropped_messages, "rejected message");
+            fact("Rejected, dropped", format!("{dropped}, because they held more than rejected_share"));
+        }
+        if store.refused_writes > 0 {
+            fact("Refused", format!("{}, because the store was full", words(store.refused_writes, "write")));
+        }
+        if store.expired_messages > 0 {
+            let expired = words(store.expired_messages, "message");
+            fact("Expired", format!("{expired}, because of an age over max_age"));
+        }
+        for recovery in store.recoveries.iter().rev().take(RECOVERIES_MAX) {
+            let (recovered, lost) = (words(recovery.recovered_messages, "message"), number(recovery.lost_messages));
+            let at = moment(recovery.at_ms);
+            let why = elided(&recovery.reason);
+            fact("Recovered", format!("{recovered} of a damaged file, {lost} lost, at {at} UTC ({why})"));
+        }
+        if let Some(replaying) = &store.replaying {
+            fact("Replaying", replaying.clone());
+        }
+    }
+    html.push_str("</dl></section>");
+    html
+}
