@@ -156,11 +156,15 @@ pub(crate) fn hanging(text: &str, columns: usize, indent: usize) -> String {
     text.lines().map(broken).collect::<Vec<_>>().join("\n")
 }
 
-/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole.
+/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole, and so does a command in
+/// backquotes, so that it can be copied.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
-    for word in text.split(' ') {
+    let mut rest = Some(text);
+    while let Some(text) = rest {
+        let (word, after) = first_word(text);
+        rest = after;
         let length = cells(word);
         if column > 0 && column + 1 + length > width {
             lines.push('\n');
@@ -173,6 +177,19 @@ pub(crate) fn wrapped(text: &str, width: usize) -> String {
         column += length;
     }
     lines
+}
+
+/// Splits the first word off a text: up to a space that is not between two backquotes.
+fn first_word(text: &str) -> (&str, Option<&str>) {
+    let mut is_quoted = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            '`' => is_quoted = !is_quoted && text[at + 1..].contains('`'),
+            ' ' if !is_quoted => return (&text[..at], Some(&text[at + 1..])),
+            _ => {}
+        }
+    }
+    (text, None)
 }
 
 /// Lays rows of three texts out in columns, with the first row as the head. If the second text of a row leaves no space
@@ -253,6 +270,8 @@ mod tests {
         assert_eq!(wrapped("one two three", usize::MAX), "one two three");
         assert_eq!(wrapped("one two three", 7), "one two\nthree");
         assert_eq!(wrapped("/a/long/path that cannot be used", 8), "/a/long/path\nthat\ncannot\nbe used");
+        let command = "deliver it: `replay --db x`, or `status` it isn`t there";
+        assert_eq!(wrapped(command, 12), "deliver it:\n`replay --db x`,\nor `status`\nit isn`t\nthere");
         let failure = "error: it is not there\nhint: look for it elsewhere";
         assert_eq!(hanging(failure, usize::MAX, 6), failure);
         assert_eq!(hanging(failure, 22, 6), "error: it is not\n      there\nhint: look for\n      it elsewhere");

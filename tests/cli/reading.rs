@@ -184,7 +184,7 @@ header        x-private: ***
 --- exit 0
 "#,
     );
-    let utc = sandbox.run(&["inspect", "1", "--utc"]);
+    let utc = sandbox.output(&["inspect", "1", "--utc"]).stdout;
     assert!(utc.contains("accepted      2026-01-02T03:04:05Z\nitems "), "{utc}");
     assert!(utc.contains("last answer   400, at 2026-01-02T03:05:05Z\n"), "{utc}");
     assert_text(
@@ -288,7 +288,10 @@ fn inspect_finds_a_text_in_bodies() {
     assert!(newest.contains("the first 1 message with this text; more with --limit"), "{newest}");
     assert_text(&sandbox.run(&["inspect", "--search", "nowhere"]), "no selected body has this text\n--- exit 0\n");
     let json = sandbox.output(&["inspect", "--search", "step", "--format", "json"]).json();
-    assert_eq!((&json["selected"], &json["messages"][0]["message_type"]), (&json!(1), &json!("CreateSpansBatch")));
+    assert_eq!(
+        (&json["selected"], &json["messages"][0]["message_type"]),
+        (&json!(1), &json!("CreateSpansBatchMessage"))
+    );
     let lines = sandbox.output(&["inspect", "--search", "question", "--limit", "0", "--format", "jsonl"]).stdout;
     assert_eq!(lines.lines().count(), 3, "{lines}");
     let beside = sandbox.run(&["inspect", "--search", "x", "--fleet", "file:///nowhere"]);

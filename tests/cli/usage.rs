@@ -75,7 +75,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
     for (args, said) in [
         (
             &["inspect", "--status", "done"][..],
-            "'done' for '--status <STATUS>'\n  [possible values: failed, registered, held, rejected]",
+            "'done' for '--status <STATUS>'\n  [possible values: waiting, sending, held, rejected]",
         ),
         (
             &["purge", "--type", "span"],
@@ -88,7 +88,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
         (&["purge", "--older-than", "yesterday"], "'yesterday' for '--older-than <DURATION>': not a duration such as"),
         (&["inspect", "1", "--rejected"], "'[ID]' cannot be used with '--rejected'"),
         (&["status", "-q", "-v"], "'--quiet' cannot be used with '--verbose'"),
-        (&["status", "--format", "xml"], "[possible values: table, json, jsonl, yaml]"),
+        (&["status", "--format", "xml"], "[possible values: table, wide, json, jsonl, yaml]"),
         (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has a single result"),
     ] {
         let found = Sandbox::new().run(args);
