@@ -1,7 +1,10 @@
 //! Turns every error into a message, a hint and an exit code. No other file knows exit codes.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use crate::agent::AgentError;
 use crate::agent::background::BackgroundError;
@@ -27,7 +30,7 @@ use crate::takeover::unreadable::DepotUnreadable;
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
-use crate::translate::{FleetError, NetworkError};
+use crate::translate::{FleetError, NamedStoreMissing, NetworkError};
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are part of the contract (man page).
@@ -187,6 +190,14 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<NamedStoreMissing> for Failure {
+    fn from(error: NamedStoreMissing) -> Self {
+        let path = shell_word(error.path.as_os_str());
+        let hint = format!("check the path; an agent makes the file when it starts: `opik-offline agent --db {path}`");
+        Self::new(Exit::Usage, error.to_string(), Some(&hint))
+    }
+}
+
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {
         StoreError::from(error).into()
@@ -299,34 +310,43 @@ impl From<CheckError> for Failure {
 
 impl From<SalvageError> for Failure {
     fn from(error: SalvageError) -> Self {
-        let hint = match &error {
-            SalvageError::File(error) => match error {
-                SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
-                SdkFileError::OurStore { .. } => {
-                    "`opik-offline inspect --db FILE` lists it, and `opik-offline replay --from FILE` moves its messages into your store; the file was not changed"
-                }
-                SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
-                    "choose an opik_messages.db that a Python process left behind; this file was not changed"
-                }
-                SdkFileError::Live { .. } => {
-                    "its process still delivers it; try again after that process has ended. The file was not changed"
-                }
-                SdkFileError::Untrusted { .. } => {
-                    "its owner can salvage it, and so can root with `replay --from FILE --owner USER`; the file was not changed"
-                }
-                SdkFileError::Interrupted { .. } => "run it again to continue",
-                SdkFileError::Unreadable { .. } => {
-                    "check that this user can read the file, and that the temporary directory has space for a copy"
-                }
-            },
-            SalvageError::Store(_) => "messages stored so far are kept, and the file was not changed; run it again",
-            SalvageError::Interrupted { .. } => "run it again to continue",
+        let hint: Cow<'static, str> = match &error {
+            SalvageError::File(error) => sdk_file_hint(error),
+            SalvageError::Store(_) => "messages stored so far are kept, and the file was not changed; run it again".into(),
+            SalvageError::Interrupted { .. } => "run it again to continue".into(),
             SalvageError::OtherServer { .. } => {
-                "set its server with --upstream, or give the old one with --readdress if it moved; the file was not changed"
+                "set its server with --upstream, or give the old one with --readdress if it moved; the file was not changed".into()
             }
-            SalvageError::NotRemoved { .. } => "its messages are in the message store; delete the file yourself",
+            SalvageError::NotRemoved { .. } => "its messages are in the message store; delete the file yourself".into(),
         };
-        Self::new(Exit::Failure, error.to_string(), Some(hint))
+        Self::new(Exit::Failure, error.to_string(), Some(&hint))
+    }
+}
+
+fn sdk_file_hint(error: &SdkFileError) -> Cow<'static, str> {
+    match error {
+        SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found".into(),
+        SdkFileError::OurStore { path } => {
+            let path = shell_word(path.as_os_str());
+            format!(
+                "`opik-offline inspect --db {path}` lists it, and `opik-offline replay --from {path}` moves its messages \
+                 into your store; the file was not changed"
+            )
+            .into()
+        }
+        SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
+            "choose an opik_messages.db that a Python process left behind; this file was not changed".into()
+        }
+        SdkFileError::Live { .. } => {
+            "its process still delivers it; try again after that process has ended. The file was not changed".into()
+        }
+        SdkFileError::Untrusted { path, .. } => {
+            format!("its owner can salvage it, and so can root with {}", as_owner(path)).into()
+        }
+        SdkFileError::Interrupted { .. } => "run it again to continue".into(),
+        SdkFileError::Unreadable { .. } => {
+            "check that this user can read the file, and that the temporary directory has space for a copy".into()
+        }
     }
 }
 
@@ -345,11 +365,15 @@ impl From<MovingError> for Failure {
                 "`opik-offline replay` delivers what was moved; to move the file again, name it as it is called now"
             }
             MovingError::Missing { aside: None, .. } => "check the path; `ls -l` shows what is there",
-            MovingError::Recovering { .. } => {
-                "finish its recovery with `opik-offline replay --dry-run --db FILE`, then move it"
+            MovingError::Recovering { path } => {
+                let path = shell_word(path.as_os_str());
+                let hint =
+                    format!("finish its recovery with `opik-offline replay --dry-run --db {path}`, then move it");
+                return Self::new(Exit::Failure, message, Some(&hint));
             }
-            MovingError::Untrusted { .. } => {
-                "its owner can move it, and so can root with `replay --from FILE --owner USER`; the file was not changed"
+            MovingError::Untrusted { path, .. } => {
+                let hint = format!("its owner can move it, and so can root with {}", as_owner(&path));
+                return Self::new(Exit::Failure, message, Some(&hint));
             }
             MovingError::OwnStore { .. } => "run `opik-offline replay` without --from: it delivers this store",
             MovingError::InUse { .. } => {
@@ -360,7 +384,7 @@ impl From<MovingError> for Failure {
                 "free space there for a copy of the store, or choose a store on a larger disk with --db; the file was not changed"
             }
             MovingError::NotACopy { .. } => {
-                "name a file of `opik-offline replay --to`, and use a version as new as the one that wrote it"
+                "name a file of `replay --to`, and use a version as new as the one that wrote it"
             }
             MovingError::NotSetAside { .. } => {
                 "start no agent on it, which would send its messages again; rename or delete the file yourself"
@@ -384,12 +408,12 @@ impl From<SealError> for Failure {
             }
             SealError::TooNew { .. } => (Exit::Failure, "use a newer opik-offline; no message was stored"),
             SealError::NotSealed | SealError::Armoured => {
-                (Exit::Failure, "name a file that `opik-offline replay --to` wrote, as it was written")
+                (Exit::Failure, "name a file that `replay --to` wrote, as it was written")
             }
             SealError::Random | SealError::Io(_) => (Exit::Failure, "check the disk and the system log"),
             SealError::Recipient { .. } | SealError::NoRecipients => (
                 Exit::Usage,
-                "name the public key with --recipient age1...; `opik-offline replay --make-identity KEYFILE` makes one",
+                "name the public key with --recipient age1...; `replay --make-identity KEYFILE` makes one",
             ),
             SealError::TooManyRecipients { .. } => (Exit::Usage, "seal for fewer recipients"),
             SealError::Identity { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
@@ -397,6 +421,13 @@ impl From<SealError> for Failure {
         };
         Self::new(exit, error.to_string(), Some(hint))
     }
+}
+
+/// Returns the command with which root takes in a file of another user.
+fn as_owner(path: &Path) -> String {
+    let owner = std::fs::symlink_metadata(path).map_or("USER".to_owned(), |found| found.uid().to_string());
+    let path = shell_word(path.as_os_str());
+    format!("`opik-offline replay --from {path} --owner {owner}`; the file was not changed")
 }
 
 impl From<NetworkError> for Failure {
@@ -781,6 +812,7 @@ mod tests {
         all.push(SignalError::new(&denied()).into());
         all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
         all.push(denied().into());
+        all.push(NamedStoreMissing { path: path(), origin: reason() }.into());
         all.push(WrappedError::Lost { name: "python".to_owned(), error: denied() }.into());
         all
     }

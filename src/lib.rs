@@ -56,6 +56,7 @@
 //! | [`signals`] | what each signal means |
 //! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`give_way`] | long work in the background that lets others run |
+//! | [`hint`] | suggested commands, with the options that they have to repeat |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
@@ -73,6 +74,7 @@ pub(crate) mod figures;
 pub mod fleet;
 pub(crate) mod give_way;
 pub(crate) mod health;
+pub(crate) mod hint;
 pub mod intake;
 pub(crate) mod liveness;
 pub mod memory;
@@ -81,6 +83,7 @@ pub mod monitor;
 pub(crate) mod moving;
 pub(crate) mod overview;
 pub(crate) mod printable;
+pub(crate) mod private_folder;
 pub mod protocol;
 pub mod replay;
 pub(crate) mod report;

@@ -219,7 +219,7 @@ fn ending(line: &str, cells_max: usize) -> &str {
 /// Quotes a path as one word of a shell, escaped for a terminal.
 pub(crate) fn shell_word(path: &OsStr) -> String {
     let text = match path.to_str() {
-        Some(text) if !text.contains(is_hazardous) => text,
+        Some(text) if line(text) == text => text,
         _ => return shell_bytes(path.as_encoded_bytes()),
     };
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
@@ -239,7 +239,8 @@ fn shell_bytes(path: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\\' | '\'' => word.extend(['\\', c]),
-                c if is_hazardous(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                // A mark alone is harmless, and a pile of them would be cut.
+                c if is_hazardous(c) || is_mark(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
                 c => word.push(c),
             }
         }
@@ -318,6 +319,8 @@ mod tests {
         assert_eq!(word("/a/b.db"), "/a/b.db");
         assert_eq!(shell_word(OsStr::from_bytes(b"/a\xff b")), r"$'/a\377 b'");
         assert_eq!(word("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
+        assert_eq!(word("/e\u{301}"), "'/e\u{301}'");
+        assert_eq!(word(&format!("/e{}", "\u{301}".repeat(7))), format!("$'/e{}'", r"\314\201".repeat(7)));
         assert_eq!(word("/my files/it's.db"), r"'/my files/it'\''s.db'");
     }
 

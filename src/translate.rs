@@ -25,12 +25,14 @@ use crate::depot::{self, DepotAddress, DepotError, DepotSettings, ObjectService}
 use crate::export::export_line;
 use crate::fleet::ledger::{Acknowledge, FleetSettings, FleetUse, WhenDepotAway};
 use crate::fleet::schedule::ShippingSettings;
+use crate::hint::OptionsInForce;
 use crate::intake::IntakeLimits;
 use crate::intake::identity::AgentIdentity;
 use crate::intake::workers::Workers;
 use crate::memory::limit;
 use crate::message::{Credential, Lane, Server};
 use crate::monitor::MonitorSettings;
+use crate::printable::shell_word;
 use crate::protocol::hub::TOKEN_HEADER;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
@@ -58,6 +60,37 @@ pub enum NetworkError {
     HubToken { path: PathBuf, origin: String, reason: String },
 }
 
+/// A call names a message store that is not there.
+#[derive(Debug, Error)]
+#[error("there is no message store at {}, named by {origin}", path.display())]
+pub struct NamedStoreMissing {
+    /// The path.
+    pub path: PathBuf,
+    /// The flag or the variable.
+    pub origin: String,
+}
+
+/// Checks that the message store is there, if a flag or a variable names it: whoever names one means one that exists,
+/// and "nothing waits" would be wrong for a path with a typing mistake. At the default path, or one that a file sets
+/// for all calls, nothing may have been stored yet.
+///
+/// # Errors
+///
+/// [`NamedStoreMissing`] if it is not there. Whether it can be used is for the caller to find out.
+pub(crate) fn check_named_store(config: &Config) -> Result<(), NamedStoreMissing> {
+    use config::Source::{Environment, Flag};
+    let Sourced { value: path, source } = &config.db;
+    let is_there = || std::fs::metadata(path).is_ok_and(|found| found.len() > 0);
+    // One whose recovery was interrupted has no file, and is there.
+    let is_missing = || matches!(existing_store_without_key(config), Ok(None));
+    match source {
+        Flag { .. } | Environment { .. } if !is_there() && is_missing() => {
+            Err(NamedStoreMissing { path: path.clone(), origin: source.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Returns the configured lane: for messages whose client names no server, workspace or credential.
 pub(crate) fn lane(config: &Config) -> Lane {
     let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
@@ -67,6 +100,19 @@ pub(crate) fn lane(config: &Config) -> Lane {
 /// Returns the configured server.
 pub(crate) fn server(config: &Config) -> Server {
     Server::new(&config.upstream.value.to_string())
+}
+
+/// Returns the options that a suggested command has to repeat.
+pub(crate) fn options_in_force(config: &Config) -> OptionsInForce {
+    let is_flag = |source: &config::Source| matches!(source, config::Source::Flag { .. });
+    let upstream = Some(config.upstream.value.to_string()).filter(|_| is_flag(&config.upstream.source));
+    // It is pasted anywhere.
+    let db = std::path::absolute(&config.db.value).unwrap_or_else(|_| config.db.value.clone());
+    OptionsInForce {
+        db: config.db.is_set().then(|| shell_word(db.as_os_str())),
+        upstream: upstream.map(|url| shell_word(url.as_ref())),
+        fleet: config.fleet.value.as_ref().map(|url| shell_word(url.to_string().as_ref())),
+    }
 }
 
 /// Returns how much of the store's disk stays free: the configured size, or a default for the size of the disk.

@@ -31,6 +31,7 @@ use crate::monitor;
 use crate::monitor::connection::Connection;
 use crate::overview::collector::{FleetSource, OverviewCollector, OverviewSources};
 use crate::overview::elsewhere;
+use crate::printable::shell_word;
 use crate::protocol::hub::Edge;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
@@ -465,12 +466,26 @@ fn store_slot(
     });
     let slot = StoreSlot::decorated(&settings.store_path, limits, keys, rejected, decorator);
     slot.whenever_opened(move |store| {
+        note_other_agents(store);
         if let Err(error) = store.announce(Some(&record)) {
             warn!(target: "db_manager", "cannot record the agent in the store: {error}");
         }
         adopt_unowned(store, &server)?;
         warn_of_other_servers(store, &server)
     })
+}
+
+/// Logs which other agents use the store: their messages are delivered together.
+fn note_other_agents(store: &dyn Store) {
+    let agents = store.condition().map(|condition| condition.agents).unwrap_or_default();
+    for other in agents.iter().filter(|agent| agent.pid != std::process::id() && agent.is_running()) {
+        info!(
+            target: "db_manager",
+            "another agent uses this store as well: pid {} on {}, for {}; they take turns at delivering, and nothing is \
+             sent twice",
+            other.pid, other.listen, other.upstream
+        );
+    }
 }
 
 /// Assigns messages of an earlier version, which recorded no server, to this agent's server, and logs it.
@@ -494,9 +509,10 @@ fn warn_of_other_servers(store: &dyn Store, server: &Server) -> Result<(), Store
     }
     for other in elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
         let url = other.server.unwrap_or_default();
+        let word = shell_word(url.as_ref());
         warn!(
             target: "replay_manager",
-            "{} messages in this store are for {url}: `opik-offline replay --upstream {url}` or an agent for that server \
+            "{} messages in this store are for {url}: `opik-offline replay --upstream {word}` or an agent for that server \
              delivers them",
             other.waiting
         );

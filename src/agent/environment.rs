@@ -30,7 +30,8 @@
 //! it leads to Opik still reach Opik, which refuses them as without the agent; the agent stores none of them.
 //! `OTEL_ENDPOINT` (LiteLLM) and `TRACELOOP_BASE_URL` (OpenLLMetry) are treated as Opik's own variables.
 //!
-//! If traces were redirected and no protocol is set, the protocol is set to HTTP. An exporter that is configured for
+//! If traces were redirected and no protocol is set, the protocol of traces is set to HTTP, and so is the general one
+//! where the general endpoint was redirected. An exporter that is configured for
 //! gRPC, which neither Opik nor the agent understands, keeps using it, and [`EnvironmentChanges::grpc`] reports it.
 //!
 //! # The way to the agent
@@ -66,6 +67,8 @@ const OTLP_TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 const OTLP_TRACES_PROTOCOL: &str = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
 /// The variables that set the protocol of an OpenTelemetry exporter; the first wins.
 const OTLP_PROTOCOLS: [&str; 2] = [OTLP_TRACES_PROTOCOL, "OTEL_EXPORTER_OTLP_PROTOCOL"];
+/// The protocol of OpenTelemetry exporters that Opik and the agent understand.
+const HTTP: &str = "http/protobuf";
 /// The variables that lead a plain HTTP connection through a proxy.
 const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
 /// The SDK's own proxy, which knows no exceptions.
@@ -188,7 +191,11 @@ impl EnvironmentChanges {
                 self.set(OTLP_TRACES_ENDPOINT, led);
                 self.grpc = grpc;
                 if protocol.is_none() {
-                    self.set(OTLP_TRACES_PROTOCOL, "http/protobuf");
+                    self.set(OTLP_TRACES_PROTOCOL, HTTP);
+                    // Programs that read the general endpoint read the general protocol.
+                    if self.set.iter().any(|(name, _)| *name == OTLP_ENDPOINT) {
+                        self.set(OTLP_PROTOCOLS[1], HTTP);
+                    }
                 }
             }
             None => self.left.extend(of_traces.map(|_| OTLP_TRACES_ENDPOINT)),
@@ -332,7 +339,8 @@ mod tests {
         let http = (OTLP_TRACES_PROTOCOL, "http/protobuf");
         let all: Pairs<'_> = &[led, http];
         let general = (OTLP_ENDPOINT, "http://127.0.0.1:4000/api/v1/private/otel");
-        let both: Pairs<'_> = &[general, led, http];
+        let general_http = (OTLP_PROTOCOLS[1], "http/protobuf");
+        let both: Pairs<'_> = &[general, led, http, general_http];
         let cases: [(Pairs<'_>, Pairs<'_>, &[&str]); 12] = [
             (&[], &[], &[]),
             (&[GENERAL], both, &[]),
@@ -353,7 +361,7 @@ mod tests {
         }
         // A slash at the end of the general one, and the environment of another agent.
         let slash = (OTLP_ENDPOINT, "http://127.0.0.1:4000/api/v1/private/otel/");
-        before(&[(OTLP_ENDPOINT, "https://opik.example/api/v1/private/otel/")]).sets(&[slash, led, http]);
+        before(&[(OTLP_ENDPOINT, "https://opik.example/api/v1/private/otel/")]).sets(&[slash, led, http, general_http]);
         before(&[(URL, "http://127.0.0.1:6745/api"), (OTLP_ENDPOINT, "http://localhost:6745/api/v1/private/otel")])
             .sets(both);
     }

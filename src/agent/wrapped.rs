@@ -206,8 +206,11 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     match (&run.flush, run.waiting) {
         (Some(FlushEnd::NoStore { reason }), _) => {
             let passed_on = count(run.forwarded, "write");
-            lines.push(format!("nothing could be stored: {reason}"));
-            lines.push(format!("{passed_on} went straight to the server; writes that it did not accept were refused"));
+            lines.push(format!("NOT PROTECTED: nothing could be stored: {reason}"));
+            lines.push(format!(
+                "{passed_on} went straight to {}; writes that it did not accept were refused",
+                config.upstream.value
+            ));
         }
         (_, Some(0)) if run.forwarded + run.stored + run.delivered == 0 => {
             lines.push(format!("{name} sent nothing to Opik, and nothing waits to be delivered"));
@@ -231,7 +234,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
             let stay = if waiting == 1 { "stays" } else { "stay" };
             let stored = count(waiting, "message");
             lines.push(format!("{stored} {stay} safely stored in {store}: {}", why(end.as_ref(), config)));
-            lines.push(format!("deliver later with `{}`, or by any agent on this store", replay_command(config)));
+            lines.push("deliver later with `opik-offline replay`, or by any agent on this store".to_owned());
         }
     }
     if let (Some(fleet), Some(1..)) = (&run.fleet, run.waiting) {
@@ -263,7 +266,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     }
     if run.rejected > 0 {
         let rejected = count(run.rejected, "message");
-        lines.push(format!("the server refused {rejected}: see `opik-offline inspect --rejected`"));
+        lines.push(format!("{} refused {rejected}: see `opik-offline inspect --rejected`", config.upstream.value));
     }
     lines
 }
@@ -288,7 +291,7 @@ fn receiver(config: &Config, run: &RunEnd) -> String {
                 upstream.port()
             )
         }
-        false => "the server".to_owned(),
+        false => upstream.to_string(),
     }
 }
 
@@ -318,16 +321,6 @@ pub(crate) fn store_option(config: &Config) -> String {
         true => format!(" --db {}", shell_word(config.db.value.as_os_str())),
         false => String::new(),
     }
-}
-
-/// Returns the command that delivers the remaining messages. Flags have to be repeated.
-fn replay_command(config: &Config) -> String {
-    let mut command = "opik-offline replay".to_owned();
-    command.push_str(&store_option(config));
-    if is_flag(&config.upstream.source) {
-        command.push_str(&format!(" --upstream {}", config.upstream.value));
-    }
-    command
 }
 
 #[cfg(test)]

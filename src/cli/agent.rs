@@ -6,12 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 
-use super::{Common, Failure, background, configuration, exit_interrupted, translate};
+use super::{Common, Exit, Failure, background, configuration, exit_interrupted, translate};
 use crate::agent::wrapped::{self, Wrapped, WrappedListener};
 use crate::agent::{Agent, AgentSettings};
-use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager};
+use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, Source};
+use crate::printable::shell_word;
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
+use crate::store::place;
 use crate::terminal::progress::{self, ProgressDisplay};
 
 const AFTER_HELP: &str = "\
@@ -271,6 +273,9 @@ pub(super) struct AgentArgs {
 pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
+    if !args.stop {
+        refuse_unfit_store(&config)?;
+    }
     match (args.detached, args.background, args.stop) {
         (true, ..) => return background::run(common, &config),
         (_, true, _) => return background::start(common, args, &config),
@@ -308,6 +313,21 @@ pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure
     background::announce(common, &config, &agent);
     agent.run(&shutdown, None)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a path of --db at which no store can be: the agent would run, and protect nothing. Where a variable or a
+/// file names it, the agent warns and keeps trying, as with every other obstacle.
+fn refuse_unfit_store(config: &Config) -> Result<(), Failure> {
+    let path = &config.db.value;
+    let is_flag = matches!(config.db.source, Source::Flag { .. });
+    let Some(reason) = place::unfit(path).filter(|_| is_flag) else { return Ok(()) };
+    let file = shell_word(path.join("opik_messages.db").as_os_str());
+    let hint = match path.is_dir() {
+        true => format!("name a file in it, with --db {file}; nothing was started"),
+        false => "name a file with --db; nothing was started".to_owned(),
+    };
+    let message = format!("--db {}: no message store can be there: {reason}", path.display());
+    Err(Failure::new(Exit::Usage, message, Some(&hint)))
 }
 
 /// Returns the settings of an agent without a command.

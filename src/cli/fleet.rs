@@ -151,13 +151,16 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     concluded.totals.add_unreadable_of(unreadable);
     let report = FleetReplayReport::of(url, &concluded, &unusable_keys.unusable());
     if common.prints_summary() {
-        common.renderer().result(&report, |_, report| report.text())?;
+        common.renderer().result(&report, |_, report| report.text(server.base_url()))?;
     }
     let remains = report.left_here() > 0 || args.fail_if_backlog && report.left_in_depot() > 0;
     match concluded.ending {
         FleetEnding::Interrupted if args.follow => Ok(()),
         FleetEnding::Interrupted => Err(Failure::silent(Exit::Interrupted)),
         FleetEnding::ServerAway => Err(Failure::silent(Exit::Unreachable)),
+        FleetEnding::Complete | FleetEnding::TimeOver if remains && concluded.is_key_refused => {
+            Err(Failure::silent(Exit::NotAuthorised))
+        }
         FleetEnding::Complete | FleetEnding::TimeOver if remains => Err(Failure::silent(Exit::Remaining)),
         FleetEnding::Complete | FleetEnding::TimeOver => Ok(()),
     }

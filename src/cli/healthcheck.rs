@@ -13,15 +13,14 @@ use crate::config::{Config, ConfigFile, Source};
 use crate::depot::{self, DepotError, DepotSettings};
 use crate::diagnosis::orphaned_files;
 use crate::figures::count;
-use crate::health::{Check, FailureCause, Finding, Health, depot_checks, until_healthy};
+use crate::health::{Check, FailureCause, Finding, Health, depot_checks, stored_messages, until_healthy};
 use crate::intake::workers::Workers;
 use crate::message::Lane;
-use crate::overview::asked::{AskedAgent, degraded_text};
+use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
 use crate::printable;
-use crate::report::options::options;
 use crate::report::orphans::{self, orphans};
 use crate::shutdown::Shutdown;
-use crate::store::AgentRecord;
+use crate::store::{Backlog, Filter};
 use crate::terminal::progress;
 use crate::terminal::render::{Renderer, StatusMark, hanging, three_columns};
 use crate::terminal::{OutputStream, Shown};
@@ -45,6 +44,7 @@ Exit codes:
   1    The store can't be used, or the smoke test failed
   2    Invalid usage or configuration
   3    The server is down or not Opik, or the depot can't be reached
+  4    Messages wait and no agent delivers them, or were rejected
   5    The server refuses the key or workspace, or the depot refuses writes
   130  Interrupted";
 
@@ -137,6 +137,7 @@ impl From<Check> for CheckReport {
                     FailureCause::Failure => Exit::Failure,
                     FailureCause::Unreachable => Exit::Unreachable,
                     FailureCause::NotAuthorised => Exit::NotAuthorised,
+                    FailureCause::Remaining => Exit::Remaining,
                 };
                 (StatusMark::Bad, text, Some(hint), Some(exit))
             }
@@ -195,6 +196,7 @@ pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure
             };
             checks.push(check);
         }
+        checks.extend(messages(&config, args.wait.is_some()));
         checks
     };
     let checks: Vec<CheckReport> = checks.into_iter().map(CheckReport::from).collect();
@@ -247,7 +249,7 @@ fn checks(config: &Config, health: &Health<'_>, depot: Option<&DepotSettings>) -
         checks.extend(depot_checks(depot, config.upstream.value.host()));
     }
     checks.push(agent(config));
-    let orphaned = orphaned_files(&orphans::facts(&orphans()), &orphans::pattern(), &options(config));
+    let orphaned = orphaned_files(&orphans::facts(&orphans()), &orphans::pattern());
     checks.extend(orphaned.map(|problem| Check::warning("orphaned", problem.text, problem.fixes.join("; "))));
     checks
 }
@@ -285,12 +287,30 @@ fn misconfigurations(config: &Config) -> Vec<Check> {
     found.into_iter().map(|mistake| Check::warning(NAME, mistake.to_string(), mistake.hint())).collect()
 }
 
+/// Returns the agents that answer, and the stored messages, if the store can be read.
+fn agents(config: &Config) -> (FoundAgents, Option<Backlog>) {
+    let store = translate::existing_store_without_key(config).ok().flatten();
+    let records = store.as_ref().and_then(|store| store.condition().ok()).map(|condition| condition.agents);
+    let own = OwnStore::new(store.as_ref().map(|store| store.identity()), &config.db.value);
+    let agents = FoundAgents::find(&records.unwrap_or_default(), config.listen.value, &own);
+    (agents, store.and_then(|store| store.backlog(&Filter::default()).ok()))
+}
+
+/// Checks that somebody delivers what is stored. A script that waits for the server may be about to start the agent.
+fn messages(config: &Config, is_startup: bool) -> Option<Check> {
+    let (agents, backlog) = agents(config);
+    let server = agents.serving.and_then(|agent| agent.server).map(|server| server.url);
+    Some(stored_messages(&backlog?, server.as_deref(), is_startup))
+}
+
 fn agent(config: &Config) -> Check {
-    let records = translate::existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
-    let records = records.map(|condition| condition.agents).unwrap_or_default();
-    match running_agent(config, &records) {
+    let (agents, _) = agents(config);
+    if let (None, Some(other)) = (&agents.serving, &agents.other) {
+        return Check::warning("agent", other.other_store_text(), "use its store with --db, or give both the same one");
+    }
+    match agents.serving.map(RunningAgent::of) {
         Some(RunningAgent { listen, store_problem: Some(problem), .. }) => {
-            let text = format!("running on {listen}, but it {problem}");
+            let text = format!("NOT PROTECTED: running on {listen}, but it {problem}");
             Check::warning("agent", text, "repair the store; the agent retries on its own")
         }
         Some(RunningAgent { listen, store_full: Some(reason), .. }) => {
@@ -373,13 +393,13 @@ struct RunningAgent {
     files_problem: Option<String>,
 }
 
-/// Returns the running agent, if there is one.
-fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<RunningAgent> {
-    let agent = AskedAgent::ask(records, config.listen.value)?;
-    Some(RunningAgent {
-        store_problem: degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref()),
-        listen: agent.overview.listen,
-        store_full: agent.store_full,
-        files_problem: agent.overview.files_problem,
-    })
+impl RunningAgent {
+    fn of(agent: AskedAgent) -> Self {
+        Self {
+            store_problem: degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref()),
+            listen: agent.overview.listen,
+            store_full: agent.store_full,
+            files_problem: agent.overview.files_problem,
+        }
+    }
 }

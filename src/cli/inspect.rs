@@ -23,6 +23,7 @@ use crate::report::totals::{TotalsBy, TotalsReport};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Page, Store, StoreError, StoredMessage, now_ms};
 use crate::terminal::pager::Output;
+use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
 use crate::terminal::{OutputStream, Shown, yaml};
 
@@ -55,7 +56,7 @@ another machine, copy the store, not this export.
 Exit codes:
   0    Shown
   1    The message does not exist, or the store can't be read
-  2    Invalid usage or configuration
+  2    Invalid usage or configuration, or no store at --db
   3    With --fleet: the depot can't be reached
   5    With --fleet: the depot refuses the credentials
   130  Interrupted (--follow)
@@ -201,11 +202,18 @@ pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
             }
         };
     }
+    if !args.follow {
+        translate::check_named_store(&config)?;
+    }
     let store = translate::existing_store(&config)?;
     if let Some(by) = args.totals {
         return totals(common, store.as_deref(), args, by);
     }
     if args.follow {
+        if store.is_none() && !common.quiet {
+            let path = config.db.value.display();
+            progress::say(&format!("there is no message store at {path} yet: waiting for the first message in it"));
+        }
         return follow(&renderer, &config, store, args.selection.filter(now_ms()), limit);
     }
     let is_paged = !args.no_pager && common.format.is_for_people();

@@ -30,9 +30,11 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::completion;
+use crate::config::units::is_duration_unit;
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
 pub use crate::failure::{Exit, Failure};
-use crate::printable;
+use crate::hint;
+use crate::printable::{self, shell_word};
 use crate::shutdown::Shutdown;
 use crate::signals;
 use crate::telemetry::log::{self, LogFile};
@@ -66,7 +68,7 @@ Examples:
 Exit codes:
   0    Done
   1    Failure
-  2    Invalid usage or configuration; nothing was done
+  2    Invalid usage or configuration, or no store at --db; nothing was done
   3    The Opik server can't be reached, or what answers is not Opik
   4    Messages remain or were rejected, or a threshold was exceeded
   5    The server rejects the API key or the workspace
@@ -187,7 +189,8 @@ pub fn run() -> ExitCode {
         Err(mut error) => {
             make_harmless(&mut error);
             selection::suggest_types(&mut error);
-            suggest_dashes(&mut error, std::env::args_os().any(|argument| argument == "agent"));
+            suggest_agent(&mut error, &std::env::args_os().collect::<Vec<_>>());
+            suggest_one_word(&mut error);
             print(&error);
             return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
         }
@@ -250,11 +253,31 @@ fn print(error: &clap::Error) {
     };
 }
 
-/// Suggests the missing dashes in `agent python app.py`.
-fn suggest_dashes(error: &mut clap::Error, is_agent: bool) {
-    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return };
-    if is_agent && error.kind() == ErrorKind::UnknownArgument && !argument.starts_with('-') {
-        let tip = format!("put a command to run after two dashes: opik-offline agent -- {argument} ...");
+/// Suggests what is missing in `agent python app.py` and in `opik-offline python app.py`.
+fn suggest_agent(error: &mut clap::Error, arguments: &[OsString]) {
+    let (unknown, agent) = match error.kind() {
+        ErrorKind::UnknownArgument if arguments.iter().any(|argument| argument == "agent") => {
+            (error.get(ContextKind::InvalidArg), "")
+        }
+        ErrorKind::InvalidSubcommand => (error.get(ContextKind::InvalidSubcommand), " agent"),
+        _ => return,
+    };
+    // A subcommand with a typing mistake is offered its neighbour.
+    let has_neighbour = error.get(ContextKind::SuggestedSubcommand).is_some();
+    let Some(ContextValue::String(program)) = unknown.filter(|_| !has_neighbour) else { return };
+    let at = arguments.iter().position(|argument| argument == program.as_str());
+    let Some(at) = at.filter(|at| *at > 0 && !program.starts_with('-')) else { return };
+    let words = |words: &[OsString]| words.iter().map(|word| format!(" {}", shell_word(word))).collect::<String>();
+    let (options, command) = (words(&arguments[1..at]), words(&arguments[at..]));
+    let tip = format!("put a command to run after two dashes: opik-offline{options}{agent} --{command}");
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+}
+
+/// Suggests one word for a duration of two, as in `--timeout 5 min`.
+fn suggest_one_word(error: &mut clap::Error) {
+    let Some(ContextValue::String(unit)) = error.get(ContextKind::InvalidArg) else { return };
+    if error.kind() == ErrorKind::UnknownArgument && is_duration_unit(unit) {
+        let tip = format!("write a duration as one word, such as 5{unit}");
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
 }
@@ -329,7 +352,9 @@ fn configuration(flags: &Flags) -> Result<Config, Failure> {
     for warning in crate::config::unknown_variables(&ProcessEnvironment) {
         progress::say(&format!("warning: {warning}"));
     }
-    Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
+    let config = Config::resolve(flags, &ProcessEnvironment)?;
+    hint::repeat(translate::options_in_force(&config));
+    Ok(config)
 }
 
 /// Requests a clean shutdown on the first signal that asks for one, and ends the process on the second.

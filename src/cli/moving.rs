@@ -113,7 +113,7 @@ pub(super) fn new_identity(common: &Common, path: &Path) -> Result<IdentityRepor
     if !common.quiet {
         let file = path.display();
         progress::say(&format!("wrote the secret key to {file}: keep it, nothing else opens what is sealed for it"));
-        progress::say("seal for it elsewhere with `opik-offline replay --to FILE --recipient KEY`; the key is:");
+        progress::say("seal for it elsewhere with `replay --to FILE --recipient KEY`; the key is:");
     }
     Ok(IdentityReport { file: path.display().to_string(), recipient: recipient.to_string() })
 }
@@ -164,7 +164,7 @@ pub(super) fn sealed_text(sealed: Option<&SealedReport>, dry_run: bool) -> Shown
         let damaged = count(sealed.unread, "message");
         shown.add_line(&format!("{damaged} not in it, because of damage: see `opik-offline healthcheck`"));
     }
-    shown.add_line("move them in elsewhere with `opik-offline replay --from FILE --identity KEYFILE`");
+    shown.add_line("move them in elsewhere with `replay --from FILE --identity KEYFILE`");
     shown.add_line(
         "they also stay here: after that, delete them with `opik-offline purge`, so that nothing is sent twice",
     );
@@ -196,7 +196,7 @@ fn recipients(args: &MovingArgs) -> Result<Vec<Recipient>, Failure> {
     Ok(once)
 }
 
-const RECIPIENT_HINT: &str = "name the public key with --recipient age1...; on the machine that shall open it, `opik-offline replay \
+const RECIPIENT_HINT: &str = "name the public key with --recipient age1...; on the machine that shall open it, `replay \
                               --make-identity KEYFILE` makes one and prints it";
 
 /// The stores to move in, as the command line names them.

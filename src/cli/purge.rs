@@ -10,7 +10,8 @@ use super::selection::{SelectionArgs, refuse_jsonl, stream};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::figures::{count, size};
 use crate::fleet::names::StreamId;
-use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
+use crate::printable;
+use crate::report::groups::{GroupRow, groups, oldest, preview_text, servers_text, sums_text};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
 use crate::takeover::purging::PurgeSelection;
@@ -30,7 +31,7 @@ Examples:
 Exit codes:
   0    Deleted, or nothing was selected
   1    Failure, or the deletion was not confirmed
-  2    Invalid usage or configuration, or no terminal to ask on and no --yes
+  2    Invalid usage, no store at --db, or no terminal to ask on and no --yes
   3    With --fleet: the depot can't be reached
   5    With --fleet: the depot refuses the credentials
   130  Interrupted; messages not deleted yet are still stored";
@@ -98,6 +99,7 @@ pub(super) fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         let hint = "name the depot: --fleet s3://BUCKET/PREFIX";
         return Err(Failure::new(Exit::Usage, "--stream and --identity are for a depot", Some(hint)));
     }
+    translate::check_named_store(&config)?;
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
     let nothing_done = PurgeReport { schema_version: 1, dry_run: args.dry_run, ..PurgeReport::default() };
@@ -173,7 +175,8 @@ fn selected(store: &dyn Store, filter: &Filter) -> Result<PurgeReport, StoreErro
 }
 
 fn preview(renderer: &Renderer, would: &PurgeReport) -> Shown {
-    let mut shown = Shown::line(&format!("would delete {}", sums_text(&would.groups)));
+    let mut shown =
+        Shown::line(&format!("would delete {} for {}", sums_text(&would.groups), servers_text(&would.groups)));
     shown.end_line();
     shown.add(&preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref()));
     shown.add_lines(freed(would));
@@ -189,7 +192,8 @@ fn freed(would: &PurgeReport) -> &'static str {
 }
 
 fn summary(report: &PurgeReport, was_interrupted: bool) -> Shown {
-    let deleted = format!("deleted {} ({})", count(report.messages, "message"), size(report.body_bytes));
+    let (messages, server) = (count(report.messages, "message"), servers_text(&report.groups));
+    let deleted = format!("deleted {messages} ({}) for {}", size(report.body_bytes), printable::line(&server));
     let takes = report.file_bytes.map_or(String::new(), |bytes| format!("; the store takes {} now", size(bytes)));
     let left = match report.remaining {
         0 => String::new(),
@@ -208,7 +212,7 @@ fn summary(report: &PurgeReport, was_interrupted: bool) -> Shown {
 
 /// Asks for confirmation on a terminal; fails unless the answer is yes.
 fn ask(renderer: &Renderer, would: &PurgeReport) -> Result<(), Failure> {
-    let what = sums_text(&would.groups);
+    let what = format!("{} for {}", sums_text(&would.groups), servers_text(&would.groups));
     if !is_interactive() {
         let message = format!("purge would delete {what}, and there is no terminal to ask on");
         return Err(Failure::new(Exit::Usage, message, Some("check with --dry-run, then add --yes")));

@@ -17,12 +17,13 @@ use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
 use crate::delivery::id_window::REMEDY;
 use crate::figures::count;
+use crate::overview::asked::{FoundAgents, OwnStore};
 use crate::replay::report::rate_and_eta;
-use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, SessionSettings, reassignment};
-use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
+use crate::replay::session::{Conclusion, Ending, Plan, ProgressListener, Session, SessionSettings, reassignment};
+use crate::report::groups::{GroupRow, groups, oldest, preview_text, servers_text, sums_text};
 use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
-use crate::store::now_ms;
+use crate::store::{Filter, StoreIdentity, now_ms};
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::Renderer;
 use crate::terminal::{OutputStream, Shown};
@@ -54,9 +55,10 @@ Examples:
 Exit codes:
   0    All selected messages were delivered, or --limit was reached
   1    Failure, or a file of --from could not be read
-  2    Invalid usage or configuration
+  2    Invalid usage or configuration, or no store at --db
   3    The server is down or not Opik, or --verify can't read from it
   4    Messages remain or were rejected, or --verify finds some missing
+  5    Messages remain whose key or workspace the server refuses
   130  Interrupted";
 
 /// Deliver stored messages to the Opik server
@@ -224,6 +226,9 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     }
     args.refuse_without_fleet()?;
     let config = configuration(&flags)?;
+    if args.from.is_empty() {
+        translate::check_named_store(&config)?;
+    }
     common.start_logging(&config, Some(LogLevel::Error))?;
     let shutdown = Shutdown::new();
     let mut report = ReplayReport::of_nothing(args.dry_run);
@@ -312,7 +317,11 @@ struct ReplayRun<'a> {
 impl ReplayRun<'_> {
     /// Delivers what is selected, and reports it.
     fn deliver(&self, mut report: ReplayReport, progress: &mut ProgressDisplay) -> Result<(), Failure> {
-        let Some(session) = Session::open(self.settings()?, &self.shutdown)? else { return self.show(&report) };
+        let Some(session) = Session::open(self.settings()?, &self.shutdown)? else {
+            report.reasons.push(format!("nothing was stored in {} yet", self.config.db.value.display()));
+            report.reasons.extend(self.other_agents_store(None));
+            return self.show(&report);
+        };
         // With --from it states that the files' server has moved, and no stored message need be for it.
         let is_reassigned = self.args.reassign.is_asked() && self.args.from.is_empty();
         if is_reassigned {
@@ -335,7 +344,9 @@ impl ReplayRun<'_> {
         let mut plan = session.plan(self.args.selection.filter(now_ms()))?;
         if plan.messages() == 0 {
             let unknown = self.args.selection.unknown(session.store())?;
-            report.reasons = plan.elsewhere.or(unknown).into_iter().collect();
+            report.reasons.extend(self.left_out(&plan));
+            report.reasons.extend(plan.elsewhere.or(unknown));
+            report.reasons.extend(self.other_agents_store(Some(session.store().identity())));
             return self.show(&report);
         }
         let (groups, oldest_accepted_at) = (groups(&plan.backlog), oldest(session.store(), &plan.filter)?);
@@ -370,6 +381,37 @@ impl ReplayRun<'_> {
         }
     }
 
+    /// Returns what was looked at if nothing is to be replayed, and which messages are replayed only if they are named.
+    fn left_out(&self, plan: &Plan) -> Vec<String> {
+        if self.args.selection.filter(now_ms()) != Filter::default() {
+            return Vec::new();
+        }
+        let (config, (rejected, held)) = (self.config, plan.refused);
+        let is_for_one = matches!(config.upstream.source, Source::Flag { .. });
+        let whom = if is_for_one { format!(" for {}", config.upstream.value) } else { String::new() };
+        let mut reasons = vec![format!("nothing waits{whom} in {}", config.db.value.display())];
+        if rejected > 0 {
+            reasons.push(format!(
+                "{} stored that the server rejected: see `opik-offline inspect --rejected`, and once the cause is fixed \
+                 `opik-offline replay --rejected`",
+                count_are(rejected)
+            ));
+        }
+        if held > 0 {
+            let held = count_are(held);
+            reasons.push(format!(
+                "{held} held for their ids: `opik-offline replay --status held` sends them, and {REMEDY}"
+            ));
+        }
+        reasons
+    }
+
+    /// Returns what an agent holds in another store, if one answers at the configured address.
+    fn other_agents_store(&self, own: Option<StoreIdentity>) -> Option<String> {
+        let own = OwnStore::new(own, &self.config.db.value);
+        FoundAgents::find(&[], self.config.listen.value, &own).other.map(|agent| agent.other_store_text())
+    }
+
     /// Returns how to replay.
     fn settings(&self) -> Result<SessionSettings, Failure> {
         let (args, config) = (self.args, self.config);
@@ -402,7 +444,8 @@ impl ReplayRun<'_> {
     fn preview(&self, report: &ReplayReport, progress: &ProgressDisplay) {
         report.sources.iter().for_each(|source| progress.note(&source.text(false)));
         if OutputStream::Err.is_terminal() {
-            let mut preview = Shown::line(&format!("replaying {}", sums_text(&report.groups)));
+            let mut preview =
+                Shown::line(&format!("replaying {} for {}", sums_text(&report.groups), servers_text(&report.groups)));
             preview.end_line();
             let plain = Renderer::new(self.renderer.format(), false);
             preview.add(&preview_text(&plain, &report.groups, report.oldest_accepted_at.as_deref()));
@@ -425,6 +468,7 @@ impl ReplayRun<'_> {
             Ending::Interrupted => Err(Failure::silent(Exit::Interrupted)),
             Ending::Unreachable => Err(Failure::silent(Exit::Unreachable)),
             Ending::Remaining => Err(Failure::silent(Exit::Remaining)),
+            Ending::NotAuthorised => Err(Failure::silent(Exit::NotAuthorised)),
         }
     }
 }
@@ -452,7 +496,11 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
         match report.remaining {
             0 => shown.add_line(&nothing_to_replay(report)),
             _ => {
-                shown.add_line(&format!("would replay {}", sums_text(&report.groups)));
+                shown.add_line(&format!(
+                    "would replay {} for {}",
+                    sums_text(&report.groups),
+                    servers_text(&report.groups)
+                ));
                 shown.end_line();
                 shown.add(&preview_text(renderer, &report.groups, report.oldest_accepted_at.as_deref()));
             }
@@ -466,16 +514,17 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
         return shown;
     }
     shown.add_line(&if report.delivered == 0 {
-        "delivered nothing".to_owned()
+        format!("delivered nothing to {}", servers_text(&report.groups))
     } else {
         let started = Instant::now() - Duration::try_from_secs_f64(report.seconds).unwrap_or_default();
         let (rate, _) = rate_and_eta(report.delivered, report.remaining, started, Instant::now());
         format!(
-            "delivered {} in {:.1} s ({} a second, {})",
+            "delivered {} in {:.1} s ({} a second, {}) to {}",
             count(report.delivered, "message"),
             report.seconds,
             rate.round(),
-            count(report.requests, "request")
+            count(report.requests, "request"),
+            servers_text(&report.groups)
         )
     });
     if report.rejected > 0 {
@@ -496,7 +545,14 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
     shown
 }
 
+/// Returns `1 message is` or `2 messages are`.
+fn count_are(messages: u64) -> String {
+    format!("{} {}", count(messages, "message"), if messages == 1 { "is" } else { "are" })
+}
+
 fn nothing_to_replay(report: &ReplayReport) -> String {
-    let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
-    format!("nothing to replay{why}")
+    match &report.reasons[..] {
+        [] => "nothing to replay".to_owned(),
+        reasons => format!("nothing to replay: {}", reasons.join("; ")),
+    }
 }

@@ -11,6 +11,7 @@ use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::figures::{count, size};
 use crate::message::{MessageStatus, Server};
 use crate::moving::{Moved, SourceKind, kind_of};
+use crate::printable::shell_word;
 use crate::sdk::conversion::{RowSummary, describe, status_name};
 use crate::sdk::file::{SdkFile, StoredRow};
 use crate::sdk::salvage::{SalvageError, is_agent_at};
@@ -267,6 +268,10 @@ pub(super) fn list(common: &Common, path: &Path, named: Option<&str>, limit: usi
             }
             text
         })?;
+    }
+    if shown > 0 && !common.quiet && renderer.format() == OutputFormat::Table {
+        let file = shell_word(path.as_os_str());
+        progress::say(&format!("`opik-offline replay --from {file}` delivers them"));
     }
     if file.is_damaged() && !common.quiet {
         progress::say(&format!("the file is damaged: about {} could not be read", count(unread, "message")));

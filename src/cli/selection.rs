@@ -6,6 +6,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::config::server_url::explain;
 use crate::config::units::parse_duration;
 use crate::config::{ServerUrl, ServerUrlError};
 use crate::failure::{Exit, Failure};
@@ -165,7 +166,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses the base URL of a server.
 pub(super) fn server(text: &str) -> Result<Server, String> {
-    let url: ServerUrl = text.parse().map_err(|error: ServerUrlError| error.to_string())?;
+    let url: ServerUrl = text.parse().map_err(|error: ServerUrlError| explain(text, error))?;
     Ok(Server::new(&url.to_string()))
 }
 

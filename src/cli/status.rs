@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::fleet;
 use super::selection::{duration, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, stop_on_signals, upstream_or_none};
+use super::{Common, Exit, Failure, configuration, stop_on_signals, translate, upstream_or_none};
 use crate::config::{ProcessEnvironment, is_utf8_locale};
 use crate::figures::{count, separated, short_duration};
 use crate::report::status::gather::gather;
@@ -27,7 +27,7 @@ Examples:
 Exit codes:
   0    Shown; no threshold is exceeded
   1    The store can't be read
-  2    Invalid usage or configuration
+  2    Invalid usage or configuration, or no store at --db
   3    With --fleet: the depot can't be reached
   4    A threshold is exceeded
   5    With --fleet: the depot refuses the credentials
@@ -71,6 +71,7 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
         let (messages, oldest) = (report.waiting.messages, report.waiting.oldest_age_seconds);
         return exceeded(args, messages, oldest, FLEET_HINT);
     }
+    translate::check_named_store(&config)?;
     let upstream = upstream_or_none(&config);
     if args.watch {
         let shutdown = Shutdown::new();
@@ -106,7 +107,10 @@ fn check_thresholds(args: &StatusArgs, report: &StatusReport, problem: Option<St
         return Err(problem.into());
     }
     let Some(backlog) = &report.backlog else { return Ok(()) };
-    exceeded(args, backlog.messages, backlog.oldest_age_seconds, HINT)
+    // What the agent holds in another store waits as well.
+    let (others, others_age) =
+        report.other_agent.as_ref().map_or((0, None), |other| (other.waiting.unwrap_or(0), other.oldest_age_seconds));
+    exceeded(args, backlog.messages + others, backlog.oldest_age_seconds.max(others_age), HINT)
 }
 
 /// The hint when a threshold is exceeded by a depot.

@@ -126,6 +126,33 @@ impl FromStr for ServerUrl {
     }
 }
 
+/// Returns the URL that was probably meant by a text without a scheme, such as `127.0.0.1:5173`; `None` if there is none,
+/// or if the text may hold a password.
+pub(crate) fn with_scheme(text: &str) -> Option<ServerUrl> {
+    let text = text.trim();
+    if text.contains("://") || text.contains(['@', '\\', ' ']) {
+        return None;
+    }
+    let plain: ServerUrl = format!("http://{text}").parse().ok()?;
+    let is_host = plain.is_loopback() || plain.port.is_some() || plain.host.contains('.');
+    let is_https = plain.port.is_none() && plain.ip().is_none() && !plain.is_loopback();
+    let url = ServerUrl { is_https, ..plain };
+    let path = match (url.path.is_empty(), url.is_cloud()) {
+        (true, true) => "/opik/api".to_owned(),
+        (true, false) => "/api".to_owned(),
+        (false, _) => url.path.clone(),
+    };
+    is_host.then_some(ServerUrl { path, ..url })
+}
+
+/// Returns why a text can't be used as the address of a server, and which address was probably meant.
+pub(crate) fn explain(text: &str, error: ServerUrlError) -> String {
+    match with_scheme(text).filter(|_| error == ServerUrlError::NotHttp) {
+        Some(url) => format!("{error}; did you mean {url}?"),
+        None => error.to_string(),
+    }
+}
+
 /// Masks user name and password in the authority of `text`.
 pub(super) fn hide_user_info(text: &str) -> String {
     let scheme_bytes = text.find("://").map_or(0, |start| start + "://".len());
@@ -232,6 +259,27 @@ mod tests {
         for (text, error) in cases {
             assert_eq!(text.parse::<ServerUrl>(), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_without_a_scheme_is_offered_one() {
+        for (text, offered) in [
+            ("127.0.0.1:21600", Some("http://127.0.0.1:21600/api")),
+            ("localhost:5173/api", Some("http://localhost:5173/api")),
+            ("localhost", Some("http://localhost/api")),
+            ("opik.example/opik/api/", Some("https://opik.example/opik/api")),
+            ("www.comet.com", Some("https://www.comet.com/opik/api")),
+            ("opik.example:8080", Some("http://opik.example:8080/api")),
+            ("ftp://h/", None),
+            ("user:secret@h:80", None),
+            ("", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(with_scheme(text).map(|url| url.to_string()).as_deref(), offered, "{text}");
+        }
+        let words = explain("127.0.0.1:21600", ServerUrlError::NotHttp);
+        assert_eq!(words, "not a URL that starts with http:// or https://; did you mean http://127.0.0.1:21600/api?");
+        assert_eq!(explain("http://h:0", ServerUrlError::Invalid), "not a valid URL");
     }
 
     #[test]

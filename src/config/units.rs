@@ -82,6 +82,16 @@ impl FromStr for ByteSize {
     }
 }
 
+/// Other words for units, which are understood and never printed.
+const OTHER_WORDS: [(&str, &[&str]); 6] = [
+    ("w", &["week", "weeks"]),
+    ("d", &["day", "days"]),
+    ("h", &["hr", "hrs", "hour", "hours"]),
+    ("m", &["min", "mins", "minute", "minutes"]),
+    ("s", &["sec", "secs", "second", "seconds"]),
+    ("ms", &["msec", "millisecond", "milliseconds"]),
+];
+
 /// Nanoseconds per unit, longest first: the order in which a compound duration is written.
 const DURATION_UNITS: [(&str, u128); 8] = [
     ("w", 604_800_000_000_000),
@@ -94,7 +104,7 @@ const DURATION_UNITS: [(&str, u128); 8] = [
     ("ns", 1),
 ];
 
-/// Parses a duration: `500ms`, `10s`, `7d`, `1h30m`, or a plain number of seconds such as `0.5`.
+/// Parses a duration: `500ms`, `10s`, `7d`, `1h30m`, `5 min`, or a plain number of seconds such as `0.5`.
 ///
 /// A plain number is parsed like a Python float, because the SDK's own settings are such numbers.
 ///
@@ -128,18 +138,31 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let mut nanoseconds: u128 = 0;
     while !rest.is_empty() {
         let (number, after) = split_number(rest);
+        let after = after.trim_start();
         let name_bytes = after.find(|c: char| !c.is_alphabetic()).unwrap_or(after.len());
         let (name, next) = after.split_at(name_bytes);
         // Each unit once and in descending order: `30m1h` is more likely a typo than intended.
+        let name = unit_of(name);
         let (_, factor) = units.find(|(unit, _)| *unit == name).ok_or(UnitError::NotADuration)?;
         let part = scale(number, *factor).ok_or(UnitError::NotADuration)?.ok_or(UnitError::TooLarge)?;
         nanoseconds = nanoseconds.checked_add(part).ok_or(UnitError::TooLarge)?;
-        rest = next;
+        rest = next.trim_start();
     }
     if text.is_empty() {
         return Err(UnitError::NotADuration);
     }
     duration_of(nanoseconds).ok_or(UnitError::TooLarge)
+}
+
+/// Returns the unit of a duration that a word means, which may be the unit itself.
+fn unit_of(word: &str) -> &str {
+    let other = OTHER_WORDS.iter().find(|(_, words)| words.contains(&word));
+    other.map_or(word, |(unit, _)| unit)
+}
+
+/// Returns whether a word is a unit of durations.
+pub fn is_duration_unit(word: &str) -> bool {
+    DURATION_UNITS.iter().any(|(unit, _)| *unit == unit_of(word))
 }
 
 /// Prints `duration` in the syntax of [`parse_duration`]: `1h30m`, `500ms`, `0s`.
@@ -237,6 +260,11 @@ mod tests {
             ("1.5s", 1500),
             ("10s", 10_000),
             ("1h30m", 5_400_000),
+            ("5 min", 300_000),
+            ("5min", 300_000),
+            ("10 s", 10_000),
+            ("1 hour 30 minutes", 5_400_000),
+            ("2 days", 172_800_000),
             ("7d", 604_800_000),
             ("1w", 604_800_000),
             (" 2m ", 120_000),
@@ -248,7 +276,7 @@ mod tests {
 
     #[test]
     fn invalid_durations_are_rejected() {
-        for text in ["", "ten", "10x", "30m1h", "1s1s", "s", "1.2.3s", "inf", "NaN", "10 s"] {
+        for text in ["", "ten", "10x", "30m1h", "1s1s", "s", "1.2.3s", "inf", "NaN", "1 0", "5 minus", "min"] {
             assert_eq!(parse_duration(text), Err(UnitError::NotADuration), "{text}");
         }
         assert_eq!(parse_duration("-1s"), Err(UnitError::Negative));

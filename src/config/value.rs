@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::python;
 use super::secret::{KeyText, Secret};
-use super::server_url::{ServerUrl, ServerUrlError, hide_user_info};
+use super::server_url::{ServerUrl, ServerUrlError, explain, hide_user_info};
 use super::sources::expand_home;
 use super::units::{self, ByteSize};
 
@@ -144,7 +144,7 @@ impl Value for SocketAddr {
 
 impl Value for ServerUrl {
     fn parse(text: &str) -> Result<ServerUrl, String> {
-        text.parse().map_err(|error: ServerUrlError| error.to_string())
+        text.parse().map_err(|error: ServerUrlError| explain(text, error))
     }
 
     fn show(&self) -> String {

@@ -7,8 +7,6 @@ use crate::delivery::eta::Eta;
 pub(crate) struct Facts {
     /// In milliseconds since the Unix epoch.
     pub now_ms: i64,
-    /// The options that make another command use the same store and server, with a space before each.
-    pub options: String,
     /// The command that delivers what waits.
     pub deliver: String,
     pub server_url: String,
@@ -22,6 +20,10 @@ pub(crate) struct Facts {
     pub agent_problem: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// What a client does that the agent can't serve, and what to do.
+    pub client_problem: Option<String>,
+    /// That an agent at the configured address uses another store, and what waits there.
+    pub other_agent: Option<String>,
     pub store: StoreSituation,
     /// Messages that still have to reach the server.
     pub waiting: u64,

@@ -46,6 +46,8 @@ pub(super) fn problems(facts: &Facts) -> Vec<Problem> {
         file_system(facts),
         narrow_disk(facts),
         files(facts),
+        client(facts),
+        other_agent(facts),
         held(facts),
         held_ids(facts),
         near_window(facts),
@@ -74,7 +76,7 @@ pub(super) fn are(number: u64, noun: &str, one: &str, more: &str) -> String {
 }
 
 fn unusable(facts: &Facts) -> Vec<Problem> {
-    let fix = format!("`opik-offline healthcheck{}` shows what is wrong with it", facts.options);
+    let fix = "`opik-offline healthcheck` shows what is wrong with it".to_owned();
     let problems = facts.store.problem.iter();
     problems
         .map(|reason| {
@@ -179,6 +181,16 @@ fn files(facts: &Facts) -> Vec<Problem> {
     files.collect()
 }
 
+fn client(facts: &Facts) -> Vec<Problem> {
+    let client = facts.client_problem.iter();
+    client.map(|text| problem("client", Severity::Warning, text.clone(), Vec::new())).collect()
+}
+
+fn other_agent(facts: &Facts) -> Vec<Problem> {
+    let other = facts.other_agent.iter();
+    other.map(|text| problem("other_agent", Severity::Warning, text.clone(), Vec::new())).collect()
+}
+
 /// Lanes that are held for one reason are one problem.
 fn held(facts: &Facts) -> Vec<Problem> {
     let mut groups: Vec<Vec<&HeldFacts>> = Vec::new();
@@ -217,11 +229,10 @@ fn held_group(facts: &Facts, lanes: &[&HeldFacts]) -> Problem {
             format!("{} are held ({noun} {}{more})", count(lanes.len() as u64, "lane"), shown.join(", "))
         }
     };
-    let options = &facts.options;
     let fixes = match first.is_key_refused {
         true => vec![format!(
-            "check the key: `opik-offline healthcheck{options}` asks the server about the configured one, and \
-             `opik-offline replay --rekey{options}` gives it to these messages, after a preview"
+            "check the key: `opik-offline healthcheck` asks the server about the configured one, and \
+             `opik-offline replay --rekey` gives it to these messages, after a preview"
         )],
         false => Vec::new(),
     };
@@ -233,7 +244,7 @@ fn held_ids(facts: &Facts) -> Vec<Problem> {
         return Vec::new();
     }
     let held = are(facts.held_ids, "message", "is held: its ids are", "are held: their ids are");
-    let see = format!("`opik-offline inspect --status held{}` lists them", facts.options);
+    let see = "`opik-offline inspect --status held` lists them".to_owned();
     let fixes = vec![facts.held_ids_remedy.to_owned(), see];
     vec![problem("held_ids", Severity::Warning, format!("{held} outside the server's window"), fixes)]
 }
@@ -257,9 +268,8 @@ fn rejected(facts: &Facts) -> Vec<Problem> {
         true => String::new(),
         false => format!(": {}", facts.rejected_reasons.join("; ")),
     };
-    let options = &facts.options;
     let fix = format!(
-        "see why: `opik-offline inspect --rejected{options}`; when the cause is fixed: `opik-offline replay --rejected{options}`"
+        "see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`"
     );
     vec![problem("rejected", Severity::Warning, format!("{was} by the server{reasons}"), vec![fix])]
 }
@@ -268,11 +278,11 @@ fn stranded(facts: &Facts) -> Vec<Problem> {
     let is_one = facts.stranded.len() == 1;
     let stranded = facts.stranded.iter().map(|stranded| {
         let of = if is_one { String::new() } else { format!(" of workspace {}", name(&stranded.workspace)) };
-        let (messages, options, status) = (count(stranded.messages, "message"), &facts.options, stranded.status);
+        let (messages, status) = (count(stranded.messages, "message"), stranded.status);
         let verb = if stranded.messages == 1 { "is" } else { "are" };
         let text = format!("{messages}{of} {verb} stranded: the create that they wait for is {status}");
         let fix = format!(
-            "see `opik-offline inspect {}{options}`, then `opik-offline replay --status {status}{options}`, or purge it",
+            "see `opik-offline inspect {}`, then `opik-offline replay --status {status}`, or purge it",
             stranded.create
         );
         problem("stranded", Severity::Warning, text, vec![fix])
@@ -340,14 +350,14 @@ fn recovered(facts: &Facts) -> Vec<Problem> {
 }
 
 fn orphans(facts: &Facts) -> Vec<Problem> {
-    let found = orphaned_files(&facts.orphans, &facts.orphans_pattern, &facts.options);
+    let found = orphaned_files(&facts.orphans, &facts.orphans_pattern);
     found.into_iter().collect()
 }
 
 /// Returns the stores that ended Python processes left behind as one problem; `None` if no message is in them.
 ///
-/// `pattern` matches all of them, and `options` are those of [`Facts::options`].
-pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str, options: &str) -> Option<Problem> {
+/// `pattern` matches all of them.
+pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str) -> Option<Problem> {
     let files: Vec<&OrphanFacts> = orphans.iter().filter(|orphan| orphan.messages != Some(0)).collect();
     let known = files.iter().filter_map(|orphan| orphan.messages).sum::<u64>();
     let uncounted = files.iter().filter(|orphan| orphan.messages.is_none()).count();
@@ -372,7 +382,7 @@ pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str, options: &s
             (format!("{number} of ended Python processes hold {hold}{damaged}"), pattern)
         }
     };
-    let fix = format!("deliver them: `opik-offline replay --from {word} --remove-source{options}`");
+    let fix = format!("deliver them: `opik-offline replay --from {word} --remove-source`");
     Some(problem("orphans", Severity::Warning, text, vec![fix]))
 }
 
@@ -407,7 +417,6 @@ mod tests {
         let facts = Facts {
             orphans: vec![orphan(Some(2000)); 12],
             orphans_pattern: "'/tmp/tmp*/opik_messages.db'".into(),
-            options: " --db /x.db".into(),
             ..Facts::default()
         };
         let found = problems(&facts);
@@ -415,7 +424,7 @@ mod tests {
         assert_eq!(found[0].text, "12 files of ended Python processes hold 24,000 messages");
         assert_eq!(
             found[0].fixes,
-            ["deliver them: `opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source --db /x.db`"]
+            ["deliver them: `opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source`"]
         );
         let one = problems(&Facts { orphans: vec![orphan(Some(1)), orphan(Some(0))], ..facts.clone() });
         assert!(one[0].text.contains("ended 1m30s ago left 1 message (2.0 KiB) in /tmp/tmpa/"), "{one:?}");
@@ -441,10 +450,9 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_comes_first_and_every_remedy_is_for_this_store() {
+    fn the_worst_comes_first_and_every_command_is_one_that_is_completed() {
         let mut facts = Facts {
-            options: " --db /x.db".into(),
-            deliver: "opik-offline replay --db /x.db".into(),
+            deliver: "opik-offline replay".into(),
             server_url: "http://opik".into(),
             available: Some(false),
             server_reason: Some("not Opik: 200 text/html".into()),
@@ -467,8 +475,7 @@ mod tests {
         assert!(found[1].text.starts_with("something else answers at http://opik: not Opik"), "{found:?}");
         for problem in found.iter().filter(|problem| problem.name != "elsewhere") {
             for command in problem.fixes.iter().flat_map(|fix| fix.split('`').skip(1).step_by(2)) {
-                let is_for_store = command.starts_with("opik-offline ") && command.ends_with(" --db /x.db");
-                assert!(is_for_store, "{command}");
+                assert!(command.starts_with("opik-offline "), "{command}");
             }
         }
         assert_eq!(found.iter().filter(|problem| problem.name == "elsewhere").count(), 1, "nothing waits there");

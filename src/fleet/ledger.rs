@@ -234,14 +234,13 @@ impl AgentLedger {
                 None => of_streams.push((stream, vec![mark])),
             }
         }
-        for (stream, mut marks) in of_streams {
+        let all = of_streams.into_iter().map(|(stream, mut marks)| {
             if let Some(fleet) = names_secrets_in {
                 withhold_from_marks(fleet, &mut marks, |_| true);
             }
-            let epoch = epochs.get(&stream).copied().unwrap_or(0);
-            self.marks.mark(&seals, StreamId::new(stream), epoch, marks).map_err(|error| self.away(&error))?;
-        }
-        Ok(())
+            ((StreamId::new(stream), epochs.get(&stream).copied().unwrap_or(0)), marks)
+        });
+        self.marks.mark_all(&seals, all.collect()).map_err(|error| self.away(&error))
     }
 
     /// Marks messages that were deleted without one.

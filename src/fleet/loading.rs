@@ -16,6 +16,9 @@ use crate::message::{Attachment, MessageId, MessageStatus, Sha256};
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::{Store, StoreError, StoredMessage};
 
+/// Messages that are read from the store at a time.
+const READ_AT_ONCE: usize = 64;
+
 /// Why messages could not be put into the depot.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -70,8 +73,8 @@ impl Loader<'_> {
     pub fn load(&self, ids: &[MessageId], first: u32) -> Result<Loaded, LoadError> {
         let mut loaded = Loaded { next_bundle: first, messages: 0 };
         let mut builder = BundleBuilder::new();
-        for id in ids {
-            let Some(message) = self.store.get(*id)? else { continue };
+        for message in ids.chunks(READ_AT_ONCE).flat_map(|ids| self.read(ids)) {
+            let message = message?;
             let record = self.record(message, loaded.next_bundle > first)?;
             let taken = match builder.push(&record) {
                 Ok(Pushed::Full) => {
@@ -88,6 +91,14 @@ impl Loader<'_> {
         }
         self.put_bundle(builder.finish(), first, &mut loaded)?;
         Ok(loaded)
+    }
+
+    /// Returns messages whole: some from each snapshot, because each may have a large body.
+    fn read(&self, ids: &[MessageId]) -> Vec<Result<StoredMessage, StoreError>> {
+        match self.store.whole(ids) {
+            Ok(messages) => messages.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        }
     }
 
     fn put_bundle(&self, bundle: Option<PlainBundle>, first: u32, loaded: &mut Loaded) -> Result<(), LoadError> {
@@ -138,8 +149,8 @@ impl Loader<'_> {
 
     /// Returns the record of a message whose file, if it has one, is in the depot by now.
     fn record(&self, mut stored: StoredMessage, was_put: bool) -> Result<FleetRecord, LoadError> {
-        let StoredMessage { listed, request, position, .. } = &mut stored;
-        let (position, attempts) = (*position, listed.attempts);
+        let StoredMessage { listed, request, position, may_follow_update, .. } = &mut stored;
+        let (position, attempts, may_follow_update) = (*position, listed.attempts, Some(*may_follow_update));
         let reference = MessageRef::of(listed.id);
         let file = match listed.attachment.take() {
             Some(attachment) => Some(self.put_attachment(listed.id, reference.message, attachment, was_put)?),
@@ -154,7 +165,8 @@ impl Loader<'_> {
             _ => RecordState::Waiting,
         };
         let message = stored.into_message();
-        let mut record = FleetRecord { reference, position, message, fingerprint: None, attempts, state, file };
+        let mut record =
+            FleetRecord { reference, position, message, fingerprint: None, attempts, state, file, may_follow_update };
         if let Some(fleet) = self.names_secrets_in {
             withhold(fleet, &mut record, |_| true);
         }

@@ -7,19 +7,21 @@
 //!                 └──────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! An object of marks is written once. After an error its number is not used again: the next object may repeat its
+//! Each stream has objects of its own; those of several streams are written at the same time. An object of marks is
+//! written once. After an error its number is not used again: the next object may repeat its
 //! marks, which changes nothing.
 //!
 //! Numbers have no gaps: after an error, an object without marks is created under the number that may be missing before
 //! the next number is used. So a reader whose listing lags behind finds every mark that was confirmed: it asks for one
 //! number after the other. The empty object replaces no mark that was confirmed, also where conditions are ignored.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::marks::{Fate, Mark, encode_marks};
 use super::names::{ObjectName, StreamId};
 use super::object_names::depot_name;
+use super::parallel::in_parallel;
 use super::seals::Seals;
 use crate::depot::{Created, Depot, DepotError};
 
@@ -28,9 +30,11 @@ const MARKS_MAX: usize = 10_000;
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many names are tried that exist already: another process wrote under the same epoch.
 const TRIES: usize = 16;
+/// Streams whose marks are written at a time.
+const STREAMS_AT_ONCE: usize = 16;
 
-/// Marks that wait to be written: of which stream, under which epoch.
-type GatheredMarks = Vec<((StreamId, u32), Vec<Mark>)>;
+/// Marks by their stream and the epoch under which this process owns, or owned, it.
+pub type MarksOfStreams = Vec<((StreamId, u32), Vec<Mark>)>;
 
 /// Writes marks for all threads of a process.
 pub struct MarkWriter {
@@ -41,7 +45,7 @@ pub struct MarkWriter {
 
 #[derive(Default)]
 struct WriterState {
-    gathered: GatheredMarks,
+    gathered: MarksOfStreams,
     /// How many threads wait for the marks that are being gathered.
     members: usize,
     /// The number of the commit that is being gathered.
@@ -87,13 +91,22 @@ impl MarkWriter {
     ///
     /// # Errors
     ///
-    /// The depot's error: some of the marks may be durable nonetheless.
+    /// As [`MarkWriter::mark_all`].
     pub fn mark(&self, seals: &Seals, stream: StreamId, epoch: u32, marks: Vec<Mark>) -> Result<(), DepotError> {
-        if marks.is_empty() {
+        self.mark_all(seals, vec![((stream, epoch), marks)])
+    }
+
+    /// Makes marks of several streams durable, with one commit.
+    ///
+    /// # Errors
+    ///
+    /// The depot's error: some of the marks may be durable nonetheless.
+    pub fn mark_all(&self, seals: &Seals, marks: MarksOfStreams) -> Result<(), DepotError> {
+        if marks.iter().all(|(_, marks)| marks.is_empty()) {
             return Ok(());
         }
         let mut state = self.lock();
-        state.gathered.push(((stream, epoch), marks));
+        state.gathered.extend(marks);
         state.members += 1;
         let mine = state.commit;
         loop {
@@ -123,20 +136,16 @@ impl MarkWriter {
         }
     }
 
-    fn write(&self, seals: &Seals, gathered: GatheredMarks) -> Result<(), DepotError> {
-        let mut of_streams: Vec<((StreamId, u32), Vec<Mark>)> = Vec::new();
-        for (stream, marks) in gathered {
-            match of_streams.iter_mut().find(|(other, _)| *other == stream) {
-                Some((_, all)) => all.extend(marks),
-                None => of_streams.push((stream, marks)),
-            }
+    fn write(&self, seals: &Seals, gathered: MarksOfStreams) -> Result<(), DepotError> {
+        let mut of_streams: BTreeMap<(StreamId, u32), Vec<Mark>> = BTreeMap::new();
+        for (stream, marks) in gathered.into_iter().filter(|(_, marks)| !marks.is_empty()) {
+            of_streams.entry(stream).or_default().extend(marks);
         }
-        for ((stream, epoch), marks) in of_streams {
-            for object in objects(&marks) {
-                self.write_object(seals, stream, epoch, object)?;
-            }
-        }
-        Ok(())
+        let of_streams: MarksOfStreams = of_streams.into_iter().collect();
+        let written = in_parallel(&of_streams, STREAMS_AT_ONCE, |((stream, epoch), marks)| {
+            objects(marks).into_iter().try_for_each(|object| self.write_object(seals, *stream, *epoch, object))
+        });
+        written.into_iter().collect()
     }
 
     fn write_object(&self, seals: &Seals, stream: StreamId, epoch: u32, marks: &[Mark]) -> Result<(), DepotError> {
@@ -227,5 +236,22 @@ mod tests {
         let expected: Vec<_> =
             (0..7).map(|number| depot_name(&ObjectName::Marks { stream, epoch: 1, number }).expect("a name")).collect();
         assert_eq!(depot.names(), expected, "a listing that lags behind would hide marks behind a gap");
+    }
+
+    #[test]
+    fn marks_of_many_streams_are_all_durable_or_the_commit_fails() {
+        let depot = Arc::new(ModelDepot::new());
+        let writer = MarkWriter::new(depot.clone());
+        let streams: Vec<_> = (0..40).map(|_| StreamId::new(uuid::Uuid::now_v7())).collect();
+        let marks = |message| -> MarksOfStreams {
+            let mark = Mark { reference: MessageRef::whole(message), fate: Fate::Delivered };
+            streams.iter().map(|stream| ((*stream, 1), vec![mark.clone()])).collect()
+        };
+        writer.mark_all(&Seals::Plain, marks(1)).expect("the depot is well");
+        assert_eq!(depot.names().len(), streams.len(), "a stream has no mark of what was settled");
+        depot.fail_next(Verb::Create, ModelFault::Unreachable);
+        writer.mark_all(&Seals::Plain, marks(2)).expect_err("a stream has no mark: nothing may be settled");
+        writer.mark_all(&Seals::Plain, marks(2)).expect("the depot is well");
+        writer.mark_all(&Seals::Plain, Vec::new()).expect("there is nothing to write");
     }
 }

@@ -36,6 +36,7 @@
 //! | [`loading`], [`stream_head`], [`mark_writer`] | bundles and files, heads, and marks on their way to the depot |
 //! | [`dial_reader`], [`dial_change`] | the dial on its way from and to the depot |
 //! | [`orders`] | what people decided, for the audit |
+//! | `parallel` | several requests at a time |
 //! | [`seals`], [`object_names`] | for whom objects are sealed, and how a depot spells their names |
 //!
 //! Formats and policies are pure: no clock, socket, disk or log. They read what strangers may have written, so every reader has
@@ -67,6 +68,7 @@ pub mod marks;
 pub mod names;
 pub mod object_names;
 pub mod orders;
+pub(crate) mod parallel;
 pub mod record;
 pub mod reference;
 #[cfg(test)]

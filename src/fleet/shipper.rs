@@ -43,7 +43,9 @@ use crate::depot::{Depot, DepotError};
 use crate::message::MessageId;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{ClaimLimits, Filter, Page, Store, StoreError, StreamRecord, StreamState, now_ms, since_boot};
+use crate::store::{
+    ClaimLimits, Filter, Page, Store, StoreError, StreamRecord, StreamState, UnshippedCount, now_ms, since_boot,
+};
 use crate::telemetry::metrics::Metrics;
 
 /// How often the loop looks what waits, unless it is woken.
@@ -253,10 +255,12 @@ impl Shipper {
     }
 
     fn ship_if_due(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
+        // As long as the rest of what was counted fills bundles, it is not counted again: that reads all of it.
+        let mut rest = UnshippedCount::default();
         loop {
             // Before the look: what is stored afterwards is not covered by it.
             let newest = store.newest()?;
-            let unshipped = store.unshipped()?;
+            let unshipped = if fills_a_bundle(&rest) { rest } else { store.unshipped()? };
             if unshipped.messages == 0 {
                 turns.waiting_since = None;
                 self.ledger.change(|state| state.confirmed_through = state.confirmed_through.max(newest.0));
@@ -268,8 +272,7 @@ impl Shipper {
             let seen = since_boot().saturating_sub(*turns.waiting_since.get_or_insert_with(since_boot));
             let waiting = Unshipped {
                 oldest_age: Some(age.max(seen)),
-                fills_a_bundle: unshipped.messages >= CHOICE.messages_max as u64
-                    || unshipped.body_bytes >= CHOICE.bytes_max,
+                fills_a_bundle: fills_a_bundle(&unshipped),
                 is_urgent: self.ledger.settings.acknowledge == Acknowledge::Fleet
                     || turns.is_ending
                     || turns.head.is_some() && self.stopping.is_requested(),
@@ -285,6 +288,7 @@ impl Shipper {
                 Ok(()) => {
                     turns.schedule.shipped(since_boot());
                     turns.waiting_since = None;
+                    rest = rest_of(unshipped);
                 }
                 Err(error) => {
                     turns.schedule.failed(since_boot(), jitter());
@@ -438,6 +442,20 @@ impl Shipper {
             }
         });
         Ok(())
+    }
+}
+
+/// Whether a choice finds as much as it may take.
+fn fills_a_bundle(unshipped: &UnshippedCount) -> bool {
+    unshipped.messages >= CHOICE.messages_max as u64 || unshipped.body_bytes >= CHOICE.bytes_max
+}
+
+/// Returns about how much is left once a choice was shipped: a choice of nothing is harmless.
+fn rest_of(unshipped: UnshippedCount) -> UnshippedCount {
+    UnshippedCount {
+        messages: unshipped.messages.saturating_sub(CHOICE.messages_max as u64),
+        body_bytes: unshipped.body_bytes.saturating_sub(CHOICE.bytes_max),
+        ..unshipped
     }
 }
 

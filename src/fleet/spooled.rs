@@ -176,7 +176,7 @@ impl Browse for Spooled {
         fn identity(&self) -> StoreIdentity;
         fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError>;
         fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError>;
-        fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
+        fn whole(&self, ids: &[MessageId]) -> Result<Vec<StoredMessage>, StoreError>;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
         fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> Result<LanePage, StoreError>;
         fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError>;

@@ -37,6 +37,8 @@ pub(crate) enum FailureCause {
     Unreachable,
     /// The credential or the workspace.
     NotAuthorised,
+    /// Messages wait and nobody delivers them, or were rejected.
+    Remaining,
 }
 
 /// Why a check could not be made.

@@ -8,6 +8,7 @@
 
 mod check;
 mod depot;
+mod messages;
 mod server;
 mod storage;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::check::{Check, CheckError, FailureCause, Finding};
 pub(crate) use self::depot::depot_checks;
+pub(crate) use self::messages::stored_messages;
 use crate::message::Lane;
 use crate::shutdown::Shutdown;
 use crate::store::{KeyError, Keys, Limits};

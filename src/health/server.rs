@@ -39,7 +39,7 @@ fn behind(hub: &Hub) -> Check {
         Reached::Unavailable => Check::warning(
             NAME,
             format!("the hub cannot reach {url}; {waiting}"),
-            "nothing is lost: the hub keeps what it gets; `opik-offline status` at the hub shows why",
+            "nothing is lost: the hub keeps what it gets; `status` at the hub shows why",
         ),
     }
 }

@@ -68,6 +68,9 @@ pub(super) async fn handle(
     if let Some(identity) = &shared.identity {
         identity.count();
     }
+    if is_grpc(&head) {
+        shared.collector.met_grpc_client();
+    }
     let destination = match fault {
         None => route(&shared, &head, !body.is_end_stream()),
         Some(fault) => Err(refuse_framing(&shared, fault)),
@@ -87,6 +90,12 @@ pub(super) async fn handle(
             }
         }
     }
+}
+
+/// Returns whether the client speaks gRPC.
+fn is_grpc(head: &Parts) -> bool {
+    let content_type = || head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    head.version == http::Version::HTTP_2 && content_type().is_some_and(|media| media.starts_with(b"application/grpc"))
 }
 
 fn refuse_framing(shared: &Shared, fault: &str) -> RefusedRequest {

@@ -129,13 +129,19 @@ pub(super) fn instance(shared: &Shared, query: Option<&str>) -> ClientAnswer {
 fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();
     let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let store = match shared.slot.try_with(|store| store.backlog(&Filter::of_server(&shared.server))) {
+    // Commands compare it with the store that they read: another one may hold what they don't show.
+    let path = shared.slot.path().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let path = path.map(|path| path.display().to_string());
+    let own = Filter::of_server(&shared.server);
+    let store = match shared.slot.try_with(|store| Ok((store.backlog(&own)?, store.identity()))) {
         Err(error) => {
             let live_writes = LiveWrites::of(&shared.slot, &shared.server).word();
-            json!({ "usable": false, "reason": error.to_string(), "live_writes": live_writes })
+            json!({ "usable": false, "path": path, "reason": error.to_string(), "live_writes": live_writes })
         }
-        Ok(backlog) => json!({
+        Ok((backlog, identity)) => json!({
             "usable": true,
+            "path": path,
+            "identity": identity.to_string(),
             "waiting": backlog.waiting(),
             "rejected": backlog.rejected(),
             "full": shared.collector.full().episode().map(|episode| episode.fullness.reason),
@@ -149,6 +155,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": shared.started.elapsed().as_secs(),
             "files_problem": shared.collector.files_problem(),
+            "client_problem": shared.collector.client_problem(),
         },
         "server": {
             "url": shared.forwarder.base_url(),

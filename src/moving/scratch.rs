@@ -4,70 +4,33 @@
 //! left.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, RenameFlags, flock};
 use rustix::io::Errno;
 
+use crate::private_folder::PrivateFolder;
 use crate::shutdown::Shutdown;
 use crate::store::os::folder_of;
 
 /// How many bytes are copied between two checks for the shutdown.
 const COPY_BYTES: u64 = 16 * 1024 * 1024;
-/// The file in a scratch folder that is locked.
-const LOCK: &str = "lock";
-
-/// A folder that only this user can enter, removed when dropped.
-pub(super) struct ScratchFolder {
-    path: PathBuf,
-    _lock: File,
-}
+/// A private folder for the copy of a store, beside that store.
+pub(super) struct ScratchFolder(PrivateFolder);
 
 impl ScratchFolder {
     /// Makes a folder beside a store, and removes those that killed processes left there.
     pub(super) fn beside(store: &Path) -> io::Result<Self> {
-        let name = store.file_name().unwrap_or(OsStr::new("opik-offline")).to_owned();
-        let prefix = with_suffix(&name, ".moving-");
-        for left in named_like(folder_of(store), &prefix) {
-            match File::open(left.join(LOCK)) {
-                Ok(lock) if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => {
-                    fs::remove_dir_all(&left)?
-                }
-                Ok(_) => {}
-                // Of a process that was killed before it had anything in it, or that begins at this moment.
-                Err(_) => drop(fs::remove_dir(&left)),
-            }
-        }
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let path = folder_of(store).join(with_suffix(&prefix, &uuid::Uuid::now_v7().simple().to_string()));
-            DirBuilder::new().mode(0o700).create(&path)?;
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(LOCK)) {
-                Ok(lock) => {
-                    flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-                    return Ok(Self { path, _lock: lock });
-                }
-                // Another process took it for one that was left.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < 5 => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let name = store.file_name().unwrap_or(OsStr::new("opik-offline"));
+        PrivateFolder::make(folder_of(store), &with_suffix(name, ".moving-")).map(Self)
     }
 
     /// Returns the path of a store in it.
     pub(super) fn store(&self) -> PathBuf {
-        self.path.join("copy.db")
-    }
-}
-
-impl Drop for ScratchFolder {
-    fn drop(&mut self) {
-        // If this fails, the next process removes it.
-        let _removed = fs::remove_dir_all(&self.path);
+        self.0.path().join("copy.db")
     }
 }
 

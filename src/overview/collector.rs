@@ -1,8 +1,11 @@
 //! The agent's own collector: it samples the backlog and the counters, and gathers and caches overviews.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use tracing::warn;
 
 use super::edges::EdgeRegistry;
 use super::full_watch::FullWatch;
@@ -31,6 +34,10 @@ const REPLAYS_MAX: usize = 10;
 const LANES_MAX: usize = 200;
 /// How long an overview is cached.
 const CACHED_FOR: Duration = Duration::from_secs(1);
+
+/// What is known about a client that speaks gRPC.
+const GRPC_CLIENT: &str = "an OpenTelemetry exporter sends over gRPC, which neither Opik nor this agent understands, and its \
+                           data is lost: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf for it";
 
 /// The sources of an overview.
 pub struct OverviewSources {
@@ -64,6 +71,8 @@ pub struct OverviewCollector {
     replays: Mutex<VecDeque<ReplayRecord>>,
     full: FullWatch,
     edges: EdgeRegistry,
+    /// Whether a client that speaks gRPC has sent something.
+    met_grpc: AtomicBool,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
@@ -86,6 +95,7 @@ impl OverviewCollector {
             history: History::default(),
             replays: Mutex::default(),
             edges: EdgeRegistry::default(),
+            met_grpc: AtomicBool::default(),
             cached: Mutex::default(),
         }
     }
@@ -93,6 +103,18 @@ impl OverviewCollector {
     /// Returns the limits that follow from too few file descriptors, and what to do.
     pub fn files_problem(&self) -> Option<&str> {
         self.sources.files_problem.as_deref()
+    }
+
+    /// Takes a client that speaks gRPC, and logs the first one: neither Opik nor the agent understands it.
+    pub fn met_grpc_client(&self) {
+        if !self.met_grpc.swap(true, Ordering::Relaxed) {
+            warn!(target: "intake", "{GRPC_CLIENT}");
+        }
+    }
+
+    /// Returns what a client sends that nobody understands, and what to do.
+    pub fn client_problem(&self) -> Option<&'static str> {
+        self.met_grpc.load(Ordering::Relaxed).then_some(GRPC_CLIENT)
     }
 
     /// Takes samples until shutdown.
@@ -208,6 +230,7 @@ impl OverviewCollector {
             listen: self.sources.listen.clone(),
             uptime_seconds: self.uptime().as_secs(),
             files_problem: self.sources.files_problem.clone(),
+            client_problem: self.client_problem().map(str::to_owned),
         }
     }
 

@@ -10,7 +10,9 @@ use crate::delivery::eta::Situation;
 use crate::delivery::pacing::PaceSettings;
 use crate::message::MessageStatus;
 use crate::replay::near_id_window;
-use crate::store::{Backlog, BacklogGroup, Condition, Filter, Hold, KeyState, Page, Store, StoreError, Stranded};
+use crate::store::{
+    Backlog, BacklogGroup, Condition, Filter, Hold, KeyState, Page, Store, StoreError, StoreIdentity, Stranded,
+};
 use crate::telemetry::history::{Rates, Sample};
 
 /// How many rejected messages, from the newest, are searched for the server's reasons.
@@ -25,6 +27,8 @@ const REASON_CHARS_MAX: usize = 200;
 pub(crate) struct StoreDetails {
     /// Messages for all servers.
     pub backlog: Backlog,
+    /// `None` if there is no store yet.
+    pub identity: Option<StoreIdentity>,
     /// `None` if there is no store yet.
     pub condition: Option<Condition>,
     /// Why the server rejected the newest of the rejected messages, the most frequent reason first.
@@ -69,7 +73,8 @@ impl StoreDetails {
         let near_window_ms = near_id_window(store, now_ms)?;
         let stranded = store.stranded()?;
         let copies = StoredCopies::read(store, &backlog)?;
-        Ok(Self { backlog, condition: Some(condition), reasons, near_window_ms, stranded, copies })
+        let identity = Some(store.identity());
+        Ok(Self { backlog, identity, condition: Some(condition), reasons, near_window_ms, stranded, copies })
     }
 
     /// Returns what the store alone says about when it will be empty.

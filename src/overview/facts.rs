@@ -17,7 +17,6 @@ impl Overview {
         let store = &self.store;
         Facts {
             now_ms: self.at_ms,
-            options: String::new(),
             deliver: "opik-offline replay".to_owned(),
             server_url: self.server.url.clone(),
             available: match self.server.connection {
@@ -29,6 +28,8 @@ impl Overview {
             has_agent: self.agent.pid != 0,
             agent_problem: None,
             files_problem: self.agent.files_problem.clone(),
+            client_problem: self.agent.client_problem.clone(),
+            other_agent: None,
             store: self.store_facts(),
             waiting: store.waiting,
             rejected: store.rejected,

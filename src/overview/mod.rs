@@ -73,6 +73,8 @@ pub struct AgentOverview {
     pub uptime_seconds: u64,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// What a client sends that nobody understands, and what to do.
+    pub client_problem: Option<String>,
 }
 
 /// The connection to the server.

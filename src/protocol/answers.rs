@@ -54,7 +54,7 @@ impl Answer {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SendFailure {
     /// No connection: DNS error, connection refused, unreachable, TLS failure.
-    #[error("cannot connect to {url}: {reason}")]
+    #[error("cannot connect to {url}{}: {reason}", tried_port(url, reason))]
     Connect {
         /// The server's base URL.
         url: String,
@@ -77,6 +77,20 @@ pub enum SendFailure {
         /// The timeout.
         after: Duration,
     },
+}
+
+/// Returns which port was tried, for people, if the URL names none and a connection was tried.
+fn tried_port(url: &str, reason: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://").filter(|_| !reason.contains("resolve")) else {
+        return String::new();
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let has_port = authority.rsplit_once(']').map_or(authority, |(_, after)| after).contains(':');
+    match (scheme, has_port) {
+        ("http", false) => " (port 80, as it names none)".to_owned(),
+        ("https", false) => " (port 443, as it names none)".to_owned(),
+        _ => String::new(),
+    }
 }
 
 /// Upper bound of the wait that a response can ask for: one header must not suspend a lane for days.

@@ -166,7 +166,7 @@ fn hub_hint(status: u16) -> &'static str {
         }
         403 => "add the host name by which this agent reaches the hub to the hub's --allowed-hosts",
         413 => "raise max_body_size, max_inflated_size or max_attachment_size of the hub to those of this agent",
-        _ => "`opik-offline status` at the hub shows why; what is stored here is kept and sent again",
+        _ => "`status` at the hub shows why; what is stored here is kept and sent again",
     }
 }
 

@@ -22,7 +22,7 @@ use crate::delivery::fleet_dial::DialTake;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
-use crate::store::{Claim, ClaimLimits, Hold, LaneId, StoreError, WaitEnd, now_ms, since_boot};
+use crate::store::{Claim, ClaimLimits, Hold, LaneId, Outcome, StoreError, WaitEnd, now_ms, since_boot};
 
 /// A worker returns after this time even if messages are left, so that more lanes than workers all get their turn.
 pub(super) const TURN: Duration = Duration::from_secs(1);
@@ -149,6 +149,8 @@ impl<'a> LaneWorker<'a> {
         }
         let Batch { outcomes, delivered, halt, limited, waiting, .. } = batch;
         self.sender.settle(&outcomes)?;
+        // What waits for a key, or for its next attempt, uses nothing of the user's limit.
+        self.quota.give_back(outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed { .. })).count());
 
         let time = BatchTime { total: started.elapsed(), waiting };
         replay.state.with(self.sender.work.id, |health| {

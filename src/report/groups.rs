@@ -72,6 +72,18 @@ pub(crate) fn sums_text(groups: &[GroupRow]) -> String {
     format!("{} ({}, {items})", count(sum(|group| group.messages), "message"), size(sum(|group| group.body_bytes)))
 }
 
+/// Returns which server the messages are for: `http://127.0.0.1:5173/api`, or `2 servers`, which a table names.
+pub(crate) fn servers_text(groups: &[GroupRow]) -> String {
+    let mut servers: Vec<&str> = groups.iter().filter_map(|group| group.server.as_deref()).collect();
+    servers.sort_unstable();
+    servers.dedup();
+    match servers[..] {
+        [] => "no server that was recorded".to_owned(),
+        [server] => server.to_owned(),
+        _ => format!("{} servers", servers.len()),
+    }
+}
+
 /// Returns when the oldest message of a selection was accepted, rejected ones included.
 ///
 /// # Errors

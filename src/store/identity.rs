@@ -4,6 +4,13 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreIdentity([u8; 32]);
 
+/// Writes a part that is long enough to tell stores apart, for programs that compare it.
+impl std::fmt::Display for StoreIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().take(16).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 impl StoreIdentity {
     /// Returns the identity of the store that its engine tells from all others by these bytes.
     pub fn of(distinguishing: &[u8]) -> Self {

@@ -223,6 +223,19 @@ pub(crate) fn look_at(path: &Path) -> io::Result<Place> {
     })
 }
 
+/// Returns why no store can be at this path, whatever becomes of the disk and of permissions; `None` if one may be.
+pub(crate) fn unfit(path: &Path) -> Option<String> {
+    // Of `folder/`, too, which need not exist.
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir() {
+        return Some("it is a directory".to_owned());
+    }
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Some("it is not a file".to_owned());
+    }
+    let above = path.ancestors().skip(1).find(|above| !above.as_os_str().is_empty() && above.exists())?;
+    (!above.is_dir()).then(|| format!("{} is not a directory", above.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +243,27 @@ mod tests {
     const ME: u32 = 1000;
     const STRANGER: u32 = 1001;
     const ROOT: u32 = 0;
+
+    #[test]
+    fn a_path_that_can_hold_no_file_is_unfit() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), "").expect("it can be written");
+        fs::create_dir(path("sub")).expect("it can be made");
+        for (name, expected) in [
+            ("file", None),
+            ("new.db", None),
+            ("sub/new.db", None),
+            ("not/there/new.db", None),
+            ("sub", Some("it is a directory".to_owned())),
+            ("new/", Some("it is a directory".to_owned())),
+            ("file/x/new.db", Some(format!("{} is not a directory", path("file").display()))),
+        ] {
+            assert_eq!(unfit(&path(name)), expected, "{name}");
+        }
+        assert_eq!(unfit(Path::new("new.db")), None);
+        assert_eq!(unfit(Path::new("/dev/null")), Some("it is not a file".to_owned()));
+    }
 
     #[test]
     fn what_another_user_put_into_a_shared_folder_is_a_trap() {

@@ -60,6 +60,7 @@ use super::said::Said;
 use super::traits::Store;
 use super::view::{BacklogSeen, Unproven};
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
+use crate::printable::shell_word;
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -254,8 +255,8 @@ fn warn_of_loss(said: &mut Said, error: &StoreError) {
     }
     error!(
         target: "db_manager",
-        "some network resiliency features were disabled: until the store can be used, nothing is stored, and writes are \
-         forwarded only if they overtake none of its messages: {error}"
+        "NOT PROTECTED: some network resiliency features were disabled: until the store can be used, nothing is stored, \
+         and writes are forwarded only if they overtake none of its messages: {error}"
     );
 }
 
@@ -749,8 +750,9 @@ impl StoreSlot {
                     warn!(
                         target: "db_manager",
                         "{words} {0} are refused with 503: it was moved away while it was in use; move it back, or deliver \
-                         what it holds with `opik-offline replay --db {0}`",
-                        path.display()
+                         what it holds with `opik-offline replay --db {1}`",
+                        path.display(),
+                        shell_word(path.as_os_str())
                     );
                 }
                 return;
@@ -764,6 +766,11 @@ impl StoreSlot {
                 "writes that may conflict with what waits in the message store are refused with 503: {error}"
             );
         }
+    }
+
+    /// Returns the path of the store; `None` for a store without a file (a test double).
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Returns how many writes were refused since the start, because they may conflict with what is stored.

@@ -24,7 +24,16 @@ use uuid::Uuid;
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
 /// Messages that survive the process, and the right to replay them: all verbs of a store together.
-pub trait Store: Intake + Attachments + Replay + Browse + Maintain + Shipped {}
+pub trait Store: Intake + Attachments + Replay + Browse + Maintain + Shipped {
+    /// Returns one message whole, or `None` if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Browse::whole`].
+    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        Ok(self.whole(&[id])?.pop())
+    }
+}
 
 impl<T: Intake + Attachments + Replay + Browse + Maintain + Shipped> Store for T {}
 
@@ -268,8 +277,8 @@ pub trait Browse: Send + Sync {
     /// Returns one page of what the filter selects, without bodies.
     fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError>;
 
-    /// Returns one message whole, or `None` if it does not exist.
-    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
+    /// Returns these messages whole, in this order, from one snapshot. Those that do not exist are left out.
+    fn whole(&self, ids: &[MessageId]) -> Result<Vec<StoredMessage>, StoreError>;
 
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;

@@ -182,6 +182,9 @@ pub struct StoredMessage {
     pub touches: Vec<Touch>,
     /// Its place in the delivery order of its lane: parts of a divided message have that of the whole.
     pub position: i64,
+    /// Whether an update of what it creates may have reached the server before it
+    /// ([`super::Intake::note_updates_ahead`]).
+    pub may_follow_update: bool,
 }
 
 impl StoredMessage {
@@ -368,6 +371,14 @@ pub struct AgentRecord {
     pub upstream: String,
     /// When it started, in milliseconds since the Unix epoch.
     pub started_at_ms: i64,
+}
+
+impl AgentRecord {
+    /// Returns whether a process with its id runs; a reused id counts as running.
+    pub(crate) fn is_running(&self) -> bool {
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+    }
 }
 
 /// How a replay ended.

@@ -22,7 +22,6 @@ use super::holdings::Holdings;
 use super::importer::{Imported, ImportedBundle, Importer, LeftBehind};
 use super::key_folder::KeyFolder;
 use super::ledger::{ReplayerLedger, Staged};
-use super::objects::in_parallel;
 use super::reading::{BundleContents, StreamReader, UnreadableObject};
 use super::standing::{OwnStreams, spare};
 use super::sweep::delete_stream;
@@ -31,9 +30,10 @@ use crate::depot::{Depot, DepotError};
 use crate::fleet::head::{Head, MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::import::{ImportPlan, SettledMessages};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
+use crate::fleet::parallel::in_parallel;
 use crate::fleet::record::FleetRecord;
 use crate::message::Sha256;
-use crate::store::{Filter, Store, now_ms, since_boot};
+use crate::store::{Filter, Store, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
 const STREAMS_MAX: usize = 64;
@@ -289,9 +289,6 @@ impl Feeder<'_> {
         let mut next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
         // An agent that stops may have closed its head since.
         spare(self.own, &mut next)?;
-        // Bundles don't say which updates may have reached the server before their creates: of all that is older than
-        // this it is unknown.
-        self.store.note_updates_ahead(&[], now_ms())?;
         let prepared = in_parallel(&next, TAKEN_AT_ONCE, |free| self.prepare(free));
         for (free, prepared) in next.iter().zip(prepared) {
             self.progress.watch.forget(free.stream);
@@ -389,6 +386,10 @@ impl Feeder<'_> {
             for unreadable in unreadable {
                 taken.left += unreadable.messages;
                 totals.add_unreadable(unreadable);
+            }
+            let ahead = taken.plan.updates_ahead(&records);
+            if !ahead.is_empty() {
+                self.store.note_updates_ahead(&ahead, 0)?;
             }
             taken.planned = Some(taken.plan.next_bundle(records));
         }

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::objects::{in_parallel, name_of};
+use super::objects::name_of;
 use crate::depot::{Depot, DepotError, Version};
 use crate::fleet::head::{Head, HeadOwner, HeadState, MissingKey};
 use crate::fleet::names::{ObjectName, StreamId};
+use crate::fleet::parallel::in_parallel;
 use crate::store::{StoreError, now_ms, since_boot};
 
 /// Heads that are renewed at a time.

@@ -283,12 +283,17 @@ impl ReplayerLedger {
     }
 
     /// Marks messages that are not delivered, and will not be.
-    pub(super) fn mark(&self, stream: StreamId, mut marks: Vec<Mark>) -> Result<(), DepotError> {
-        self.folder.withhold_from(&mut marks);
-        match self.holdings.epoch(stream) {
-            Some(epoch) if !marks.is_empty() => self.marks.mark(&self.seals, stream, epoch, marks),
-            _ => Ok(()),
-        }
+    pub(super) fn mark(&self, stream: StreamId, marks: Vec<Mark>) -> Result<(), DepotError> {
+        self.mark_all([(stream, marks)])
+    }
+
+    /// Makes marks durable. A stream that was lost meanwhile is its new owner's, who may have deleted it.
+    fn mark_all(&self, marks: impl IntoIterator<Item = (StreamId, Vec<Mark>)>) -> Result<(), DepotError> {
+        let held = marks.into_iter().filter_map(|(stream, mut marks)| {
+            self.folder.withhold_from(&mut marks);
+            self.holdings.epoch(stream).map(|epoch| ((stream, epoch), marks))
+        });
+        self.marks.mark_all(&self.seals, held.collect())
     }
 
     /// Makes marks of the final ones of these outcomes durable; returns what changes with them.
@@ -315,10 +320,7 @@ impl ReplayerLedger {
             marks.entry(origin.stream).or_default().push(Mark { reference: origin.reference, fate });
             settling.settled.push((*id, origin));
         }
-        for (stream, marks) in marks {
-            // A stream that was lost meanwhile is its new owner's, who may have deleted it.
-            self.mark(stream, marks).map_err(away)?;
-        }
+        self.mark_all(marks).map_err(away)?;
         for (_, origin) in &settling.settled {
             if !settling.rejected.contains(origin) {
                 self.copies.settled(origin.stream, &origin.reference).map_err(away)?;

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 
-use super::objects::{folder, in_parallel, list_all, name_of, read_whole};
+use super::objects::{folder, list_all, name_of, read_whole};
 use crate::depot::{Depot, DepotError, Name};
 use crate::fleet::bundle::BundleReader;
 use crate::fleet::marks::{Mark, MarksReader};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
+use crate::fleet::parallel::in_parallel;
 use crate::fleet::record::{FleetRecord, ShippedFile};
 use crate::sealing::{Identity, OpenReader, SealError, is_sealed};
 

@@ -117,6 +117,8 @@ pub(crate) struct FleetConclusion {
     pub seconds: f64,
     /// Why messages that were taken remain, for people.
     pub reasons: Vec<String>,
+    /// Whether one of the reasons is that the server refuses a key or a workspace.
+    pub is_key_refused: bool,
     pub totals: FeedTotals,
 }
 
@@ -221,6 +223,10 @@ impl FleetReplay {
             (ending, fed)
         });
         let reasons = self.reasons()?;
+        let is_key_refused = {
+            let held = self.scratch.store().condition()?.held;
+            held.iter().any(|(_, hold)| hold.is_credential_refused())
+        };
         let held = Filter { statuses: vec![MessageStatus::Held], ..Filter::default() };
         let held = self.scratch.store().backlog(&held)?.messages();
         let (totals, fed) = fed;
@@ -234,6 +240,7 @@ impl FleetReplay {
             requests: self.metrics.replay_requests.get(),
             seconds: started.elapsed().as_secs_f64(),
             reasons: reason.into_iter().chain(reasons).collect(),
+            is_key_refused,
             totals,
         })
     }

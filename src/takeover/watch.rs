@@ -7,15 +7,16 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::objects::{folder, in_parallel, list_all, name_of};
+use super::objects::{folder, list_all, name_of};
 use crate::depot::{Depot, DepotError, Version};
 use crate::fleet::head::{Head, HeadFault};
 use crate::fleet::names::{self, ObjectName, StreamId};
+use crate::fleet::parallel::in_parallel;
 use crate::fleet::takeover::{Asked, HeadSeen, SilenceWatch, Takeover};
 use crate::store::since_boot;
 
-/// Heads that are read at a time.
-const READS_AT_ONCE: usize = 16;
+/// Heads that are read at a time: object storage answers in tens of milliseconds.
+const READS_AT_ONCE: usize = 64;
 /// Names that are listed at a time where most are skipped.
 const SKIP_PAGE: usize = 1000;
 

@@ -9,6 +9,7 @@ use super::table::TextTable;
 use super::yaml;
 use super::{Shown, Style};
 
+use crate::hint;
 use crate::printable::{self, cells, padded};
 
 /// The format of results.
@@ -78,7 +79,7 @@ impl Renderer {
         people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            OutputFormat::Table | OutputFormat::Wide => output.show(&people(self, result))?,
+            OutputFormat::Table | OutputFormat::Wide => output.show(&people(self, result).completed())?,
             OutputFormat::Json | OutputFormat::Jsonl => self.json_to(output, result)?,
             OutputFormat::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }
@@ -156,15 +157,12 @@ pub(crate) fn hanging(text: &str, columns: usize, indent: usize) -> String {
     text.lines().map(broken).collect::<Vec<_>>().join("\n")
 }
 
-/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole, and so does a command in
-/// backquotes, so that it can be copied.
+/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole. Suggested commands in it
+/// are completed ([`hint`]), and stay whole as well: they are pasted.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
-    let mut rest = Some(text);
-    while let Some(text) = rest {
-        let (word, after) = first_word(text);
-        rest = after;
+    for word in hint::words(&hint::completed(text)) {
         let length = cells(word);
         if column > 0 && column + 1 + length > width {
             lines.push('\n');
@@ -177,19 +175,6 @@ pub(crate) fn wrapped(text: &str, width: usize) -> String {
         column += length;
     }
     lines
-}
-
-/// Splits the first word off a text: up to a space that is not between two backquotes.
-fn first_word(text: &str) -> (&str, Option<&str>) {
-    let mut is_quoted = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            '`' => is_quoted = !is_quoted && text[at + 1..].contains('`'),
-            ' ' if !is_quoted => return (&text[..at], Some(&text[at + 1..])),
-            _ => {}
-        }
-    }
-    (text, None)
 }
 
 /// Lays rows of three texts out in columns, with the first row as the head. If the second text of a row leaves no space
@@ -270,8 +255,6 @@ mod tests {
         assert_eq!(wrapped("one two three", usize::MAX), "one two three");
         assert_eq!(wrapped("one two three", 7), "one two\nthree");
         assert_eq!(wrapped("/a/long/path that cannot be used", 8), "/a/long/path\nthat\ncannot\nbe used");
-        let command = "deliver it: `replay --db x`, or `status` it isn`t there";
-        assert_eq!(wrapped(command, 12), "deliver it:\n`replay --db x`,\nor `status`\nit isn`t\nthere");
         let failure = "error: it is not there\nhint: look for it elsewhere";
         assert_eq!(hanging(failure, usize::MAX, 6), failure);
         assert_eq!(hanging(failure, 22, 6), "error: it is not\n      there\nhint: look for\n      it elsewhere");

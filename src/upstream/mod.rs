@@ -113,7 +113,7 @@ pub struct Upstream {
 pub(crate) type EdgeReport = Arc<dyn Fn() -> Edge + Send + Sync>;
 
 /// Limit and maximum age of idle connections; servers close them after 60 s or more.
-const IDLE_CONNECTIONS_MAX: usize = 16;
+const IDLE_CONNECTIONS_MAX: usize = 64;
 pub(crate) const IDLE_AGE_MAX: Duration = Duration::from_secs(25);
 
 /// The response to a ping.

@@ -123,7 +123,7 @@ fn a_copied_store_is_delivered_from_another_machine() {
 #[test]
 fn unknown_variables_warn_but_do_not_fail() {
     assert_text(
-        &Sandbox::new().with_env("OPIK_OFFLINE_UPSTREEM", "http://127.0.0.1:1").run(&["inspect"]),
+        &Sandbox::without_store().with_env("OPIK_OFFLINE_UPSTREEM", "http://127.0.0.1:1").run(&["inspect"]),
         "
 no message is stored
 --- stderr

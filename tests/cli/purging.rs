@@ -15,7 +15,7 @@ fn a_purge_without_a_terminal_needs_yes() {
         &sandbox.run(&["purge"]),
         "
 --- stderr
-error: purge would delete 5 messages (869 B, 7 items), and there is no terminal to ask on
+error: purge would delete 5 messages (869 B, 7 items) for SERVER, and there is no terminal to ask on
 hint: check with --dry-run, then add --yes
 --- exit 2
 ",
@@ -23,7 +23,7 @@ hint: check with --dry-run, then add --yes
     assert_text(
         &sandbox.run(&["purge", "--dry-run"]),
         "
-would delete 5 messages (869 B, 7 items)
+would delete 5 messages (869 B, 7 items) for SERVER
 
 status    type              workspace  messages  items   size
 waiting   CreateTrace       default           1      1  121 B
@@ -44,14 +44,14 @@ fn a_purge_takes_what_was_selected_and_nothing_else() {
     let sandbox = Sandbox::filled();
     assert_text(
         &sandbox.run(&["purge", "--rejected", "--yes"]),
-        "deleted 1 message (121 B); the store takes SIZE\n--- exit 0\n",
+        "deleted 1 message (121 B) for SERVER; the store takes SIZE\n--- exit 0\n",
     );
     let purged = sandbox.output(&["purge", "--type", "createspansbatch", "-y", "--format", "json"]).json();
     assert_eq!((&purged["messages"], &purged["items"], &purged["dry_run"]), (&1.into(), &3.into(), &false.into()));
     assert_text(&sandbox.run(&["purge", "--workspace", "default", "-y", "-q"]), "--- exit 0\n");
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 2);
     assert_text(&sandbox.run(&["purge", "--rejected", "-y"]), "no stored message is selected\n--- exit 0\n");
-    assert_text(&Sandbox::new().run(&["purge"]), "no message is stored\n--- exit 0\n");
+    assert_text(&Sandbox::without_store().run(&["purge"]), "no message is stored\n--- exit 0\n");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::support::{PATIENCE, wait_until};
 #[test]
 fn status_before_anything_was_stored() {
     assert_text(
-        &Sandbox::new().run(&["status"]),
+        &Sandbox::without_store().run(&["status"]),
         "
 nothing waits; the Opik server is unavailable, and no agent keeps new messages: `opik-offline agent`
 
@@ -25,7 +25,7 @@ xx the Opik server is unavailable: cannot connect to SERVER: connection refused
 
 server       SERVER, unavailable
 agent        not running
-store        HOME/opik_messages.db (nothing was stored yet)
+store        HOME/data/opik-offline/opik_messages.db (nothing was stored yet)
 waiting      nothing
 --- exit 0
 ",
@@ -35,9 +35,12 @@ waiting      nothing
 /// `/dev/shm` is in memory where it is mounted, and a folder of the disk where it is not.
 #[test]
 fn status_and_healthcheck_agree_on_a_file_system_that_keeps_less_than_a_disk() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::without_store();
+    let folder = sandbox.home.path().join("config/opik-offline");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("config.yaml"), "db: /dev/shm/opik-offline-is-not-here/x.db\n").unwrap();
     let document = |command: &str| -> Value {
-        let output = sandbox.output(&["--db", "/dev/shm/opik-offline-is-not-here/x.db", "--format", "json", command]);
+        let output = sandbox.output(&["--format", "json", command]);
         serde_json::from_str(&output.stdout).expect("one document")
     };
     let status = document("status");
@@ -57,12 +60,12 @@ fn status_of_a_backlog() {
     assert_text(
         &Sandbox::filled().with_server(&server).run(&["status"]),
         "
-4 messages are safe on disk, and nobody delivers them; 1 was rejected: `opik-offline replay`
+4 messages are safe on disk, and nobody delivers them; 1 was rejected: `opik-offline replay --db HOME/opik_messages.db`
 
 !! a create was accepted AGE ago: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
-   deliver it: `opik-offline replay`
+   deliver it: `opik-offline replay --db HOME/opik_messages.db`
 !! 1 message was rejected by the server: 1 x 400 start_time must not be null
-   see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`
+   see why: `opik-offline inspect --rejected --db HOME/opik_messages.db`; when the cause is fixed: `opik-offline replay --rejected --db HOME/opik_messages.db`
 
 server       SERVER, available (N ms)
 agent        not running
@@ -70,7 +73,7 @@ store        HOME/opik_messages.db, SIZE
 encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
 rejected     1 message (1 x 400)
-time to go   nobody delivers it: start the agent or `opik-offline replay`
+time to go   nobody delivers it: start the agent or `opik-offline replay --db HOME/opik_messages.db`
 last replay  AGE ago: 7 delivered, 1 rejected, 4 remaining
 
 status    type              workspace  messages  items   size
@@ -84,8 +87,7 @@ rejected  CreateTrace       team              1      1  121 B
     );
 }
 
-const LOOK: &str =
-    "hint: `opik-offline status` shows what waits and why; without an agent `opik-offline replay` delivers it\n";
+const LOOK: &str = "hint: `opik-offline status --db HOME/opik_messages.db` shows what waits and why; without an agent `opik-offline replay --db HOME/opik_messages.db` delivers it\n";
 
 #[test]
 fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
@@ -102,7 +104,7 @@ fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
         &sandbox.run(&["status", "-q", "--fail-if-backlog", "4", "--fail-if-older-than", "100000d"]),
         "--- exit 0\n",
     );
-    assert_text(&Sandbox::new().run(&["status", "-q", "--fail-if-backlog", "0"]), "--- exit 0\n");
+    assert_text(&Sandbox::without_store().run(&["status", "-q", "--fail-if-backlog", "0"]), "--- exit 0\n");
 }
 
 #[test]
@@ -144,7 +146,7 @@ id status type workspace project size age last answer
         &sandbox.run(&["inspect", "--workspace", "nobody"]),
         "no message of workspace nobody is stored; there are: default, team\n--- exit 0\n",
     );
-    assert_text(&Sandbox::new().run(&["inspect"]), "no message is stored\n--- exit 0\n");
+    assert_text(&Sandbox::without_store().run(&["inspect"]), "no message is stored\n--- exit 0\n");
     let of_trace = sandbox.output(&["inspect", "--trace", TRACE, "--format", "jsonl"]).stdout;
     assert_eq!(of_trace.lines().count(), 2, "the trace and its update: {of_trace}");
 }
@@ -170,8 +172,8 @@ size          121 B
 attempts      1
 last answer   400, AGE ago
               {"code":400,"message":"start_time must not be null"}
-what to do    when the cause is fixed: `opik-offline replay --id 1`
-              to discard it: `opik-offline purge --id 1`
+what to do    when the cause is fixed: `opik-offline replay --id 1 --db HOME/opik_messages.db`
+              to discard it: `opik-offline purge --id 1 --db HOME/opik_messages.db`
 header        content-type: application/json
 header        x-private: ***
 
@@ -192,7 +194,7 @@ header        x-private: ***
         "
 --- stderr
 error: there is no message 99 in HOME/opik_messages.db
-hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists the stored messages
+hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect --db HOME/opik_messages.db` lists the stored messages
 --- exit 1
 ",
     );
@@ -341,5 +343,40 @@ demo            1        0         1     0      1  121 B
 --- exit 0
 ",
     );
-    assert_text(&Sandbox::new().run(&["inspect", "--totals", "status"]), "no message is stored\n--- exit 0\n");
+    assert_text(
+        &Sandbox::without_store().run(&["inspect", "--totals", "status"]),
+        "no message is stored\n--- exit 0\n",
+    );
+}
+
+#[test]
+fn an_agent_with_another_store_is_named_with_what_waits_there() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    Client::new(&agent.url()).post("/v1/private/traces", &json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" }));
+    wait_until("it is stored", PATIENCE, || agent.backlog() == 1);
+    let db = agent.db().display().to_string();
+    let other = || Sandbox::without_store().with_server(&server);
+    let other = || other().with_env("OPIK_OFFLINE_LISTEN", &format!("127.0.0.1:{}", agent.port()));
+    let named = format!(
+        "the agent on 127.0.0.1:{} (pid {}) uses another store: 1 message waits there for SERVER, see `opik-offline status \
+         --db {db}`",
+        agent.port(),
+        agent.pid()
+    );
+    let status = other().run(&["status"]);
+    assert!(status.contains("agent        not running\n") && status.contains(&named), "{status}");
+    assert!(status.contains("waiting      nothing\n"), "its own store: {status}");
+    assert!(other().run(&["status", "--fail-if-backlog", "0"]).ends_with("--- exit 4\n"), "a false all-clear");
+    let json = other().output(&["status", "--format", "json"]).json();
+    assert_eq!((&json["agent"]["running"], &json["other_agent"]["waiting"]), (&false.into(), &1.into()), "{json}");
+    assert_eq!(json["other_agent"]["db"], db);
+    assert!(json["rates"].is_null() && json["eta"]["state"] != "server_away", "figures of the other store: {json}");
+    let replay = other().run(&["replay"]);
+    assert!(replay.starts_with("nothing to replay: nothing was stored in ") && replay.contains(&named), "{replay}");
+    let health = other().run(&["healthcheck", "-q"]);
+    assert!(health.contains("!! agent ") && health.contains("uses another store: 1 message waits"), "{health}");
+    // With the agent's store, it is the agent.
+    let own = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!((&own["agent"]["running"], &own["other_agent"]), (&true.into(), &Value::Null), "{own}");
 }

@@ -15,7 +15,10 @@ use crate::support::{PATIENCE, uuid7, wait_until};
 
 #[test]
 fn an_empty_backlog_exits_with_success() {
-    assert_text(&Sandbox::new().run(&["replay"]), "nothing to replay\n--- exit 0\n");
+    assert_text(
+        &Sandbox::without_store().run(&["replay"]),
+        "nothing to replay: nothing was stored in HOME/data/opik-offline/opik_messages.db yet\n--- exit 0\n",
+    );
     assert_text(
         &Sandbox::filled().run(&["replay", "--workspace", "nobody"]),
         "nothing to replay: no message of workspace nobody is stored; there are: default, team\n--- exit 0\n",
@@ -23,7 +26,7 @@ fn an_empty_backlog_exits_with_success() {
     assert_text(
         &Sandbox::filled().run(&["replay", "--dry-run"]),
         "
-would replay 4 messages (748 B, 6 items)
+would replay 4 messages (748 B, 6 items) for SERVER
 
 status   type              workspace  messages  items   size
 waiting  CreateTrace       default           1      1  121 B
@@ -43,7 +46,7 @@ fn a_backlog_is_delivered_and_rejected_ones_stay() {
     let sandbox = Sandbox::filled().with_server(&server);
     let found = sandbox.run(&["replay"]);
     assert!(found.starts_with("delivered 4 messages in N s (N a second, "), "{found}");
-    assert!(found.ends_with("requests)\n--- exit 0\n"), "{found}");
+    assert!(found.ends_with("requests) to SERVER\n--- exit 0\n"), "{found}");
     assert_eq!((server.count("team", Kind::Trace), server.count("team", Kind::Span)), (1, 3));
     assert_eq!(server.count("default", Kind::Trace), 1);
     server.assert_no_violations();
@@ -51,7 +54,23 @@ fn a_backlog_is_delivered_and_rejected_ones_stay() {
     let status = sandbox.output(&["status", "--format", "json"]).json();
     assert_eq!((&status["backlog"]["messages"], &status["rejected"]["messages"]), (&0.into(), &1.into()));
     assert!(sandbox.run(&["status"]).contains("waiting      nothing\n"), "one is rejected, so not all was delivered");
-    assert_text(&sandbox.run(&["replay"]), "nothing to replay\n--- exit 0\n");
+    assert_text(
+        &sandbox.run(&["replay"]),
+        "nothing to replay: nothing waits in HOME/opik_messages.db; 1 message is stored that the server rejected: see \
+         `opik-offline inspect --rejected --db HOME/opik_messages.db`, and once the cause is fixed \
+         `opik-offline replay --rejected --db HOME/opik_messages.db`\n--- exit 0\n",
+    );
+}
+
+#[test]
+fn a_debug_log_shows_what_the_store_does() {
+    let server = FakeOpik::start_new();
+    let found = Sandbox::filled().with_server(&server).run(&["replay", "-v", "--rejected"]);
+    for said in
+        [" DEBUG db_manager: claimed messages=1 ", " DEBUG db_manager: settled delivered=1 rejected=0 put_back=0"]
+    {
+        assert!(found.contains(said), "{said}: {found}");
+    }
 }
 
 #[test]
@@ -70,7 +89,7 @@ fn a_server_that_is_away_ends_it_with_3_and_everything_is_kept() {
         "
 --- stderr
 error: cannot connect to SERVER: connection refused
-hint: check that the Opik server is running and that --upstream is its URL; `opik-offline healthcheck` shows more
+hint: check that the Opik server is running and that --upstream is its URL; `opik-offline healthcheck --db HOME/opik_messages.db` shows more
 --- exit 3
 ",
     );
@@ -88,12 +107,12 @@ hint: check that the Opik server is running and that --upstream is its URL; `opi
 }
 
 #[test]
-fn a_key_that_is_refused_holds_its_lane_with_4() {
+fn a_key_that_is_refused_holds_its_lane_with_5() {
     let server = FakeOpik::start_new();
     server.script(When::write().workspace("team"), Then::status(401));
     let sandbox = Sandbox::filled().with_server(&server);
     let found = sandbox.run(&["replay"]);
-    assert!(found.starts_with("delivered 1 message in N s") && found.ends_with("--- exit 4\n"), "{found}");
+    assert!(found.starts_with("delivered 1 message in N s") && found.ends_with("--- exit 5\n"), "{found}");
     assert!(found.contains("remaining 3 messages\n  workspace team, key cred***: "), "{found}");
     assert!(found.contains("  the next attempt is due in "), "{found}");
     let status = sandbox.run(&["status"]);
@@ -106,6 +125,25 @@ fn a_key_that_is_refused_holds_its_lane_with_4() {
 }
 
 #[test]
+fn a_limit_counts_what_is_delivered_and_a_refused_key_is_none_of_it() {
+    for (status, code) in [(401, 5), (403, 5), (429, 4)] {
+        let server = FakeOpik::start_new();
+        server.script(When::write(), Then::status(status));
+        let sandbox = Sandbox::filled().with_server(&server);
+        let found = sandbox.run(&["replay", "--limit", "1"]);
+        assert!(found.contains("delivered nothing to SERVER\nremaining 4 messages\n"), "{status}: {found}");
+        assert!(!found.contains("the limit was reached"), "{status}: {found}");
+        assert!(found.ends_with(&format!("--- exit {code}\n")), "{status}: {found}");
+    }
+    // A lane whose key is refused leaves the limit to the others.
+    let server = FakeOpik::start_new();
+    server.script(When::write().workspace("team"), Then::status(401));
+    let sandbox = Sandbox::filled().with_server(&server);
+    let found = sandbox.run(&["replay", "--limit", "1"]);
+    assert!(found.starts_with("delivered 1 message in N s") && found.ends_with("--- exit 0\n"), "{found}");
+}
+
+#[test]
 fn a_refused_message_is_kept_and_ends_it_with_4() {
     let server = FakeOpik::start_new();
     server.reject_ids([TRACE]);
@@ -113,7 +151,7 @@ fn a_refused_message_is_kept_and_ends_it_with_4() {
     let found = sandbox.run(&["replay", "--type", "CreateTrace"]);
     assert!(found.starts_with("delivered 1 message in "), "{found}");
     assert!(
-        found.ends_with("rejected  1 message: see why with `opik-offline inspect --rejected`\n--- exit 4\n"),
+        found.ends_with("rejected  1 message: see why with `opik-offline inspect --rejected --db HOME/opik_messages.db`\n--- exit 4\n"),
         "{found}"
     );
     let rejected = sandbox.output(&["inspect", "2", "--format", "json"]).json();
@@ -135,7 +173,11 @@ fn rejected_messages_are_tried_again_and_no_others() {
 fn a_message_named_by_its_id_is_tried_whatever_its_status() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::filled().with_server(&server);
-    assert!(sandbox.run(&["replay", "--id", "1", "--dry-run"]).starts_with("would replay 1 message (121 B, 1 item)\n"));
+    assert!(
+        sandbox
+            .run(&["replay", "--id", "1", "--dry-run"])
+            .starts_with("would replay 1 message (121 B, 1 item) for SERVER\n")
+    );
     assert!(sandbox.run(&["replay", "--id", "1"]).starts_with("delivered 1 message in "));
     assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
     assert_eq!(server.count("team", Kind::Trace), 1);
@@ -258,7 +300,10 @@ fn a_replay_that_waits_for_another_can_be_interrupted() {
     assert_eq!(output.status.code(), Some(130));
     assert_eq!(
         String::from_utf8(output.stdout).unwrap(),
-        "delivered nothing\nremaining 4 messages\n  interrupted; nothing is lost, run it again to continue\n"
+        format!(
+            "delivered nothing to {}\nremaining 4 messages\n  interrupted; nothing is lost, run it again to continue\n",
+            server.url()
+        )
     );
     let found = sandbox.run(&["replay", "--timeout", "200ms"]);
     assert!(found.contains("  the time limit of --timeout is reached; run it again to continue\n"), "{found}");
@@ -289,7 +334,7 @@ fn messages_behind_unselected_ones_are_skipped_and_counted() {
     assert_text(
         &sandbox.run(&["replay", "--type", "UpdateTrace"]),
         "
-delivered nothing
+delivered nothing to SERVER
 remaining 1 message
   1 message waits for earlier ones that the filter does not select
 --- exit 4

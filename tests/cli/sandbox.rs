@@ -141,12 +141,19 @@ pub(crate) struct Sandbox {
     pub home: Home,
     upstream: String,
     env: Vec<(String, String)>,
+    /// Whether a variable names the store.
+    names_db: bool,
 }
 
 impl Sandbox {
     /// A home without a store, and a server that is not there.
     pub(crate) fn new() -> Self {
-        Self { home: Home::new(), upstream: NO_SERVER.into(), env: Vec::new() }
+        Self { home: Home::new(), upstream: NO_SERVER.into(), env: Vec::new(), names_db: true }
+    }
+
+    /// A home whose commands use the default store, which is not there.
+    pub(crate) fn without_store() -> Self {
+        Self { names_db: false, ..Self::new() }
     }
 
     /// A home with the messages of [`fill`].
@@ -180,7 +187,10 @@ impl Sandbox {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.home.command(BINARY);
-        command.env("OPIK_OFFLINE_DB", self.home.db()).env("OPIK_OFFLINE_UPSTREAM", &self.upstream);
+        command.env("OPIK_OFFLINE_UPSTREAM", &self.upstream);
+        if self.names_db {
+            command.env("OPIK_OFFLINE_DB", self.home.db());
+        }
         command.env("OPIK_OFFLINE_LISTEN", "127.0.0.1:7");
         command.envs(self.env.iter().map(|(name, value)| (name, value))).args(args);
         command

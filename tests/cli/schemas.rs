@@ -55,7 +55,7 @@ fn documents() -> Documents {
     let mut found = Documents::default();
     let server = FakeOpik::start_new();
 
-    let empty = Sandbox::new();
+    let empty = Sandbox::without_store();
     for args in [&["status"][..], &["healthcheck"], &["inspect"], &["replay", "--dry-run"], &["purge", "--dry-run"]] {
         found.of_command(schema_of(args), &empty, args);
     }

@@ -139,3 +139,62 @@ fn commands_that_write_prove_a_store_first_and_say_who_keeps_them_from_it() {
         assert!(!flag.exists(), "{args:?} did not prove it");
     }
 }
+
+#[test]
+fn a_store_that_is_named_and_not_there_is_an_error() {
+    for command in [
+        &["status"][..],
+        &["status", "--format", "json"],
+        &["inspect"],
+        &["inspect", "37"],
+        &["replay"],
+        &["replay", "--dry-run"],
+        &["purge", "--yes"],
+        &["purge", "--dry-run"],
+    ] {
+        let sandbox = Sandbox::without_store();
+        let db = sandbox.home.path().join("my store.db");
+        assert_text(
+            &sandbox.run(&[command, &["--db", &db.to_string_lossy()]].concat()),
+            "
+--- stderr
+error: there is no message store at HOME/my store.db, named by flag --db
+hint: check the path; an agent makes the file when it starts: `opik-offline agent --db 'HOME/my store.db'`
+--- exit 2
+",
+        );
+        assert!(!db.exists(), "{command:?} made it");
+        let output = Sandbox::new().output(command);
+        assert_eq!((output.code(), &*output.stdout), (Some(2), ""), "{command:?}: {}", output.stderr);
+        assert!(output.stderr.contains(", named by environment OPIK_OFFLINE_DB\n"), "{command:?}: {}", output.stderr);
+    }
+}
+
+#[test]
+fn an_agent_does_not_start_where_no_store_can_be() {
+    let sandbox = Sandbox::without_store();
+    let (folder, file) = (sandbox.home.path().join("folder"), sandbox.home.path().join("file"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(&file, "").unwrap();
+    for (db, said) in [
+        (folder.clone(), "it is a directory\nhint: name a file in it, with --db HOME/folder/opik_messages.db"),
+        (file.join("store.db"), "HOME/file is not a directory\nhint: name a file with --db"),
+    ] {
+        for args in [&["agent"][..], &["agent", "--background"], &["agent", "--", "touch", "ran"]] {
+            let db = db.to_string_lossy();
+            let found = sandbox.run(&[&["--db", &*db], args].concat());
+            assert!(found.contains(said) && found.ends_with("--- exit 2\n"), "{args:?}: {found}");
+        }
+    }
+    assert!(!sandbox.home.path().join("ran").exists(), "the command ran without protection");
+}
+
+#[test]
+fn an_agent_that_cannot_use_its_store_says_that_nothing_is_protected() {
+    let sandbox = Sandbox::new().with_env("OPIK_OFFLINE_LISTEN", "127.0.0.1:0");
+    fs::create_dir(sandbox.home.db()).unwrap();
+    let found = sandbox.run(&["agent", "--", "true"]);
+    assert!(found.contains(" ERROR db_manager: NOT PROTECTED: some network resiliency features"), "{found}");
+    assert!(found.contains("\nopik-offline: NOT PROTECTED: nothing could be stored: "), "{found}");
+    assert!(found.ends_with("--- exit 0\n"), "the command's own code: {found}");
+}

@@ -87,6 +87,8 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
         (&["inspect", "one"], "'one' for '[ID]': expected a number, as `opik-offline inspect` lists it"),
         (&["purge", "--older-than", "yesterday"], "'yesterday' for '--older-than <DURATION>': not a duration such as"),
         (&["inspect", "1", "--rejected"], "'[ID]' cannot be used with '--rejected'"),
+        (&["replay", "--timeout", "5", "min"], "tip: write a duration as one word, such as 5min"),
+        (&["replay", "--server", "127.0.0.1:21600"], "did you mean http://127.0.0.1:21600/api?"),
         (&["status", "-q", "-v"], "'--quiet' cannot be used with '--verbose'"),
         (&["status", "--format", "xml"], "[possible values: table, wide, json, jsonl, yaml]"),
         (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has a single result"),

@@ -27,7 +27,7 @@ opik-offline: sh sent nothing to Opik, and nothing waits to be delivered
         "
 --- stderr
 opik-offline: sh sends to http://127.0.0.1:PORT/api, which forwards to SERVER
-opik-offline: nothing waits to be delivered: 1 write went straight to the server
+opik-offline: nothing waits to be delivered: 1 write went straight to SERVER
 --- exit 3
 ",
     );
@@ -69,10 +69,14 @@ hint: check the spelling and PATH; after -- comes a program with its arguments
     assert!(found.contains("error: cannot start /: ") && found.ends_with("--- exit 126\n"), "{found}");
     let found = sandbox(&server).run(&["agent", "python", "app.py"]);
     assert!(
-        found.contains("\n  tip: put a command to run after two dashes: opik-offline agent -- python ...\n"),
+        found.contains("\n  tip: put a command to run after two dashes: opik-offline agent -- python app.py\n"),
         "{found}"
     );
     assert!(found.ends_with("--- exit 2\n"), "{found}");
+    let found = sandbox(&server).run(&["--db", "my store.db", "python", "my app.py"]);
+    let tip =
+        "\n  tip: put a command to run after two dashes: opik-offline --db 'my store.db' agent -- python 'my app.py'\n";
+    assert!(found.contains(tip) && found.ends_with("--- exit 2\n"), "{found}");
     let found = sandbox(&server).run(&["agent", "--flush-timeout", "5s"]);
     assert!(found.contains("-- <COMMAND>...") && found.ends_with("--- exit 2\n"), "{found}");
 }

@@ -119,8 +119,8 @@ fn an_agent_that_cannot_start_or_store_is_reported_with_its_reason_and_left_behi
     drop(taken);
 
     let blocked = home.home.path().join("file");
-    std::fs::write(&blocked, "no folder").expect("it can be written");
-    let store = blocked.join("store.db").display().to_string();
+    std::fs::write(&blocked, "dear diary").expect("it can be written");
+    let store = blocked.display().to_string();
     let failed = home.agent(&["--background", "--db", &store]);
     assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
     assert!(failed.stderr.contains("NOT PROTECTED"), "{}", failed.stderr);

@@ -350,7 +350,7 @@ fn a_ping_that_is_not_authorised_keeps_no_lane_with_a_good_key_waiting() {
     assert_eq!(health.code(), Some(5), "{}", health.stdout);
     assert!(health.stdout.contains("does not authorise its ping: 403"), "{}", health.stdout);
     let replay = agent.cli(&["replay"]);
-    assert_eq!(replay.code(), Some(4), "the key is what is wrong: {}", replay.stdout);
+    assert_eq!(replay.code(), Some(5), "the key is what is wrong: {}", replay.stdout);
     // Live: with the key it is forwarded, without it the gate's own words are the client's.
     let id = uuid7();
     assert_eq!(Client::new(&agent.url()).with_header("Authorization", KEY).expect(&create(&id)).status, 201);
@@ -386,7 +386,8 @@ fn a_page_never_confirms_a_write_that_cannot_be_kept() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     fs::create_dir(home.db()).unwrap();
-    let agent = Agent::builder(&server.url()).impatient().home(home).start();
+    let db = home.db().display().to_string();
+    let agent = Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start();
     let mut client = Client::new(&agent.url());
     assert_eq!(client.expect(&create(&uuid7())).status, 201, "a plain proxy");
     let front = server.script(When::path("/v1/private/**"), Then::Answer(page()));

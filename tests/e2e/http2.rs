@@ -66,6 +66,27 @@ impl Http2 {
 }
 
 #[test]
+fn an_exporter_that_speaks_grpc_is_named_once_in_the_log_and_in_status() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    let problem = "an OpenTelemetry exporter sends over gRPC";
+    let client = Http2::connect(&agent);
+    client.send(client.create(&uuid7()));
+    assert!(!agent.stderr().contains(problem), "a client of HTTP/2 is not one of gRPC: {}", agent.stderr());
+    for _ in 0..2 {
+        let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+        let mut export = client.request("POST", path, &b"\0\0\0\0\0"[..]);
+        export.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        client.send(export);
+    }
+    wait_until("it is logged", PATIENCE, || agent.stderr().contains(problem));
+    assert_eq!(agent.stderr().matches(problem).count(), 1, "{}", agent.stderr());
+    assert!(agent.stderr().contains("set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"), "{}", agent.stderr());
+    let status = agent.cli(&["status", "--format", "json"]).json();
+    assert!(status["agent"]["client_problem"].as_str().is_some_and(|said| said.contains(problem)), "{status}");
+}
+
+#[test]
 fn a_client_of_http2_is_served_through_an_outage_like_any_other() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);

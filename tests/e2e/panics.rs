@@ -21,7 +21,7 @@ use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
     Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity,
+    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, Store, StoreError, StoreIdentity,
     StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
@@ -189,7 +189,7 @@ impl Browse for Panicking {
     delegate! {
         fn backlog(&self, filter: &Filter) -> Backlog;
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
-        fn get(&self, id: MessageId) -> Option<StoredMessage>;
+        fn whole(&self, ids: &[MessageId]) -> Vec<StoredMessage>;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
         fn lane_page(&self, filter: &Filter, range: LaneRange, now_ms: i64) -> LanePage;
         fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;

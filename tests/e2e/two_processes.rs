@@ -37,6 +37,16 @@ fn replay(server: &FakeOpik, agent: &Agent) -> Output {
 }
 
 #[test]
+fn a_second_agent_on_a_store_says_so_and_the_first_is_named() {
+    let server = FakeOpik::start_new();
+    let first = agent(&server).start();
+    let said = format!("another agent uses this store as well: pid {} on 127.0.0.1:{}", first.pid(), first.port());
+    let second = beside(&server, &first);
+    assert!(second.stderr().contains(&said), "{}", second.stderr());
+    assert!(!first.stderr().contains("another agent uses this store"), "{}", first.stderr());
+}
+
+#[test]
 fn a_limit_that_one_agent_met_is_respected_by_the_other() {
     const LANES: usize = 12;
     let server = FakeOpik::start_new();

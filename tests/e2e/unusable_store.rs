@@ -17,7 +17,7 @@ use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, assert_error, create, trace, update};
 
-const WARNING: &str = "some network resiliency features were disabled";
+const WARNING: &str = "NOT PROTECTED: some network resiliency features were disabled";
 
 fn ready(agent: &Agent) -> Value {
     Client::new(&agent.origin()).get("/-/ready").json()
@@ -69,7 +69,9 @@ fn a_directory_in_the_stores_place() {
     let home = Home::new();
     let db = home.db();
     fs::create_dir(&db).unwrap();
-    let agent = Agent::builder(&server.url()).impatient().home(home).start();
+    let named = db.display().to_string();
+    let agent =
+        Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &named).home(home).start();
     assert_degrades_and_heals(&server, &agent, || fs::remove_dir(&db).unwrap());
 }
 

@@ -201,8 +201,15 @@ impl Agent {
         &self.setup.home
     }
 
+    /// Returns the path of its store.
     pub(crate) fn db(&self) -> PathBuf {
-        self.home().db()
+        let AgentBuilder { names_db, args, env, .. } = &self.setup;
+        if *names_db {
+            return self.home().db();
+        }
+        let flag = args.iter().position(|arg| arg == "--db").and_then(|at| args.get(at + 1));
+        let variable = || env.iter().rfind(|(name, _)| name == "OPIK_OFFLINE_DB").map(|(_, value)| value);
+        flag.or_else(variable).map_or_else(|| self.home().db(), PathBuf::from)
     }
 
     pub(crate) fn pid(&self) -> u32 {

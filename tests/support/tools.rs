@@ -22,6 +22,8 @@ pub(crate) const RAGE_VERSION: &str = "1.4.0";
 pub(crate) const OTLP_JAVASCRIPT_VERSIONS: (&str, &str) = ("0.57.2", "1.30.1");
 /// The newest Prism that still runs on Node 18 and 20.
 pub(crate) const PRISM_VERSION: &str = "5.14.2";
+/// What runs notebooks, and the kernel that runs their cells.
+pub(crate) const JUPYTER_VERSIONS: (&str, &str) = ("0.11.0", "7.4.0");
 /// SeaweedFS, in a Python package.
 pub(crate) const SEAWEEDFS_VERSION: &str = "4.48";
 /// Microsoft's emulator of Azure Blob Storage.
@@ -47,6 +49,33 @@ pub(crate) fn python_sdk(version: &str) -> PathBuf {
 pub(crate) fn python_otlp() -> PathBuf {
     let package = format!("opentelemetry-exporter-otlp-proto-http=={OTLP_PYTHON_VERSION}");
     python_with(&format!("otlp-python-{OTLP_PYTHON_VERSION}"), &package)
+}
+
+/// Returns a Python interpreter that runs notebooks, and a kernel for them.
+///
+/// # Panics
+///
+/// If it can't be installed; the message suggests a remedy.
+pub(crate) fn python_jupyter() -> PathBuf {
+    let (nbclient, ipykernel) = JUPYTER_VERSIONS;
+    let folder = installed(&format!("jupyter-{nbclient}-{ipykernel}"), |folder| {
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder), PYTHON_HINT);
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"];
+        let packages = [format!("nbclient=={nbclient}"), format!("ipykernel=={ipykernel}")];
+        run(Command::new(folder.join("bin/python")).args(pip).args(packages), PYTHON_HINT);
+    });
+    folder.join("bin/python")
+}
+
+/// Returns the folder with the packages of an interpreter in a virtual environment.
+///
+/// # Panics
+///
+/// If it is not in one.
+pub(crate) fn site_packages(python: &Path) -> PathBuf {
+    let folder = python.parent().and_then(Path::parent).expect("it is in a virtual environment").join("lib");
+    let mut versions = fs::read_dir(&folder).expect("it has packages").flatten().map(|entry| entry.path());
+    versions.find(|path| path.join("site-packages").is_dir()).expect("it has packages").join("site-packages")
 }
 
 /// Returns a Python interpreter that has `rage`, another implementation of the age format.

@@ -7,6 +7,8 @@ use crate::source::{Findings, Source, has_name, is_name, sources};
 /// Which room may import which. Everything else is forbidden: imports point down only, and siblings do not know each other.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("printable", &[]),
+    ("hint", &[]),
+    ("private_folder", &[]),
     ("message", &[]),
     ("protocol", &["message"]),
     ("delivery", &["figures", "protocol", "message"]),
@@ -16,16 +18,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("liveness", &[]),
     ("shutdown", &["liveness"]),
     ("signals", &["shutdown", "telemetry"]),
-    ("terminal", &["printable", "figures", "signals"]),
+    ("terminal", &["hint", "printable", "figures", "signals"]),
     ("memory", &[]),
     ("config", &[]),
-    ("telemetry", &["printable"]),
+    ("telemetry", &["hint", "printable"]),
     ("sqlite_format", &[]),
     ("sealing", &[]),
-    ("store", &["give_way", "sqlite_format", "message", "telemetry", "shutdown"]),
-    ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
+    ("store", &["give_way", "printable", "sqlite_format", "message", "telemetry", "shutdown"]),
+    ("sdk", &["store", "private_folder", "sqlite_format", "protocol", "message", "shutdown"]),
     ("fleet", &["depot", "sealing", "store", "delivery", "message", "printable", "figures", "shutdown", "telemetry"]),
-    ("moving", &["sealing", "sdk", "store", "message", "shutdown"]),
+    ("moving", &["sealing", "sdk", "store", "private_folder", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("depot", &["upstream", "protocol"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
@@ -69,6 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "diagnosis",
             "figures",
+            "printable",
             "replay",
             "monitor",
             "store",
@@ -126,6 +129,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "translate",
         &[
+            "hint",
+            "printable",
             "takeover",
             "fleet",
             "sealing",
@@ -150,6 +155,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "report",
         &[
             "diagnosis",
+            "hint",
             "sdk",
             "translate",
             "terminal",
@@ -198,6 +204,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "diagnosis",
+            "hint",
             "failure",
             "depot",
             "sdk",

@@ -44,7 +44,7 @@ use crate::monitor::connection::Connection;
 use crate::protocol::answers::SendFailure;
 use crate::protocol::recognise::{NOT_OPIK, Presence};
 use crate::shutdown::Shutdown;
-use crate::store::{self, Backlog, Filter, Keys, Limits, OpenMode, Page, Store, StoreError, now_ms};
+use crate::store::{self, Backlog, Filter, Hold, Keys, Limits, OpenMode, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Upstream, UpstreamSettings};
 use delivery::Delivery;
@@ -116,6 +116,8 @@ pub(crate) struct Plan {
     pub backlog: Backlog,
     /// Why selected messages are left out, if any are: they are for other servers.
     pub elsewhere: Option<String>,
+    /// Stored messages that the server rejected, and those that are held for their ids: they are sent if they are named.
+    pub refused: (u64, u64),
     /// The servers of the selected messages, the one with the most messages first.
     servers: Vec<Server>,
     /// Selected messages beyond [`REQUEUED_MAX`].
@@ -182,6 +184,8 @@ pub(crate) enum Ending {
     Unreachable,
     /// Messages remain or were rejected, or the server does not show some that were delivered.
     Remaining,
+    /// Messages remain whose key or workspace the server refuses.
+    NotAuthorised,
 }
 
 /// The result of a replay.
@@ -257,7 +261,13 @@ impl Session {
             let verb = if others == 1 { "is" } else { "are" };
             format!("{} {verb} for other servers: run it without --upstream", count(others, "message"))
         });
-        Ok(Plan { servers: servers(&backlog), filter, backlog, elsewhere, untried: 0 })
+        let refused = match backlog.messages() {
+            0 => self.store.backlog(&Filter { servers: filter.servers.clone(), ..Filter::default() })?,
+            // Nobody asks.
+            _ => Backlog::default(),
+        };
+        let refused = (refused.rejected(), refused.held());
+        Ok(Plan { servers: servers(&backlog), filter, backlog, elsewhere, refused, untried: 0 })
     }
 
     /// Assigns messages of an earlier version to the configured server, but not to the default, which nobody
@@ -520,9 +530,17 @@ impl Session {
         if settled + remaining == 0 {
             conclusion.reasons.push("another process has replayed the selected messages".to_owned());
         }
-        let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away: !connections.away.is_empty() };
+        let is_any_away = !connections.away.is_empty();
+        let is_key_refused = conclusion.remaining > 0 && self.is_key_refused(&plan.filter)?;
+        let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away, is_key_refused };
         conclusion.ending = ended.ending(&conclusion);
         Ok(conclusion)
+    }
+
+    /// Returns whether selected messages wait because the server refuses their key or workspace.
+    fn is_key_refused(&self, filter: &Filter) -> Result<bool, StoreError> {
+        let lanes = self.store.lanes(filter, now_ms())?;
+        Ok(lanes.iter().filter_map(|lane| lane.hold.as_ref()).any(Hold::is_credential_refused))
     }
 
     /// Returns how many messages wait for a create that the server refused, and for which.
@@ -532,7 +550,9 @@ impl Session {
             let verb = if stranded.messages == 1 { "waits" } else { "wait" };
             let messages = count(stranded.messages, "message");
             let (create, status) = (stranded.create, stranded.status);
-            format!("{messages} {verb} for a create that the server refused ({status}): opik-offline inspect {create}")
+            format!(
+                "{messages} {verb} for a create that the server refused ({status}): `opik-offline inspect {create}`"
+            )
         });
         Ok(lanes.collect())
     }
@@ -544,6 +564,7 @@ struct RoundEnds<'a> {
     is_time_over: bool,
     met_foreign: bool,
     is_any_away: bool,
+    is_key_refused: bool,
 }
 
 impl RoundEnds<'_> {
@@ -570,6 +591,7 @@ impl RoundEnds<'_> {
             (_, 0, _) if any(DrainEnd::LimitReached) => Ending::Complete,
             // Even if other messages wait for a key or their next attempt: the answer did not come from Opik.
             (1.., _, _) if is_foreign => Ending::Unreachable,
+            (1.., _, _) if self.is_key_refused => Ending::NotAuthorised,
             _ => Ending::Remaining,
         }
     }

@@ -168,17 +168,18 @@ impl FleetReplayReport {
         self.remaining + self.streams.owned_messages + self.streams.owned
     }
 
-    /// Returns the result for people.
-    pub(crate) fn text(&self) -> Shown {
+    /// Returns the result for people. `server` is where the messages went.
+    pub(crate) fn text(&self, server: &str) -> Shown {
         let mut shown = Shown::default();
         let streams = count(self.streams.finished, "stream");
         shown.add_line(&match self.delivered {
             0 if self.streams.taken == 0 => format!("nothing to take over in {}", self.depot),
-            0 => "delivered nothing".to_owned(),
+            0 => format!("delivered nothing to {server}"),
             delivered => {
                 let rate = delivered as f64 / self.seconds.max(0.001);
                 let messages = count(delivered, "message");
-                format!("delivered {messages} in {:.1} s ({} a second); {streams} finished", self.seconds, rate.round())
+                let (seconds, rate) = (self.seconds, rate.round());
+                format!("delivered {messages} in {seconds:.1} s ({rate} a second) to {server}; {streams} finished")
             }
         });
         let mut row = |number: u64, name: &str, what: &str| {

@@ -7,7 +7,7 @@ use crate::agent::wrapped::store_option;
 use crate::config::Config;
 use crate::delivery::eta::eta;
 use crate::message::Server;
-use crate::overview::asked::AskedAgent;
+use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore};
 use crate::overview::details::{AgentsStoreView, StoreDetails};
 use crate::overview::{FullOverview, HubOverview, Overview, ReplayOverview, ServerOverview, StoreOverview, elsewhere};
 use crate::protocol::recognise::Presence;
@@ -20,8 +20,10 @@ use crate::upstream::{Pong, Upstream};
 /// An overview, and details that only the command shows.
 pub(crate) struct Gathered {
     pub overview: Overview,
-    /// The agent that answered, if one did.
+    /// The agent that uses this store, if one answered.
     pub agent: Option<AskedAgent>,
+    /// An agent at the configured address that uses another store, if there is one: nothing here counts what it holds.
+    pub other_agent: Option<AskedAgent>,
     /// How long the server took to answer a ping of ours; `None` if the agent was asked instead.
     pub latency_ms: Option<u64>,
     /// The details that this process read from the store, or why it could not.
@@ -42,7 +44,8 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     let details = store.as_ref().ok();
     let condition = details.and_then(|details| details.condition.as_ref());
     let records = condition.map_or(&[][..], |condition| &condition.agents);
-    let agent = AskedAgent::ask(records, config.listen.value);
+    let own = OwnStore::new(details.and_then(|details| details.identity), &config.db.value);
+    let FoundAgents { serving: agent, other: other_agent } = FoundAgents::find(records, config.listen.value, &own);
     let view = agent.as_ref().map(AskedAgent::view).unwrap_or_default();
     let (server, latency) = match agent.as_ref().and_then(|agent| agent.server.clone()) {
         Some(server) => (server, None),
@@ -80,7 +83,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         day: Vec::new(),
     };
     let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
-    Gathered { overview, agent, latency_ms, store, is_full_from_agent, sample }
+    Gathered { overview, agent, other_agent, latency_ms, store, is_full_from_agent, sample }
 }
 
 /// Returns the store as this process read it, completed with the agent's view.

@@ -15,7 +15,9 @@ use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, diagnose};
 use crate::figures::time;
+use crate::hint;
 use crate::message::Lane;
+use crate::overview::asked::AskedAgent;
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
     EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview,
@@ -23,7 +25,7 @@ use crate::overview::{
 };
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
-use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount};
+use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount, now_ms};
 use crate::telemetry::history::{Rates, Sample};
 use crate::translate;
 
@@ -37,6 +39,8 @@ pub(crate) struct StatusReport {
     pub problems: Vec<Problem>,
     pub server: ServerReport,
     pub agent: AgentReport,
+    /// An agent at the configured address that uses another store; `null` if there is none.
+    pub other_agent: Option<OtherAgentReport>,
     /// Agents that send through the running agent.
     pub edges: EdgesOverview,
     /// `null` when the store can't be read.
@@ -88,13 +92,17 @@ impl StatusReport {
         let orphans = orphans();
         let deliver = copies.as_ref().and_then(CopiesReport::command);
         let facts = Facts { eta: eta.as_ref().map(|eta| eta.eta), ..facts::facts(config, gathered, &orphans, deliver) };
-        let Diagnosis { verdict, problems } = diagnose(&facts);
+        let Diagnosis { verdict, mut problems } = diagnose(&facts);
+        for fix in problems.iter_mut().flat_map(|problem| &mut problem.fixes) {
+            *fix = hint::completed(fix).into_owned();
+        }
         Self {
             schema_version: overview.schema_version,
             verdict: VerdictReport::of(verdict),
             problems,
             server: ServerReport::of(gathered),
             agent: AgentReport::of(gathered),
+            other_agent: gathered.other_agent.as_ref().map(OtherAgentReport::of),
             edges: overview.edges.clone(),
             backlog: details.map(|details| BacklogReport::of(config, overview, details)),
             rejected: details.map(RejectedReport::of),
@@ -132,7 +140,9 @@ pub(crate) struct VerdictReport {
 impl VerdictReport {
     fn of(verdict: OverallVerdict) -> Self {
         let sentence = verdict.sentence();
-        Self { level: verdict.level, text: verdict.text, command: verdict.command, sentence }
+        let command =
+            verdict.command.map(|command| hint::completed(&format!("`{command}`")).trim_matches('`').to_owned());
+        Self { level: verdict.level, text: verdict.text, command, sentence }
     }
 }
 
@@ -206,6 +216,8 @@ pub(crate) struct AgentReport {
     pub live_writes: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
+    /// What a client sends that nobody understands, and what to do.
+    pub client_problem: Option<String>,
 }
 
 impl AgentReport {
@@ -221,6 +233,40 @@ impl AgentReport {
             store_problem: agent.and_then(|agent| agent.store_problem.clone()),
             live_writes: agent.and_then(|agent| agent.live_writes.clone()),
             files_problem: overview.and_then(|overview| overview.files_problem.clone()),
+            client_problem: overview.and_then(|overview| overview.client_problem.clone()),
+        }
+    }
+}
+
+/// An agent that uses another store than the one that is shown.
+#[derive(Serialize)]
+pub(crate) struct OtherAgentReport {
+    pub pid: u32,
+    pub listen: String,
+    /// The path of its store.
+    pub db: Option<String>,
+    /// Its server.
+    pub server: Option<String>,
+    /// Messages that wait in its store; `null` if it can't use it.
+    pub waiting: Option<u64>,
+    pub rejected: Option<u64>,
+    pub oldest_accepted_at: Option<String>,
+    pub oldest_age_seconds: Option<u64>,
+}
+
+impl OtherAgentReport {
+    fn of(agent: &AskedAgent) -> Self {
+        let oldest_ms = agent.store.oldest_accepted_at_ms;
+        let age_ms = oldest_ms.map(|oldest| now_ms().saturating_sub(oldest));
+        Self {
+            pid: agent.overview.pid,
+            listen: agent.overview.listen.clone(),
+            db: agent.store.path.clone(),
+            server: agent.server.as_ref().map(|server| server.url.clone()),
+            waiting: agent.store.waiting,
+            rejected: agent.store.rejected,
+            oldest_accepted_at: oldest_ms.map(time),
+            oldest_age_seconds: age_ms.map(|age_ms| u64::try_from(age_ms / 1000).unwrap_or(0)),
         }
     }
 }

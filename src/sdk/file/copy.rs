@@ -1,8 +1,9 @@
 //! The private copy of a file: in a folder that only this user can enter, and nameless as soon as SQLite has it open.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::distrust::distrust;
 use super::queries;
 use super::row::is_damage;
+use crate::private_folder::PrivateFolder;
 use crate::sdk::trust::{Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
 
@@ -19,6 +21,8 @@ use crate::shutdown::Shutdown;
 const JOURNALS: [&str; 2] = ["-journal", "-wal"];
 /// How a rollback journal ends that names the journal of several databases (SQLite's "super-journal").
 const SUPER_JOURNAL: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+/// How the names of folders with a copy begin.
+const NAME: &str = "opik-offline-copy-";
 /// How many bytes are copied between two checks for the shutdown.
 const COPY_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -44,8 +48,8 @@ impl PrivateCopy {
     /// Copies an open file and what SQLite keeps beside it, if that is trusted too. `scratch` is a folder for temporary
     /// files.
     pub(super) fn make(original: &mut TrustedFile, scratch: &Path, shutdown: &Shutdown) -> Result<Self, CopyError> {
-        let folder = PrivateFolder::make(scratch).map_err(CopyError::Scratch)?;
-        let path = folder.0.join("copy.db");
+        let folder = PrivateFolder::make(scratch, OsStr::new(NAME)).map_err(CopyError::Scratch)?;
+        let path = folder.path().join("copy.db");
         copy_file(&original.file, &path, shutdown).map_err(CopyError::Scratch)?;
         for suffix in JOURNALS {
             let Some(journal) = original.open_beside(suffix).map_err(CopyError::Source)? else { continue };
@@ -85,25 +89,6 @@ impl PrivateCopy {
     }
 }
 
-/// A folder that only this user can enter, removed when dropped.
-struct PrivateFolder(PathBuf);
-
-impl PrivateFolder {
-    fn make(scratch: &Path) -> io::Result<Self> {
-        let path = scratch.join(format!("opik-offline-{}", uuid::Uuid::now_v7().simple()));
-        DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for PrivateFolder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(target: "db_manager", "cannot remove the private copy {}: {error}", self.0.display());
-        }
-    }
-}
-
 /// Copies an open file from its beginning, until shutdown is requested.
 fn copy_file(from: &File, to: &Path, shutdown: &Shutdown) -> io::Result<()> {
     let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
@@ -130,22 +115,18 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
     #[test]
-    fn a_private_copy_is_in_a_folder_that_only_this_user_can_enter() {
+    fn only_this_user_can_read_a_private_copy() {
         let scratch = tempfile::tempdir().expect("a folder");
-        let folder = PrivateFolder::make(scratch.path()).expect("it can be made");
-        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
-        assert_eq!(mode(&folder.0), 0o700);
+        let copy = scratch.path().join("copy.db");
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sdk-store/all-types.db");
-        let from = File::open(fixture).expect("a fixture");
-        copy_file(&from, &folder.0.join("copy.db"), &Shutdown::new()).expect("a copy");
-        assert_eq!(mode(&folder.0.join("copy.db")), 0o600);
-        let path = folder.0.clone();
-        drop(folder);
-        assert!(!path.exists(), "a copy is left for others to find");
+        copy_file(&File::open(fixture).expect("a fixture"), &copy, &Shutdown::new()).expect("a copy");
+        let mode = fs::metadata(&copy).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "others can read messages and keys");
     }
 }

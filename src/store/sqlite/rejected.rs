@@ -26,7 +26,7 @@ use crate::store::error::StoreError;
 use crate::store::full_state::FullLimit;
 use crate::store::limits::{Limits, WhenFull};
 use crate::store::rejected_room::{ExportFile, excess, helps, share};
-use crate::store::traits::{Attachments, Browse, Maintain};
+use crate::store::traits::{Attachments, Maintain, Store};
 
 /// How long to wait after an attempt that freed nothing: each attempt scans rejected and waiting messages.
 const PAUSE: Duration = Duration::from_secs(5);

@@ -27,6 +27,7 @@ use crate::store::encryption::key::Keys;
 use crate::store::encryption::reseal::{Resealed, Resealing};
 use crate::store::error::StoreError;
 use crate::store::limits::{Limits, OpenMode};
+use crate::store::view::AgentRecord;
 
 /// The most rows in one commit.
 const STEP_ROWS: usize = 500;
@@ -187,7 +188,9 @@ impl Work<'_> {
         self.watch.vet()?;
         while space::shrink_a_step(&self.connection)? {}
         let space = space::Space::of(&self.connection, self.path, self.log)?;
-        if space.file_bytes > REWRITTEN_BYTES_MAX && browse::agents(&self.connection)?.iter().any(is_running) {
+        if space.file_bytes > REWRITTEN_BYTES_MAX
+            && browse::agents(&self.connection)?.iter().any(AgentRecord::is_running)
+        {
             return Ok(Some(format!(
                 "a file of {} bytes cannot be rewritten while an agent uses it, which would have to wait too long; \
                  stop the agent, or let it deliver what is stored",
@@ -214,12 +217,6 @@ impl Work<'_> {
         let waited = BUSY_TIMEOUT.as_secs() * u64::from(TRUNCATE_TRIES);
         Ok(Some(format!("the log cannot be truncated: another process has been reading it for {waited} s")))
     }
-}
-
-/// A reused pid counts as running: then the file is rewritten another time.
-fn is_running(agent: &crate::store::view::AgentRecord) -> bool {
-    let pid = i32::try_from(agent.pid).ok().and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
 fn reseal_piece(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fault> {

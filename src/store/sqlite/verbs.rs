@@ -52,6 +52,7 @@ impl Intake for SqliteStore {
         let needed = messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum();
         let ids = self.write_with_room(needed, |tx, sealer| register::register(tx, sealer, messages, &bodies))?;
         self.verify_stored(&ids)?;
+        debug!(target: "db_manager", messages = ids.len(), bytes = needed, "stored");
         Ok(ids)
     }
 
@@ -254,7 +255,11 @@ impl Replay for SqliteStore {
             match self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen)) {
                 // A full disk has room for smaller commits.
                 Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
-                result => return result.map(Claim::Taken),
+                result => {
+                    let claimed = result?;
+                    debug!(target: "db_manager", messages = claimed.len(), lane = lane.0, "claimed");
+                    return Ok(Claim::Taken(claimed));
+                }
             }
         }
     }
@@ -298,7 +303,12 @@ impl Replay for SqliteStore {
             match self.write_as(lease, mark) {
                 // A full disk has room for smaller commits.
                 Err(StoreError::Full { .. }) if !lanes.is_empty() => lanes = &lanes[..lanes.len() / 2],
-                result => return result,
+                result => {
+                    let claimed: Vec<(LaneId, Vec<Claimed>)> = result?;
+                    let messages: usize = claimed.iter().map(|(_, messages)| messages.len()).sum();
+                    debug!(target: "db_manager", messages, lanes = claimed.len(), "claimed");
+                    return Ok(claimed);
+                }
             }
         }
     }
@@ -312,6 +322,11 @@ impl Replay for SqliteStore {
         match settled {
             Ok(released) => {
                 self.remove_soon(released);
+                let of = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| is(outcome)).count();
+                let delivered = of(|outcome| matches!(outcome, Outcome::Delivered));
+                let rejected = of(|outcome| matches!(outcome, Outcome::Rejected { .. }));
+                let put_back = outcomes.len() - delivered - rejected;
+                debug!(target: "db_manager", delivered, rejected, put_back, "settled");
                 Ok(())
             }
             // A full disk has space for smaller commits. In order: after a crash in between, later messages are sent
@@ -356,8 +371,8 @@ impl Browse for SqliteStore {
         self.read(&self.reader, |connection, sealer| browse::list(connection, sealer, filter, page))
     }
 
-    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
-        self.read(&self.reader, |connection, sealer| browse::get(connection, sealer, id))
+    fn whole(&self, ids: &[MessageId]) -> Result<Vec<StoredMessage>, StoreError> {
+        self.read(&self.reader, |connection, sealer| browse::whole(connection, sealer, &self.recent, ids))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {

@@ -32,6 +32,7 @@ fn calm() -> Overview {
             listen: "127.0.0.1:6745".into(),
             uptime_seconds: 90_000,
             files_problem: None,
+            client_problem: None,
         },
         server: ServerOverview {
             url: "https://opik.example/api".into(),

@@ -1,0 +1,432 @@
+"""Whether this process is protected, and the way there and back.
+
+One lock guards the state. Nothing is raised unless `strict` was asked for. A daemon thread looks after the agent: its
+requests keep an agent that ends as idle, and if the agent was killed, it starts another one on the same port. A forked
+child gets its own lock and its own thread; a spawned one inherits the environment, which leads its SDK to the agent.
+"""
+
+import logging
+import os
+import threading
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, TypeVar
+
+from . import _agent, _sdk
+from ._agent import ProtectionError
+
+LOGGER = logging.getLogger("opik_offline")
+IDLE_EXIT = "10m"
+WATCH_INTERVAL = 10.0
+T = TypeVar("T")
+
+
+class Status:
+    """What is known about the protection of this process. True if it is protected."""
+
+    def __init__(self, protected: bool, reason: Optional[str] = None, **known: Any) -> None:
+        self.protected: bool = protected
+        #: Why it is not protected, or what is wrong.
+        self.reason: Optional[str] = reason
+        #: The agent's address, which the SDK sends to.
+        self.url: Optional[str] = known.get("url")
+        #: The address of its status page.
+        self.page: Optional[str] = known.get("page")
+        #: The Opik server that it delivers to.
+        self.server: Optional[str] = known.get("server")
+        #: The file in which it stores.
+        self.db: Optional[str] = known.get("db")
+        self.pid: Optional[int] = known.get("pid")
+        #: `available`, `unavailable` or `unknown`: the agent's connection to the server.
+        self.connection: Optional[str] = known.get("connection")
+        #: Messages that are stored and wait for the server.
+        self.waiting: Optional[int] = known.get("waiting")
+        #: Messages that the server refused.
+        self.rejected: Optional[int] = known.get("rejected")
+        #: URLs of clients in this process that send past the agent.
+        self.unprotected_clients: List[str] = known.get("unprotected_clients") or []
+
+    def __bool__(self) -> bool:
+        return self.protected
+
+    def __repr__(self) -> str:
+        if not self.protected:
+            return "opik-offline: NOT PROTECTED: {}".format(self.reason or "protect() was not called")
+        text = "opik-offline: protected by {}, which sends to {}".format(self.page or self.url, self.server)
+        if self.connection:
+            text += " ({})".format(self.connection)
+        if self.waiting is not None:
+            text += ", {} waiting".format(self.waiting)
+        if self.rejected:
+            text += ", {} rejected".format(self.rejected)
+        if self.reason:
+            text += "; {}".format(self.reason)
+        return text
+
+
+class FlushResult(NamedTuple):
+    """How a flush ended. True if everything is on the server."""
+
+    delivered: bool
+    #: Messages that wait still; None if that is unknown.
+    remaining: Optional[int]
+    #: Messages that the server refused meanwhile.
+    rejected: int
+    reason: Optional[str]
+
+    def __bool__(self) -> bool:
+        return self.delivered
+
+
+class _State:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.url: Optional[str] = None
+        self.page: Optional[str] = None
+        self.server: Optional[str] = None
+        self.db: Optional[str] = None
+        #: What the agent is started with again.
+        self.upstream: Optional[str] = None
+        self.idle_exit: Optional[str] = None
+        self.db_option: Optional[str] = None
+        #: Variables as they were before; None for one that was not set.
+        self.before: Dict[str, Optional[str]] = {}
+        self.session_before: Optional[str] = None
+        self.has_session = False
+        self.watch_interval: Optional[float] = None
+        self.stop: Optional[threading.Event] = None
+        self.warned: set = set()
+
+
+_state = _State()
+
+
+def protect(
+    upstream: Optional[str] = None,
+    db: Optional[str] = None,
+    *,
+    idle_exit: Optional[str] = IDLE_EXIT,
+    watch: bool = True,
+    flush_timeout: float = 10.0,
+    strict: bool = False
+) -> Status:
+    """Leads the Opik SDK of this process through the agent, which is started if it does not run.
+
+    The server is the one that the SDK would use: OPIK_URL_OVERRIDE, ~/.opik.config, Opik Cloud; `upstream` names another
+    one. The agent ends by itself after `idle_exit` without clients and without waiting messages; None keeps it. Clients
+    of the SDK that exist already are flushed, for up to `flush_timeout` seconds each, and then led to the agent.
+
+    Call it as often as you like, from any thread. If it fails, the SDK stays as it was, a warning is logged, and the
+    result is false; with `strict` it raises `ProtectionError` instead.
+    """
+    return _guarded(strict, lambda: _protect(upstream, db, idle_exit, watch, flush_timeout))
+
+
+def _guarded(strict: bool, work: Callable[[], Status]) -> Status:
+    try:
+        return work()
+    except Exception as error:
+        reason = str(error) if isinstance(error, ProtectionError) else "internal error: {!r}".format(error)
+        if strict:
+            raise error if isinstance(error, ProtectionError) else ProtectionError(reason)
+        LOGGER.error("opik-offline: NOT PROTECTED, traces are lost if the Opik server is away: %s", reason)
+        return Status(False, reason)
+
+
+def _protect(
+    upstream: Optional[str], db: Optional[str], idle_exit: Optional[str], watch: bool, flush_timeout: float
+) -> Status:
+    with _state.lock:
+        is_asked_for = (upstream is None or upstream == _state.upstream) and (db is None or db == _state.db_option)
+        if _state.url and not is_asked_for:
+            _unprotect(flush_timeout)
+        if not (_state.url and os.environ.get("OPIK_URL_OVERRIDE") == _state.url and _agent.ready(_state.url)):
+            if not _state.url:
+                _state.upstream, _state.db_option, _state.idle_exit = upstream, db, idle_exit
+            _find_or_start()
+        _lead_clients(flush_timeout)
+        if watch:
+            _state.watch_interval = WATCH_INTERVAL
+            _start_watching()
+        return _status()
+
+
+def _find_or_start() -> None:
+    """Finds the agent that the environment leads to, or has one started, and leads the environment to it."""
+    led = _agent.wrapped_by(dict(os.environ)) if not (_state.upstream or _state.db_option) else None
+    session = _sdk.session_url()
+    if session is not None and (_is_own(session) or (led and _agent.is_same(session, led[0]))):
+        session = None
+    if led and session is None and _agent.ready(led[0]):
+        # An agent wraps this process, or a parent of it was protected.
+        _state.url, _state.server = led
+        _state.page = None
+        _state.before = {"OPIK_URL_OVERRIDE": led[1], "OPIK_OFFLINE_WRAPPED_BY": None}
+        return
+    report = _agent.start(_state.upstream or session, _state.db_option, _state.idle_exit)
+    changes = report["environment"]
+    for name in list(changes["set"]) + list(changes["unset"]):
+        _state.before.setdefault(name, os.environ.get(name))
+    for name, value in changes["set"].items():
+        os.environ[name] = value
+    for name in changes["unset"]:
+        os.environ.pop(name, None)
+    if not _state.has_session:
+        _state.has_session, _state.session_before = True, session
+    _state.url, _state.page = report["url"], report["page"]
+    _state.server, _state.db = report.get("server"), report.get("db")
+
+
+def _is_own(url: str) -> bool:
+    return _state.url is not None and _agent.is_same(url, _state.url)
+
+
+def _lead_clients(timeout: float) -> None:
+    """Leads the SDK to the agent, if it was imported."""
+    url, server = _state.url, _state.server
+    if url is None:
+        return
+    session = _sdk.session_url()
+    if session is not None and not _is_own(session):
+        _sdk.set_session_url(url)
+    for client in _sdk.clients():
+        target = _sdk.url_of(client) or ""
+        if _is_own(target) or _is_ours(target) or (server and _agent.is_same(target, server)):
+            _redirect(client, url, timeout)
+    _warn_of_others()
+
+
+def _redirect(client: Any, url: str, timeout: float) -> None:
+    problem = _sdk.redirect(client, url, timeout)
+    if problem and problem not in _state.warned:
+        _state.warned.add(problem)
+        LOGGER.warning("opik-offline: %s", problem)
+
+
+#: Addresses that an agent of this process had before.
+_FORMER: List[str] = []
+
+
+def _is_ours(url: str) -> bool:
+    return any(_agent.is_same(url, former) for former in _FORMER)
+
+
+def _others() -> List[str]:
+    """Returns the URLs of clients that send past the agent."""
+    targets = [_sdk.url_of(client) or "" for client in _sdk.clients()]
+    return sorted({target for target in targets if target and not _is_own(target)})
+
+
+def _warn_of_others() -> None:
+    for target in _others():
+        if target not in _state.warned:
+            _state.warned.add(target)
+            LOGGER.warning(
+                "opik-offline: a client of the Opik SDK has the explicit host %s: what it sends is NOT PROTECTED. "
+                "Leave out host=, or name that server as protect(upstream=...)",
+                target,
+            )
+
+
+def unprotect(flush_timeout: float = 10.0) -> None:
+    """Leads the SDK back to where it sent before. The agent goes on delivering, and ends by itself when it is idle."""
+
+    def work() -> Status:
+        with _state.lock:
+            _unprotect(flush_timeout)
+        return Status(False)
+
+    _guarded(False, work)
+
+
+def _unprotect(flush_timeout: float) -> None:
+    _stop_watching()
+    url, server = _state.url, _state.server
+    if url is None:
+        return
+    for name, value in _state.before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if _state.has_session and _sdk.session_url() is not None:
+        _sdk.set_session_url(_state.session_before)
+    if server and _state.before:
+        for client in _sdk.clients():
+            if _is_own(_sdk.url_of(client) or ""):
+                _redirect(client, server, flush_timeout)
+    _state.before = {}
+    _state.has_session, _state.session_before = False, None
+    _state.url = _state.page = _state.server = _state.db = None
+    _state.upstream = _state.db_option = None
+    _state.warned = set()
+
+
+def status() -> Status:
+    """Returns whether this process is protected, and what waits."""
+
+    def work() -> Status:
+        with _state.lock:
+            return _status()
+
+    return _guarded(False, work)
+
+
+def _status() -> Status:
+    url = _state.url
+    if url is None:
+        return Status(False)
+    known: Dict[str, Any] = {
+        "url": url,
+        "page": _state.page,
+        "server": _state.server,
+        "db": _state.db,
+        "unprotected_clients": _others(),
+    }
+    _warn_of_others()
+    ready = _agent.ready(url)
+    if ready is None:
+        return Status(False, "the agent at {} does not answer".format(_agent.without_token(url)), **known)
+    store, server = ready.get("store") or {}, ready.get("server") or {}
+    known.update(
+        pid=ready["agent"].get("pid"),
+        connection=server.get("connection"),
+        waiting=store.get("waiting"),
+        rejected=store.get("rejected"),
+    )
+    if store.get("usable") is False:
+        return Status(False, "the agent can't use its store: {}".format(store.get("reason")), **known)
+    reason = store.get("full") and "the store is full: {}".format(store.get("full"))
+    if not reason and known["unprotected_clients"]:
+        reason = "clients send past the agent, to {}".format(", ".join(known["unprotected_clients"]))
+    return Status(True, reason, **known)
+
+
+def flush(timeout: float = 30.0, *, strict: bool = False) -> FlushResult:
+    """Waits until what this process has written is on the Opik server, for up to `timeout` seconds.
+
+    The SDK's own flush ends when the agent has the writes, which are safe then, and not yet delivered.
+    """
+    result = FlushResult(False, None, 0, "this process is not protected")
+    try:
+        result = _flush(timeout)
+    except Exception as error:
+        result = FlushResult(False, None, 0, "internal error: {!r}".format(error))
+    if strict and not result.delivered:
+        raise ProtectionError("not everything is delivered: {}".format(result.reason))
+    return result
+
+
+def _flush(timeout: float) -> FlushResult:
+    deadline = time.monotonic() + timeout
+    with _state.lock:
+        url = _state.url
+    if url is None:
+        return FlushResult(False, None, 0, "this process is not protected")
+    is_sent = True
+    lanes: List[Dict[str, str]] = []
+    for client in _sdk.clients():
+        if not _agent.is_same(_sdk.url_of(client) or "", url):
+            continue
+        is_sent = _sdk.flush(client, deadline - time.monotonic()) and is_sent
+        headers = _sdk.lane_headers(client)
+        if headers not in lanes:
+            lanes.append(headers)
+    delivered, remaining, rejected, reasons = is_sent, 0, 0, []
+    if not is_sent:
+        reasons.append("the Opik SDK has not sent everything to the agent")
+    for headers in lanes or [{}]:
+        answer = _agent.flush(url, headers, max(0.0, deadline - time.monotonic()))
+        delivered = delivered and answer["delivered"]
+        left = answer.get("remaining")
+        remaining = None if left is None or remaining is None else remaining + left
+        rejected += answer.get("rejected") or 0
+        if answer.get("reason"):
+            reasons.append(answer["reason"])
+    _warn_of_others()
+    return FlushResult(delivered, remaining, rejected, "; ".join(reasons) or None)
+
+
+def _start_watching() -> None:
+    if _state.stop is not None or _state.watch_interval is None:
+        return
+    stop = threading.Event()
+    arguments = (stop, _state.watch_interval)
+    try:
+        threading.Thread(target=_watch, args=arguments, name="opik-offline", daemon=True).start()
+        _state.stop = stop
+    except RuntimeError as error:
+        LOGGER.warning("opik-offline: the agent is not looked after: %s", error)
+
+
+def _stop_watching() -> None:
+    if _state.stop is not None:
+        _state.stop.set()
+    _state.stop, _state.watch_interval = None, None
+
+
+def _watch(stop: threading.Event, interval: float) -> None:
+    """Keeps the agent, and starts another one if it is gone."""
+    has_failed = False
+    while not stop.wait(interval):
+        url = _state.url
+        if url is None or _agent.interpreter_ends():
+            return
+        if _agent.ready(url) is not None:
+            has_failed = False
+            continue
+        try:
+            with _state.lock:
+                if stop.is_set() or _state.url != url:
+                    continue
+                _restart(url)
+            has_failed = False
+        except Exception as error:
+            if not has_failed and not _agent.interpreter_ends():
+                LOGGER.error("opik-offline: NOT PROTECTED: the agent is gone and can't be started again: %s", error)
+            has_failed = True
+
+
+def _restart(url: str) -> None:
+    _find_or_start()
+    LOGGER.warning("opik-offline: the agent was gone and was started again")
+    if _state.url != url:
+        # Its port was taken meanwhile.
+        _FORMER.append(url)
+        _lead_clients(10.0)
+
+
+#: What is held while this thread forks.
+_FORKING = threading.local()
+
+
+def _before_fork() -> None:
+    try:
+        _FORKING.held = _sdk.before_fork() if _state.url is not None else []
+    except Exception:
+        LOGGER.debug("cannot prepare the Opik SDK for a fork", exc_info=True)
+
+
+def _after_fork_in_parent() -> None:
+    for lock in getattr(_FORKING, "held", None) or []:
+        lock.release()
+    _FORKING.held = []
+
+
+def _after_fork_in_child() -> None:
+    """The parent's threads do not exist, and its locks may be held for ever."""
+    _after_fork_in_parent()
+    _state.lock = threading.RLock()
+    _state.stop = None
+    if _state.url is None:
+        return
+    try:
+        _sdk.after_fork()
+    except Exception:
+        LOGGER.warning("opik-offline: cannot prepare the Opik SDK for a child process", exc_info=True)
+    _start_watching()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

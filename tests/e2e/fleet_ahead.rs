@@ -1,0 +1,84 @@
+//! Updates that reached the server before their create, whose agent is gone: a batch create behind one would be dropped
+//! by the server (Opik issue 8121).
+
+use crate::fleet_streams::TestFleet;
+use crate::support::agent::Agent;
+use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::check::Kind;
+use crate::support::ledger::ClientLedger;
+use crate::support::uuid7;
+use crate::writes::{Told, create_batch, update};
+
+/// Returns an agent that acknowledges only what the depot has.
+fn agent(fleet: &TestFleet, server: &FakeOpik) -> Agent {
+    let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
+    agent.arg("--acknowledge").arg("fleet").start()
+}
+
+/// Ends the agent with its disk, and has its stream replayed.
+fn replay_without(mut agent: Agent, fleet: &TestFleet, server: &FakeOpik) {
+    agent.kill9();
+    drop(agent);
+    fleet.close_all();
+    server.start();
+    fleet.replayed(server, &[]);
+    assert_eq!(fleet.left(), Vec::<String>::new());
+}
+
+/// Returns the name of a trace, as its create said.
+fn name(server: &FakeOpik, id: &str) -> Option<serde_json::Value> {
+    server.entity("default", Kind::Trace, id)?.record?.fields.get("name").cloned()
+}
+
+fn reads(server: &FakeOpik) -> usize {
+    server.requests().iter().filter(|request| request.method == "GET" && request.path.contains("/traces/")).count()
+}
+
+#[test]
+fn a_create_behind_an_update_that_its_agent_forwarded_is_not_dropped() {
+    let (server, ledger, fleet) = (FakeOpik::start_new(), ClientLedger::new(), TestFleet::new());
+    let agent = agent(&fleet, &server);
+    let mut app = Told::new(&agent.url(), &ledger);
+    let [ahead, other] = [(); 2].map(|()| uuid7());
+    app.acknowledged(update(&ahead, 1), 204);
+    server.stop();
+    app.acknowledged(create_batch([&ahead, &other]), 204);
+    drop(app);
+    replay_without(agent, &fleet, &server);
+    assert_eq!(name(&server, &ahead), Some("chat".into()), "the server dropped an acknowledged create");
+    assert_eq!(name(&server, &other), Some("chat".into()));
+    server.assert_equals(&ledger);
+}
+
+#[test]
+fn a_create_behind_an_update_that_its_agent_replayed_is_not_dropped() {
+    let (server, ledger, fleet) = (FakeOpik::new_stopped(), ClientLedger::new(), TestFleet::new());
+    let agent = agent(&fleet, &server);
+    let mut app = Told::new(&agent.url(), &ledger);
+    let [ahead, other] = [(); 2].map(|()| uuid7());
+    app.acknowledged(update(&ahead, 1), 204);
+    server.start();
+    agent.wait_until_delivered();
+    server.stop();
+    app.acknowledged(create_batch([&ahead, &other]), 204);
+    drop(app);
+    replay_without(agent, &fleet, &server);
+    assert_eq!(name(&server, &ahead), Some("chat".into()), "the server dropped an acknowledged create");
+    server.assert_equals(&ledger);
+}
+
+#[test]
+fn usual_creates_go_in_batches_and_nothing_is_read_before() {
+    let (server, ledger, fleet) = (FakeOpik::new_stopped(), ClientLedger::new(), TestFleet::new());
+    let agent = agent(&fleet, &server);
+    let mut app = Told::new(&agent.url(), &ledger);
+    let ids: Vec<String> = (0..20).map(|_| uuid7()).collect();
+    ids.iter().for_each(|id| drop(app.acknowledged(create_batch([id]), 204)));
+    ids.iter().for_each(|id| drop(app.acknowledged(update(id, 1), 204)));
+    drop(app);
+    replay_without(agent, &fleet, &server);
+    server.assert_equals(&ledger);
+    assert_eq!(reads(&server), 0, "each create costs a request more");
+    let batches = server.requests_to("POST", "/v1/private/traces/batch").len();
+    assert!(batches < ids.len(), "creates are sent one by one: {batches}");
+}
