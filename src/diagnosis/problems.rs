@@ -8,7 +8,7 @@ use super::facts::{Facts, FullFacts, HeldFacts, OrphanFacts};
 use crate::figures::{count, relative, separated, short_duration, size};
 use crate::printable::name;
 
-/// How serious something is.
+/// How serious a problem is: whether messages are kept and retried, or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Severity {
@@ -124,7 +124,7 @@ fn full(facts: &Facts) -> Vec<Problem> {
     full.collect()
 }
 
-/// Returns what a full store has cost: `, 93 writes were refused`.
+/// Returns what a full store has cost: `, 93 writes were refused`. Their clients retry them, or lose them.
 pub(super) fn refused_words(full: &FullFacts) -> String {
     let refused = |number| are(number, "write", "was refused", "were refused");
     match (full.refused, full.passed_on) {
@@ -191,7 +191,7 @@ fn other_agent(facts: &Facts) -> Vec<Problem> {
     other.map(|text| problem("other_agent", Severity::Warning, text.clone(), Vec::new())).collect()
 }
 
-/// Lanes that are held for one reason are one problem.
+/// Lanes that are held for one reason, such as a rate limit or an expired key, are one problem.
 fn held(facts: &Facts) -> Vec<Problem> {
     let mut groups: Vec<Vec<&HeldFacts>> = Vec::new();
     for lane in &facts.held {
@@ -354,7 +354,8 @@ fn orphans(facts: &Facts) -> Vec<Problem> {
     found.into_iter().collect()
 }
 
-/// Returns the stores that ended Python processes left behind as one problem; `None` if no message is in them.
+/// Returns the stores to salvage that ended Python processes left behind as one problem; `None` if no message is in
+/// them.
 ///
 /// `pattern` matches all of them.
 pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str) -> Option<Problem> {

@@ -35,7 +35,7 @@ impl OverallVerdict {
     }
 }
 
-/// Returns the verdict on what is known; rejected messages are part of it, whatever else is.
+/// Returns the verdict on a snapshot; dead letters (rejected messages) are part of it in any case.
 pub(super) fn verdict(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
     let verdict = match () {
         () if facts.store.problem.is_some() || facts.agent_problem.is_some() => unusable(facts),
@@ -118,7 +118,7 @@ fn moving(facts: &Facts, safe: &str, eta: &Eta) -> OverallVerdict {
     verdict_of(level, format!("{safe} and being delivered{}{held}", after(", done in ", eta)))
 }
 
-/// Returns the time after some words; nothing while it is unknown.
+/// Returns the time after some words; nothing while the throughput is unknown.
 fn after(words: &str, eta: &Eta) -> String {
     eta.time().map_or(String::new(), |time| format!("{words}{time}"))
 }

@@ -1,4 +1,4 @@
-//! The facts that a diagnosis is made of, as far as an overview has them.
+//! The facts that a diagnosis is made of, as far as the snapshot of an overview has them.
 
 use super::Overview;
 use super::asked::degraded_text;

@@ -260,7 +260,7 @@ fn about(whole: &WholeMessage) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// What became of the message so far, and what can be done.
+/// What became of the message so far (attempts, the next retry, the last answer), and what can be done.
 fn fate(whole: &WholeMessage, clock: Clock) -> Vec<(&'static str, String)> {
     let line = &whole.line;
     let mut rows = vec![

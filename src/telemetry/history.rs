@@ -215,7 +215,7 @@ pub(crate) fn drain_rate(samples: &[Sample]) -> Option<DrainRate> {
     Some(DrainRate { per_second, spread: error.clamp(SPREAD.0, SPREAD.1), stored_per_second })
 }
 
-/// A time in which there was a backlog and the server was available.
+/// A time in which there was a backlog and the server was available: a sample of the throughput.
 #[derive(Clone, Copy, Debug, Default)]
 struct DrainInterval {
     /// Messages that left the backlog.

@@ -1,4 +1,5 @@
-//! The facts behind the verdict of `status`: those of the overview, and what only a command knows.
+//! The facts behind the verdict of `status`: the snapshot of an overview, and what only a command knows: orphaned stores
+//! to salvage, stranded messages, and the dead letters' reasons.
 
 use super::gather::Gathered;
 use crate::config::Config;
