@@ -265,7 +265,7 @@ pub(crate) struct MessagePages<'a> {
     pub after: Option<MessageId>,
     /// Only messages with this text in their body.
     pub search: Option<&'a BodySearch>,
-    /// Whether [`ListedMessage::subject`] is wanted.
+    /// Whether [`ListedMessage::subject`] is wanted, which decrypts and parses each payload.
     pub has_subjects: bool,
 }
 
@@ -320,14 +320,14 @@ impl<'a> MessagePages<'a> {
     }
 }
 
-/// A text that is searched for in bodies.
+/// A text that is searched for in payloads.
 pub(crate) struct BodySearch {
     /// The text in the forms in which a body may have it.
     needles: Vec<Vec<u8>>,
 }
 
 impl BodySearch {
-    /// Returns the search for a text: as it is, and as JSON escapes it.
+    /// Returns the search for a text in a payload: as it is, and as JSON escapes it.
     pub(crate) fn new(text: &str) -> Self {
         let quoted = serde_json::to_string(text).unwrap_or_default();
         let escaped = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
@@ -349,8 +349,8 @@ impl BodySearch {
         Self { needles }
     }
 
-    /// Returns whether a body has the text. The body is decoded in pieces, so that it takes little memory whatever its
-    /// size is; one that can't be decoded is searched as far as it can.
+    /// Returns whether a decrypted payload has the text. The payload is decoded in pieces, so that it takes little memory
+    /// whatever its size is; one that can't be decoded is searched as far as it can.
     fn is_in(&self, body: &Body) -> bool {
         let longest = self.needles.iter().map(Vec::len).max().unwrap_or(0);
         let mut decoded = body.encoding.decoder(std::io::Cursor::new(body.bytes.clone()));

@@ -20,7 +20,6 @@ use crate::message::Lane;
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
 use crate::printable;
 use crate::report::bundle::{self, BundleError};
-use crate::report::options::options;
 use crate::report::orphans::{self, orphans};
 use crate::shutdown::Shutdown;
 use crate::store::{Backlog, Filter};
@@ -274,7 +273,7 @@ fn checks(config: &Config, health: &Health<'_>, depot: Option<&DepotSettings>) -
         checks.extend(depot_checks(depot, config.upstream.value.host()));
     }
     checks.push(agent(config));
-    let orphaned = orphaned_files(&orphans::facts(&orphans()), &orphans::pattern(), &options(config));
+    let orphaned = orphaned_files(&orphans::facts(&orphans()), &orphans::pattern());
     checks.extend(orphaned.map(|problem| Check::warning("orphaned", problem.text, problem.fixes.join("; "))));
     checks
 }

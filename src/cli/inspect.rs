@@ -78,14 +78,14 @@ pub(super) struct InspectArgs {
     /// List what a Python process left behind in this file
     ///
     /// The file is not changed.
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
 
     /// As root, read a file of this user (name or number)
     #[arg(long, value_name = "USER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::Username)]
     owner: Option<String>,
 
-    /// List at most this many messages; 0 lists all [default: 50]
+    /// List at most this many; 0 lists all [default: 50]
     #[arg(long, value_name = "N", value_parser = number)]
     limit: Option<u64>,
 
@@ -104,11 +104,11 @@ pub(super) struct InspectArgs {
     columns: Vec<String>,
 
     /// Count the selected messages by this instead of listing them
-    #[arg(long, value_name = "BY", value_enum, conflicts_with_all = ["id", "from", "follow", "limit", "newest", "search", "columns"])]
+    #[arg(long, value_name = "BY", value_enum, hide_short_help = true, conflicts_with_all = ["id", "from", "follow", "limit", "newest", "search", "columns"])]
     totals: Option<TotalsBy>,
 
     /// Show times in UTC instead of relative to now
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     utc: bool,
 
     /// Show new messages as they are stored

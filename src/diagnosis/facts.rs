@@ -1,4 +1,4 @@
-//! What a diagnosis is made of, as plain values.
+//! What a diagnosis is made of: a snapshot of server, agent and store as plain values.
 
 use crate::delivery::eta::Eta;
 
@@ -7,8 +7,6 @@ use crate::delivery::eta::Eta;
 pub(crate) struct Facts {
     /// In milliseconds since the Unix epoch.
     pub now_ms: i64,
-    /// The options that make another command use the same store and server, with a space before each.
-    pub options: String,
     /// The command that delivers what waits.
     pub deliver: String,
     pub server_url: String,
@@ -22,32 +20,32 @@ pub(crate) struct Facts {
     pub agent_problem: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
-    /// That a client uses a protocol which the agent does not speak.
+    /// What a client does that the agent can't serve, and what to do.
     pub client_problem: Option<String>,
-    /// An agent that holds messages in another store, with the command that shows it.
+    /// That an agent at the configured address uses another store, and what waits there.
     pub other_agent: Option<String>,
     pub store: StoreSituation,
     /// Messages that still have to reach the server.
     pub waiting: u64,
-    /// Messages that the server rejected.
+    /// Messages that the server rejected: the dead letters.
     pub rejected: u64,
     /// The most frequent answers to them, in words.
     pub rejected_reasons: Vec<String>,
     /// Messages whose ids are outside the server's window.
     pub held_ids: u64,
-    /// The change that makes the server accept them.
+    /// The change that makes the server accept them when they are retried.
     pub held_ids_remedy: &'static str,
     /// When the oldest create was accepted that comes near that window.
     pub near_window_since_ms: Option<i64>,
     /// `None` if the store can't be read.
     pub eta: Option<Eta>,
-    /// Lanes that are held.
+    /// Lanes that are held: by a rate limit, a refused key, or to back off.
     pub held: Vec<HeldFacts>,
     /// Messages for other servers.
     pub elsewhere: Vec<ElsewhereFacts>,
     /// Messages that wait for a create that the server refused.
     pub stranded: Vec<StrandedFacts>,
-    /// Stores that ended Python processes left behind.
+    /// Stores that ended Python processes left behind, to be salvaged.
     pub orphans: Vec<OrphanFacts>,
     /// A pattern that matches all of them, as a word of a shell.
     pub orphans_pattern: String,
@@ -71,7 +69,7 @@ pub(crate) struct StoreSituation {
     pub narrow_disk: Option<(u64, u64)>,
 }
 
-/// A write or sync that failed: the store is rewritten and synced before it is used again.
+/// A write or sync that failed: the store proves itself with a complete checkpoint before it is used again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnprovenFacts {
     pub since_ms: i64,
@@ -99,7 +97,7 @@ pub(crate) struct FileSystemFacts {
     pub remedy: String,
 }
 
-/// Messages that were dropped, since the store was created.
+/// Messages that were evicted or have expired, since the store was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DroppedFacts {
     pub full: u64,
@@ -117,7 +115,7 @@ pub(crate) struct RecoveryFacts {
     pub set_aside: Option<String>,
 }
 
-/// A lane that is held.
+/// A lane that is held until it is retried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeldFacts {
     pub workspace: String,
@@ -148,7 +146,7 @@ pub(crate) struct StrandedFacts {
     pub status: &'static str,
 }
 
-/// A store that an ended Python process left behind.
+/// A store that an ended Python process left behind, to be salvaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OrphanFacts {
     /// The file as a word of a shell.

@@ -8,7 +8,7 @@ use super::facts::{Facts, FullFacts, HeldFacts, OrphanFacts};
 use crate::figures::{count, relative, separated, short_duration, size};
 use crate::printable::name;
 
-/// How serious something is.
+/// How serious a problem is: whether messages are kept and retried, or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Severity {
@@ -76,7 +76,7 @@ pub(super) fn are(number: u64, noun: &str, one: &str, more: &str) -> String {
 }
 
 fn unusable(facts: &Facts) -> Vec<Problem> {
-    let fix = format!("`opik-offline healthcheck{}` shows what is wrong with it", facts.options);
+    let fix = "`opik-offline healthcheck` shows what is wrong with it".to_owned();
     let problems = facts.store.problem.iter();
     problems
         .map(|reason| {
@@ -124,7 +124,7 @@ fn full(facts: &Facts) -> Vec<Problem> {
     full.collect()
 }
 
-/// Returns what a full store has cost: `, 93 writes were refused`.
+/// Returns what a full store has cost: `, 93 writes were refused`. Their clients retry them, or lose them.
 pub(super) fn refused_words(full: &FullFacts) -> String {
     let refused = |number| are(number, "write", "was refused", "were refused");
     match (full.refused, full.passed_on) {
@@ -181,22 +181,17 @@ fn files(facts: &Facts) -> Vec<Problem> {
     files.collect()
 }
 
-/// Messages that are not in the store which was asked about.
-fn other_agent(facts: &Facts) -> Vec<Problem> {
-    let other = facts.other_agent.iter().map(|other| {
-        let (what, fix) = other.split_once(", see ").unwrap_or((other.as_str(), "name its store with --db"));
-        problem("other_agent", Severity::Warning, what.to_owned(), vec![format!("see {fix}")])
-    });
-    other.collect()
-}
-
 fn client(facts: &Facts) -> Vec<Problem> {
-    let fix = "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf for that program";
-    let problems = facts.client_problem.iter();
-    problems.map(|what| problem("client", Severity::Warning, what.clone(), vec![fix.to_owned()])).collect()
+    let client = facts.client_problem.iter();
+    client.map(|text| problem("client", Severity::Warning, text.clone(), Vec::new())).collect()
 }
 
-/// Lanes that are held for one reason are one problem.
+fn other_agent(facts: &Facts) -> Vec<Problem> {
+    let other = facts.other_agent.iter();
+    other.map(|text| problem("other_agent", Severity::Warning, text.clone(), Vec::new())).collect()
+}
+
+/// Lanes that are held for one reason, such as a rate limit or an expired key, are one problem.
 fn held(facts: &Facts) -> Vec<Problem> {
     let mut groups: Vec<Vec<&HeldFacts>> = Vec::new();
     for lane in &facts.held {
@@ -234,11 +229,10 @@ fn held_group(facts: &Facts, lanes: &[&HeldFacts]) -> Problem {
             format!("{} are held ({noun} {}{more})", count(lanes.len() as u64, "lane"), shown.join(", "))
         }
     };
-    let options = &facts.options;
     let fixes = match first.is_key_refused {
         true => vec![format!(
-            "check the key: `opik-offline healthcheck{options}` asks the server about the configured one, and \
-             `opik-offline replay --rekey{options}` gives it to these messages, after a preview"
+            "check the key: `opik-offline healthcheck` asks the server about the configured one, and \
+             `opik-offline replay --rekey` gives it to these messages, after a preview"
         )],
         false => Vec::new(),
     };
@@ -250,7 +244,7 @@ fn held_ids(facts: &Facts) -> Vec<Problem> {
         return Vec::new();
     }
     let held = are(facts.held_ids, "message", "is held: its ids are", "are held: their ids are");
-    let see = format!("`opik-offline inspect --status held{}` lists them", facts.options);
+    let see = "`opik-offline inspect --status held` lists them".to_owned();
     let fixes = vec![facts.held_ids_remedy.to_owned(), see];
     vec![problem("held_ids", Severity::Warning, format!("{held} outside the server's window"), fixes)]
 }
@@ -274,9 +268,8 @@ fn rejected(facts: &Facts) -> Vec<Problem> {
         true => String::new(),
         false => format!(": {}", facts.rejected_reasons.join("; ")),
     };
-    let options = &facts.options;
     let fix = format!(
-        "see why: `opik-offline inspect --rejected{options}`; when the cause is fixed: `opik-offline replay --rejected{options}`"
+        "see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`"
     );
     vec![problem("rejected", Severity::Warning, format!("{was} by the server{reasons}"), vec![fix])]
 }
@@ -285,11 +278,11 @@ fn stranded(facts: &Facts) -> Vec<Problem> {
     let is_one = facts.stranded.len() == 1;
     let stranded = facts.stranded.iter().map(|stranded| {
         let of = if is_one { String::new() } else { format!(" of workspace {}", name(&stranded.workspace)) };
-        let (messages, options, status) = (count(stranded.messages, "message"), &facts.options, stranded.status);
+        let (messages, status) = (count(stranded.messages, "message"), stranded.status);
         let verb = if stranded.messages == 1 { "is" } else { "are" };
         let text = format!("{messages}{of} {verb} stranded: the create that they wait for is {status}");
         let fix = format!(
-            "see `opik-offline inspect {}{options}`, then `opik-offline replay --status {status}{options}`, or purge it",
+            "see `opik-offline inspect {}`, then `opik-offline replay --status {status}`, or purge it",
             stranded.create
         );
         problem("stranded", Severity::Warning, text, vec![fix])
@@ -357,14 +350,15 @@ fn recovered(facts: &Facts) -> Vec<Problem> {
 }
 
 fn orphans(facts: &Facts) -> Vec<Problem> {
-    let found = orphaned_files(&facts.orphans, &facts.orphans_pattern, &facts.options);
+    let found = orphaned_files(&facts.orphans, &facts.orphans_pattern);
     found.into_iter().collect()
 }
 
-/// Returns the stores that ended Python processes left behind as one problem; `None` if no message is in them.
+/// Returns the stores to salvage that ended Python processes left behind as one problem; `None` if no message is in
+/// them.
 ///
-/// `pattern` matches all of them, and `options` are those of [`Facts::options`].
-pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str, options: &str) -> Option<Problem> {
+/// `pattern` matches all of them.
+pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str) -> Option<Problem> {
     let files: Vec<&OrphanFacts> = orphans.iter().filter(|orphan| orphan.messages != Some(0)).collect();
     let known = files.iter().filter_map(|orphan| orphan.messages).sum::<u64>();
     let uncounted = files.iter().filter(|orphan| orphan.messages.is_none()).count();
@@ -389,7 +383,7 @@ pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str, options: &s
             (format!("{number} of ended Python processes hold {hold}{damaged}"), pattern)
         }
     };
-    let fix = format!("deliver them: `opik-offline replay --from {word} --remove-source{options}`");
+    let fix = format!("deliver them: `opik-offline replay --from {word} --remove-source`");
     Some(problem("orphans", Severity::Warning, text, vec![fix]))
 }
 
@@ -424,7 +418,6 @@ mod tests {
         let facts = Facts {
             orphans: vec![orphan(Some(2000)); 12],
             orphans_pattern: "'/tmp/tmp*/opik_messages.db'".into(),
-            options: " --db /x.db".into(),
             ..Facts::default()
         };
         let found = problems(&facts);
@@ -432,7 +425,7 @@ mod tests {
         assert_eq!(found[0].text, "12 files of ended Python processes hold 24,000 messages");
         assert_eq!(
             found[0].fixes,
-            ["deliver them: `opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source --db /x.db`"]
+            ["deliver them: `opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source`"]
         );
         let one = problems(&Facts { orphans: vec![orphan(Some(1)), orphan(Some(0))], ..facts.clone() });
         assert!(one[0].text.contains("ended 1m30s ago left 1 message (2.0 KiB) in /tmp/tmpa/"), "{one:?}");
@@ -458,10 +451,9 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_comes_first_and_every_remedy_is_for_this_store() {
+    fn the_worst_comes_first_and_every_command_is_one_that_is_completed() {
         let mut facts = Facts {
-            options: " --db /x.db".into(),
-            deliver: "opik-offline replay --db /x.db".into(),
+            deliver: "opik-offline replay".into(),
             server_url: "http://opik".into(),
             available: Some(false),
             server_reason: Some("not Opik: 200 text/html".into()),
@@ -484,8 +476,7 @@ mod tests {
         assert!(found[1].text.starts_with("something else answers at http://opik: not Opik"), "{found:?}");
         for problem in found.iter().filter(|problem| problem.name != "elsewhere") {
             for command in problem.fixes.iter().flat_map(|fix| fix.split('`').skip(1).step_by(2)) {
-                let is_for_store = command.starts_with("opik-offline ") && command.ends_with(" --db /x.db");
-                assert!(is_for_store, "{command}");
+                assert!(command.starts_with("opik-offline "), "{command}");
             }
         }
         assert_eq!(found.iter().filter(|problem| problem.name == "elsewhere").count(), 1, "nothing waits there");

@@ -35,7 +35,7 @@ impl OverallVerdict {
     }
 }
 
-/// Returns the verdict on what is known; rejected messages are part of it, whatever else is.
+/// Returns the verdict on a snapshot; dead letters (rejected messages) are part of it in any case.
 pub(super) fn verdict(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
     let verdict = match () {
         () if facts.store.problem.is_some() || facts.agent_problem.is_some() => unusable(facts),
@@ -57,7 +57,7 @@ fn unusable(facts: &Facts) -> OverallVerdict {
         Some(false) => format!("{who}, and the Opik server is unavailable: nothing new is kept"),
         _ => format!("{who}: nothing new is kept"),
     };
-    verdict_of(Severity::Failed, text).with(format!("opik-offline healthcheck{}", facts.options))
+    verdict_of(Severity::Failed, text).with("opik-offline healthcheck")
 }
 
 fn full(facts: &Facts) -> OverallVerdict {
@@ -87,7 +87,7 @@ fn safe(facts: &Facts) -> String {
 fn waiting(facts: &Facts) -> OverallVerdict {
     let safe = safe(facts);
     let warning = |text: String| verdict_of(Severity::Warning, text);
-    let agent = format!("opik-offline agent{}", facts.options);
+    let agent = "opik-offline agent";
     let Some(eta) = &facts.eta else { return warning(safe) };
     match eta.state {
         EtaState::ServerAway if facts.has_agent => {
@@ -98,13 +98,13 @@ fn waiting(facts: &Facts) -> OverallVerdict {
         }
         EtaState::Idle => warning(format!("{safe}, and nobody delivers them")).with(&facts.deliver),
         EtaState::Held if facts.held.iter().any(|lane| lane.is_key_refused) => {
-            warning(format!("{safe}, and held: the server refuses the key, check it"))
-                .with(format!("opik-offline healthcheck{}", facts.options))
+            warning(format!("{safe}, and held: the server refuses the key, check it")).with("opik-offline healthcheck")
         }
         EtaState::Held => warning(format!("{safe}, and {eta}")),
         EtaState::Growing => warning(format!("{safe}, and more arrive than are delivered")),
-        EtaState::Stalled => verdict_of(Severity::Failed, format!("{safe}, and none gets through"))
-            .with(format!("opik-offline inspect{}", facts.options)),
+        EtaState::Stalled => {
+            verdict_of(Severity::Failed, format!("{safe}, and none gets through")).with("opik-offline inspect")
+        }
         EtaState::Moving | EtaState::Nothing => moving(facts, &safe, eta),
     }
 }
@@ -118,32 +118,31 @@ fn moving(facts: &Facts, safe: &str, eta: &Eta) -> OverallVerdict {
     verdict_of(level, format!("{safe} and being delivered{}{held}", after(", done in ", eta)))
 }
 
-/// Returns the time after some words; nothing while it is unknown.
+/// Returns the time after some words; nothing while the throughput is unknown.
 fn after(words: &str, eta: &Eta) -> String {
     eta.time().map_or(String::new(), |time| format!("{words}{time}"))
 }
 
 fn nothing_waits(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
-    let options = &facts.options;
     if facts.available == Some(false) {
         let warning = |text: &str| verdict_of(Severity::Warning, text);
         return match facts.has_agent {
             true => warning("nothing waits; the Opik server is unavailable, and new messages are kept on disk"),
             false => warning("nothing waits; the Opik server is unavailable, and no agent keeps new messages")
-                .with(format!("opik-offline agent{options}")),
+                .with("opik-offline agent"),
         };
     }
     if facts.rejected > 0 {
         let text =
             format!("nothing waits, but {} rejected by the server", are(facts.rejected, "message", "was", "were"));
-        return verdict_of(Severity::Warning, text).with(format!("opik-offline inspect --rejected{options}"));
+        return verdict_of(Severity::Warning, text).with("opik-offline inspect --rejected");
     }
     if facts.held_ids > 0 {
         let text = format!(
             "nothing else waits, but {} held: ids outside the server's window",
             are(facts.held_ids, "message", "is", "are")
         );
-        return verdict_of(Severity::Warning, text).with(format!("opik-offline inspect --status held{options}"));
+        return verdict_of(Severity::Warning, text).with("opik-offline inspect --status held");
     }
     match (problems.first(), facts.has_agent, facts.available) {
         (Some(problem), ..) => verdict_of(problem.level, "nothing waits, and something needs attention"),
@@ -206,10 +205,10 @@ mod tests {
                 "240 messages are safe on disk until the Opik server is back, then delivered in 3m to 5m",
             ),
             (
-                Facts { has_agent: false, options: " --db /x.db".into(), ..facts(240, EtaState::ServerAway) },
+                Facts { has_agent: false, ..facts(240, EtaState::ServerAway) },
                 Severity::Warning,
                 "240 messages are safe on disk; the Opik server is unavailable, and no agent waits for it: \
-                 `opik-offline agent --db /x.db`",
+                 `opik-offline agent`",
             ),
             (
                 facts(4, EtaState::Idle),

@@ -29,7 +29,7 @@ use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
 use crate::store::{Backlog, Condition, Filter, KeyState, LaneWork, ReplayRecord, Store, StoreError, now_ms};
-use crate::telemetry::history::{self, Away, DrainRate, History, Rates, Sample};
+use crate::telemetry::history::{self, Away, DrainRate, History, Sample};
 use crate::telemetry::history_file::HistoryFile;
 use crate::telemetry::metrics::Metrics;
 
@@ -265,7 +265,7 @@ impl OverviewCollector {
             Ok(reading) => (self.usable(reading), &reading.lanes[..]),
         };
         store.moved_stores = self.sources.slot.moved().iter().map(|path| path.display().to_string()).collect();
-        let situation = self.situation(&store, held_for(lanes, now), &history, rates);
+        let situation = self.situation(&store, held_for(lanes, now), &history);
         Overview {
             schema_version: 1,
             at_ms: now,
@@ -382,22 +382,16 @@ impl OverviewCollector {
     }
 
     /// Returns what an estimate of the time to go rests on; the last sample of the history is now.
-    fn situation(
-        &self,
-        store: &StoreOverview,
-        held_for: Option<Duration>,
-        history: &[Sample],
-        rates: Option<Rates>,
-    ) -> Situation {
+    fn situation(&self, store: &StoreOverview, held_for: Option<Duration>, history: &[Sample]) -> Situation {
         let available = history.last().and_then(|sample| sample.available);
+        let drained = history::drain_rate(history);
         Situation {
             waiting: store.waiting,
             available,
             is_replayed: true,
             pace: self.sources.pace,
-            drained: history::drain_rate(history)
-                .map(|DrainRate { per_second, spread }| Throughput { per_second, spread }),
-            stored_per_second: rates.map_or(0.0, |rates| rates.stored_per_second),
+            drained: drained.map(|DrainRate { per_second, spread, .. }| Throughput { per_second, spread }),
+            stored_per_second: drained.map_or(0.0, |drained| drained.stored_per_second),
             last_per_second: lock(&self.replays).iter().find_map(pace_of),
             latency: self.sources.connection.latency(),
             held_for,

@@ -1,4 +1,4 @@
-//! The facts that a diagnosis is made of, as far as an overview has them.
+//! The facts that a diagnosis is made of, as far as the snapshot of an overview has them.
 
 use super::Overview;
 use super::asked::degraded_text;
@@ -17,7 +17,6 @@ impl Overview {
         let store = &self.store;
         Facts {
             now_ms: self.at_ms,
-            options: String::new(),
             deliver: "opik-offline replay".to_owned(),
             server_url: self.server.url.clone(),
             available: match self.server.connection {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::export::{ExportedHeader, ListedAnswer, ListedMessage, WholeMessage};
 use crate::figures::{Clock, separated, short_duration, size, time};
+use crate::hint;
 use crate::message::MessageStatus;
 use crate::printable::{elided, line as one_line, padded};
 use crate::terminal::render::{Renderer, StatusMark};
@@ -259,7 +260,7 @@ fn about(whole: &WholeMessage) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// What became of the message so far, and what can be done.
+/// What became of the message so far (attempts, the next retry, the last answer), and what can be done.
 fn fate(whole: &WholeMessage, clock: Clock) -> Vec<(&'static str, String)> {
     let line = &whole.line;
     let mut rows = vec![
@@ -278,8 +279,8 @@ fn fate(whole: &WholeMessage, clock: Clock) -> Vec<(&'static str, String)> {
     }
     if line.status == MessageStatus::Rejected.name() {
         let id = line.id;
-        rows.push(("what to do", format!("when the cause is fixed: `opik-offline replay --id {id}`")));
-        rows.push(("", format!("to discard it: `opik-offline purge --id {id}`")));
+        rows.push(("what to do", format!("when the cause is fixed: {}", hint::command(&format!("replay --id {id}")))));
+        rows.push(("", format!("to discard it: {}", hint::command(&format!("purge --id {id}")))));
     }
     rows
 }

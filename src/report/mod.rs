@@ -8,7 +8,6 @@ pub(crate) mod fleet;
 pub(crate) mod groups;
 pub(crate) mod launch;
 pub(crate) mod messages;
-pub(crate) mod options;
 pub(crate) mod orphans;
 pub(crate) mod readback;
 pub(crate) mod status;

@@ -1,4 +1,4 @@
-//! Sums of stored messages by project, workspace, server, type or status.
+//! Sums of stored messages by project, workspace, server, type or status: whose backlog it is, and whose dead letters.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::store::{Filter, Listed, Page, Store, StoreError};
 use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
 
-/// What messages are counted by.
+/// What messages are counted by; no payload is parsed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TotalsBy {

@@ -240,6 +240,8 @@ pub(crate) struct DrainRate {
     pub per_second: f64,
     /// The share of it by which the mean may be off, by how much the throughput varied.
     pub spread: f64,
+    /// Messages per second that were stored in the same time: those of an outage that has ended don't count.
+    pub stored_per_second: f64,
 }
 
 /// A rate is measured over at least this long: a replay that has just begun is still speeding up.
@@ -257,7 +259,7 @@ const SPREAD: (f64, f64) = (0.15, 0.75);
 pub(crate) fn drain_rate(samples: &[Sample]) -> Option<DrainRate> {
     let (first, _) = window(samples, RATE_WINDOW)?;
     let since = samples.iter().position(|sample| sample.uptime_ms == first.uptime_ms).unwrap_or(0);
-    let mut intervals: Vec<(f64, f64)> = Vec::new();
+    let mut intervals: Vec<DrainInterval> = Vec::new();
     for pair in samples[since..].windows(2) {
         let [before, after] = pair else { continue };
         let (Some(waiting), Some(waits_still)) = (before.waiting, after.waiting) else { continue };
@@ -266,25 +268,45 @@ pub(crate) fn drain_rate(samples: &[Sample]) -> Option<DrainRate> {
         }
         let settled = (after.delivered + after.rejected).saturating_sub(before.delivered + before.rejected);
         let left = settled.max(waiting.saturating_sub(waits_still)) as f64;
-        let time = after.uptime_ms.saturating_sub(before.uptime_ms) as f64 / 1000.0;
-        match intervals.last_mut().filter(|_| time < DRAIN_INTERVAL_MIN.as_secs_f64()) {
-            Some(last) => *last = (last.0 + left, last.1 + time),
-            None => intervals.push((left, time)),
+        let seconds = after.uptime_ms.saturating_sub(before.uptime_ms) as f64 / 1000.0;
+        let stored = after.stored.saturating_sub(before.stored) as f64;
+        let interval = DrainInterval { left, stored, seconds };
+        match intervals.last_mut().filter(|_| seconds < DRAIN_INTERVAL_MIN.as_secs_f64()) {
+            Some(last) => *last = last.plus(&interval),
+            None => intervals.push(interval),
         }
     }
     // Before the first message left, delivery did not run.
-    let begun = intervals.iter().position(|(left, _)| *left > 0.0)?;
+    let begun = intervals.iter().position(|interval| interval.left > 0.0)?;
     let intervals = &intervals[begun..];
-    let (left, time) = intervals.iter().fold((0.0, 0.0), |sum, (left, time)| (sum.0 + left, sum.1 + time));
-    if time < DRAIN_MIN.as_secs_f64() {
+    let all = intervals.iter().fold(DrainInterval::default(), DrainInterval::plus);
+    if all.seconds < DRAIN_MIN.as_secs_f64() {
         return None;
     }
-    let per_second = left / time;
+    let per_second = all.left / all.seconds;
     let count = intervals.len() as f64;
-    let squares = intervals.iter().map(|(left, time)| (left / time.max(0.001) - per_second).powi(2)).sum::<f64>();
+    let off = |interval: &DrainInterval| interval.left / interval.seconds.max(0.001) - per_second;
+    let variance = intervals.iter().map(|interval| off(interval).powi(2)).sum::<f64>() / count;
     // Twice the standard error of the mean.
-    let error = 2.0 * (squares / count).sqrt() / count.sqrt() / per_second;
-    Some(DrainRate { per_second, spread: error.clamp(SPREAD.0, SPREAD.1) })
+    let error = 2.0 * variance.sqrt() / count.sqrt() / per_second;
+    let stored_per_second = all.stored / all.seconds;
+    Some(DrainRate { per_second, spread: error.clamp(SPREAD.0, SPREAD.1), stored_per_second })
+}
+
+/// A time in which there was a backlog and the server was available: a sample of the throughput.
+#[derive(Clone, Copy, Debug, Default)]
+struct DrainInterval {
+    /// Messages that left the backlog.
+    left: f64,
+    /// Messages that were stored.
+    stored: f64,
+    seconds: f64,
+}
+
+impl DrainInterval {
+    fn plus(self, other: &Self) -> Self {
+        Self { left: self.left + other.left, stored: self.stored + other.stored, seconds: self.seconds + other.seconds }
+    }
 }
 
 /// Returns whether no message left a backlog for half a minute although the server was available.
@@ -435,6 +457,17 @@ mod tests {
         ] {
             assert_eq!(drain_rate(&samples(of)).map(|rate| rate.per_second), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn arrivals_of_an_ended_outage_do_not_count() {
+        let mut outage =
+            samples(&[(0, 0, false), (4000, 0, false), (4000, 0, true), (3900, 100, true), (3850, 200, true)]);
+        for (sample, stored) in outage.iter_mut().zip([0, 4000, 4000, 4000, 4050]) {
+            sample.stored = stored;
+        }
+        let rate = drain_rate(&outage).expect("it was measured for ten seconds");
+        assert_eq!((rate.per_second, rate.stored_per_second), (20.0, 5.0));
     }
 
     #[test]

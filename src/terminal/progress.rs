@@ -116,7 +116,7 @@ fn hanging_line(text: &str) -> Shown {
 
 /// The remaining time is not shown before this: a replay that has just begun is still speeding up.
 const MEASURED_AFTER: Duration = Duration::from_secs(5);
-/// The rate may be lower or higher by this share.
+/// The throughput may be lower or higher by this share.
 const SPREAD: f64 = 0.15;
 
 /// Returns the rate, and the remaining time once the rate is known; empty before the first message. The time is a range

@@ -31,7 +31,7 @@ fn healthcheck_reports_every_check_and_the_origin_of_every_setting() {
     let (_, settings) = well.split_once("\n\nsetting ").expect("the settings come after the checks");
     assert!(settings.contains("\nworkspace ") && settings.contains("  ~/.opik.config\n"), "{well}");
     assert!(!settings.contains("retry_interval"), "a default is shown: {well}");
-    assert!(settings.contains(" with the default value: `opik-offline healthcheck -v` shows all\n"), "{well}");
+    assert!(settings.contains(" with the default value: `opik-offline healthcheck -v "), "{well}");
     assert_text(
         &sandbox.run(&["healthcheck", "-q"]),
         "

@@ -60,12 +60,12 @@ fn status_of_a_backlog() {
     assert_text(
         &Sandbox::filled().with_server(&server).run(&["status"]),
         "
-4 messages are safe on disk, and nobody delivers them; 1 was rejected: `opik-offline replay`
+4 messages are safe on disk, and nobody delivers them; 1 was rejected: `opik-offline replay --db HOME/opik_messages.db`
 
 !! a create was accepted AGE ago: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
-   deliver it: `opik-offline replay`
+   deliver it: `opik-offline replay --db HOME/opik_messages.db`
 !! 1 message was rejected by the server: 1 x 400 start_time must not be null
-   see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`
+   see why: `opik-offline inspect --rejected --db HOME/opik_messages.db`; when the cause is fixed: `opik-offline replay --rejected --db HOME/opik_messages.db`
 
 server       SERVER, available (N ms)
 agent        not running
@@ -186,7 +186,7 @@ header        x-private: ***
 --- exit 0
 "#,
     );
-    let utc = sandbox.run(&["inspect", "1", "--utc"]);
+    let utc = sandbox.output(&["inspect", "1", "--utc"]).stdout;
     assert!(utc.contains("accepted      2026-01-02T03:04:05Z\nitems "), "{utc}");
     assert!(utc.contains("last answer   400, at 2026-01-02T03:05:05Z\n"), "{utc}");
     assert_text(
@@ -261,38 +261,6 @@ fn a_watch_that_is_piped_writes_blocks_until_it_is_interrupted() {
 }
 
 #[test]
-fn an_agent_with_another_store_is_named_with_what_waits_there() {
-    let server = FakeOpik::new_stopped();
-    let agent = Agent::start(&server);
-    Client::new(&agent.url()).post("/v1/private/traces", &json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" }));
-    wait_until("it is stored", PATIENCE, || agent.backlog() == 1);
-    let db = agent.db().display().to_string();
-    let other = || Sandbox::without_store().with_server(&server);
-    let other = || other().with_env("OPIK_OFFLINE_LISTEN", &format!("127.0.0.1:{}", agent.port()));
-    let named = format!(
-        "the agent on 127.0.0.1:{} (pid {}) uses another store: 1 message waits there for SERVER, see `opik-offline status \
-         --db {db}`",
-        agent.port(),
-        agent.pid()
-    );
-    let status = other().run(&["status"]);
-    assert!(status.contains("agent        not running\n") && status.contains(&named), "{status}");
-    assert!(status.contains("waiting      nothing\n"), "its own store: {status}");
-    assert!(other().run(&["status", "--fail-if-backlog", "0"]).ends_with("--- exit 4\n"), "a false all-clear");
-    let json = other().output(&["status", "--format", "json"]).json();
-    assert_eq!((&json["agent"]["running"], &json["other_agent"]["waiting"]), (&false.into(), &1.into()), "{json}");
-    assert_eq!(json["other_agent"]["db"], db);
-    assert!(json["rates"].is_null() && json["eta"]["state"] != "server_away", "figures of the other store: {json}");
-    let replay = other().run(&["replay"]);
-    assert!(replay.starts_with("nothing to replay: nothing was stored in ") && replay.contains(&named), "{replay}");
-    let health = other().run(&["healthcheck", "-q"]);
-    assert!(health.contains("!! agent ") && health.contains("uses another store: 1 message waits"), "{health}");
-    // With the agent's store, it is the agent.
-    let own = agent.cli(&["status", "--format", "json"]).json();
-    assert_eq!((&own["agent"]["running"], &own["other_agent"]), (&true.into(), &Value::Null), "{own}");
-}
-
-#[test]
 fn status_is_asked_in_the_words_that_people_read_and_in_those_of_programs() {
     let sandbox = Sandbox::filled();
     let rows = |status: &str| {
@@ -322,7 +290,10 @@ fn inspect_finds_a_text_in_bodies() {
     assert!(newest.contains("the first 1 message with this text; more with --limit"), "{newest}");
     assert_text(&sandbox.run(&["inspect", "--search", "nowhere"]), "no selected body has this text\n--- exit 0\n");
     let json = sandbox.output(&["inspect", "--search", "step", "--format", "json"]).json();
-    assert_eq!((&json["selected"], &json["messages"][0]["message_type"]), (&json!(1), &json!("CreateSpansBatch")));
+    assert_eq!(
+        (&json["selected"], &json["messages"][0]["message_type"]),
+        (&json!(1), &json!("CreateSpansBatchMessage"))
+    );
     let lines = sandbox.output(&["inspect", "--search", "question", "--limit", "0", "--format", "jsonl"]).stdout;
     assert_eq!(lines.lines().count(), 3, "{lines}");
     let beside = sandbox.run(&["inspect", "--search", "x", "--fleet", "file:///nowhere"]);
@@ -372,5 +343,40 @@ demo            1        0         1     0      1  121 B
 --- exit 0
 ",
     );
-    assert_text(&Sandbox::new().run(&["inspect", "--totals", "status"]), "no message is stored\n--- exit 0\n");
+    assert_text(
+        &Sandbox::without_store().run(&["inspect", "--totals", "status"]),
+        "no message is stored\n--- exit 0\n",
+    );
+}
+
+#[test]
+fn an_agent_with_another_store_is_named_with_what_waits_there() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    Client::new(&agent.url()).post("/v1/private/traces", &json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" }));
+    wait_until("it is stored", PATIENCE, || agent.backlog() == 1);
+    let db = agent.db().display().to_string();
+    let other = || Sandbox::without_store().with_server(&server);
+    let other = || other().with_env("OPIK_OFFLINE_LISTEN", &format!("127.0.0.1:{}", agent.port()));
+    let named = format!(
+        "the agent on 127.0.0.1:{} (pid {}) uses another store: 1 message waits there for SERVER, see `opik-offline status \
+         --db {db}`",
+        agent.port(),
+        agent.pid()
+    );
+    let status = other().run(&["status"]);
+    assert!(status.contains("agent        not running\n") && status.contains(&named), "{status}");
+    assert!(status.contains("waiting      nothing\n"), "its own store: {status}");
+    assert!(other().run(&["status", "--fail-if-backlog", "0"]).ends_with("--- exit 4\n"), "a false all-clear");
+    let json = other().output(&["status", "--format", "json"]).json();
+    assert_eq!((&json["agent"]["running"], &json["other_agent"]["waiting"]), (&false.into(), &1.into()), "{json}");
+    assert_eq!(json["other_agent"]["db"], db);
+    assert!(json["rates"].is_null() && json["eta"]["state"] != "server_away", "figures of the other store: {json}");
+    let replay = other().run(&["replay"]);
+    assert!(replay.starts_with("nothing to replay: nothing was stored in ") && replay.contains(&named), "{replay}");
+    let health = other().run(&["healthcheck", "-q"]);
+    assert!(health.contains("!! agent ") && health.contains("uses another store: 1 message waits"), "{health}");
+    // With the agent's store, it is the agent.
+    let own = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!((&own["agent"]["running"], &own["other_agent"]), (&true.into(), &Value::Null), "{own}");
 }

@@ -75,7 +75,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
     for (args, said) in [
         (
             &["inspect", "--status", "done"][..],
-            "'done' for '--status <STATUS>'\n  [possible values: failed, registered, held, rejected]",
+            "'done' for '--status <STATUS>'\n  [possible values: waiting, sending, held, rejected]",
         ),
         (
             &["purge", "--type", "span"],
@@ -90,7 +90,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
         (&["replay", "--timeout", "5", "min"], "tip: write a duration as one word, such as 5min"),
         (&["replay", "--server", "127.0.0.1:21600"], "did you mean http://127.0.0.1:21600/api?"),
         (&["status", "-q", "-v"], "'--quiet' cannot be used with '--verbose'"),
-        (&["status", "--format", "xml"], "[possible values: table, json, jsonl, yaml]"),
+        (&["status", "--format", "xml"], "[possible values: table, wide, json, jsonl, yaml]"),
         (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has a single result"),
     ] {
         let found = Sandbox::new().run(args);

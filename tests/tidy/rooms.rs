@@ -155,6 +155,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "report",
         &[
             "diagnosis",
+            "hint",
             "sdk",
             "translate",
             "terminal",

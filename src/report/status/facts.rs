@@ -1,4 +1,5 @@
-//! The facts behind the verdict of `status`: those of the overview, and what only a command knows.
+//! The facts behind the verdict of `status`: the snapshot of an overview, and what only a command knows: orphaned stores
+//! to salvage, stranded messages, and the dead letters' reasons.
 
 use super::gather::Gathered;
 use crate::config::Config;
@@ -10,7 +11,6 @@ use crate::message::Lane;
 use crate::overview::Overview;
 use crate::overview::asked::{AskedAgent, degraded_text};
 use crate::overview::details::{REASONS_OF_NEWEST, Reason, StoreDetails};
-use crate::report::options::options;
 use crate::report::orphans::{self, OrphanLine};
 use crate::store::{Hold, Stranded, mount};
 
@@ -25,9 +25,9 @@ pub(super) fn facts(config: &Config, gathered: &Gathered, orphans: &[OrphanLine]
     let condition = details.and_then(|details| details.condition.as_ref());
     let held = condition.map_or(&[][..], |condition| &condition.held);
     let agent = gathered.agent.as_ref();
-    let options = options(config);
     Facts {
-        deliver: deliver.unwrap_or_else(|| format!("opik-offline replay{options}")),
+        deliver: deliver.unwrap_or(known.deliver),
+        other_agent: gathered.other_agent.as_ref().map(AskedAgent::other_store_text),
         has_agent: agent.is_some(),
         agent_problem: agent
             .and_then(|agent| degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref())),
@@ -40,7 +40,6 @@ pub(super) fn facts(config: &Config, gathered: &Gathered, orphans: &[OrphanLine]
         stranded: details.map_or(&[][..], |details| &details.stranded).iter().map(stranded).collect(),
         orphans: orphans::facts(orphans),
         orphans_pattern: orphans::pattern(),
-        options,
         ..known
     }
 }

@@ -15,6 +15,7 @@ use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, diagnose};
 use crate::figures::time;
+use crate::hint;
 use crate::message::Lane;
 use crate::overview::asked::AskedAgent;
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
@@ -91,7 +92,10 @@ impl StatusReport {
         let orphans = orphans();
         let deliver = copies.as_ref().and_then(CopiesReport::command);
         let facts = Facts { eta: eta.as_ref().map(|eta| eta.eta), ..facts::facts(config, gathered, &orphans, deliver) };
-        let Diagnosis { verdict, problems } = diagnose(&facts);
+        let Diagnosis { verdict, mut problems } = diagnose(&facts);
+        for fix in problems.iter_mut().flat_map(|problem| &mut problem.fixes) {
+            *fix = hint::completed(fix).into_owned();
+        }
         Self {
             schema_version: overview.schema_version,
             verdict: VerdictReport::of(verdict),
@@ -136,7 +140,9 @@ pub(crate) struct VerdictReport {
 impl VerdictReport {
     fn of(verdict: OverallVerdict) -> Self {
         let sentence = verdict.sentence();
-        Self { level: verdict.level, text: verdict.text, command: verdict.command, sentence }
+        let command =
+            verdict.command.map(|command| hint::completed(&format!("`{command}`")).trim_matches('`').to_owned());
+        Self { level: verdict.level, text: verdict.text, command, sentence }
     }
 }
 
