@@ -257,9 +257,9 @@ fn an_agent_adopts_no_store_of_another_user() {
     fs::File::options().write(true).open(&mine).and_then(|file| file.set_modified(later)).expect("it is ours");
     let temp = machine.shared.to_string_lossy().into_owned();
     // Of the default store, which need not be there.
-    let mut status = machine.command_as(0);
+    let (mut status, home) = (machine.command_as(0), machine.home_of(0));
     for name in ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
-        status.env(name, machine.home_of(0));
+        status.env(name, &home);
     }
     let args = ["status", "--format", "json", "--upstream", NO_SERVER];
     let listed = run(status.env("TMPDIR", &machine.shared).args(args));
