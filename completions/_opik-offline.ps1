@@ -102,6 +102,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         }
         'opik-offline;healthcheck' {
             [CompletionResult]::new('--wait', '--wait', [CompletionResultType]::ParameterName, 'Retry for up to this long until all checks pass')
+            [CompletionResult]::new('--bundle', '--bundle', [CompletionResultType]::ParameterName, 'Also write an archive to attach to an issue: checks, settings, status, counts, log; no bodies, no keys')
             [CompletionResult]::new('--project-name', '--project-name', [CompletionResultType]::ParameterName, 'Project that the smoke test writes to')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use this Opik server, such as http://127.0.0.1:5173/api')

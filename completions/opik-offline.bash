@@ -318,13 +318,17 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --smoke-test --reseal --project-name --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --wait --full --smoke-test --reseal --bundle --project-name --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bundle)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -97,6 +97,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;healthcheck'= {
             cand --wait 'Retry for up to this long until all checks pass'
+            cand --bundle 'Also write an archive to attach to an issue: checks, settings, status, counts, log; no bodies, no keys'
             cand --project-name 'Project that the smoke test writes to'
             cand --db 'Use this message store'
             cand --upstream 'Use this Opik server, such as http://127.0.0.1:5173/api'

@@ -98,6 +98,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Disable colours, like NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l wait -d 'Retry for up to this long until all checks pass' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l bundle -d 'Also write an archive to attach to an issue: checks, settings, status, counts, log; no bodies, no keys' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'Project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
