@@ -43,6 +43,11 @@ pub(crate) fn completed(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Returns a command of this program in backticks, completed.
+pub(crate) fn command(arguments: &str) -> String {
+    completed(&format!("{BEGIN}{arguments}`")).into_owned()
+}
+
 /// Returns the words of a text; a command in backticks is one word, so that it stays on one line.
 pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);

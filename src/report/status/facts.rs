@@ -31,7 +31,6 @@ pub(super) fn facts(config: &Config, gathered: &Gathered, orphans: &[OrphanLine]
         has_agent: agent.is_some(),
         agent_problem: agent
             .and_then(|agent| degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref())),
-        other_agent: gathered.other_agent.as_ref().map(AskedAgent::other_store_text),
         store: store(config, gathered, known.store),
         rejected_reasons: details.and_then(reasons).unwrap_or(known.rejected_reasons),
         held_ids: details.map_or(0, |details| details.backlog.held()),
