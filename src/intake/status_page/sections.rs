@@ -23,6 +23,9 @@ const RECOVERIES_MAX: usize = 5;
 /// How many statuses of the server's answers it lists.
 const STATUSES_MAX: usize = 8;
 
+/// Messages, items and bytes of each type.
+type SumsByType<'a> = BTreeMap<&'a str, (u64, u64, u64)>;
+
 /// What needs a person, each with the command that helps, if there is one.
 pub(super) fn problems(overview: &Overview) -> String {
     let (store, options) = (&overview.store, &overview.page.options);
@@ -165,7 +168,7 @@ pub(super) fn groups(overview: &Overview) -> String {
     if overview.store.groups.is_empty() {
         return String::new();
     }
-    let mut sums: Vec<(&str, BTreeMap<&str, (u64, u64, u64)>)> = Vec::new();
+    let mut sums: Vec<(&str, SumsByType<'_>)> = Vec::new();
     for group in &overview.store.groups {
         let types = match sums.iter_mut().position(|(status, _)| *status == group.status) {
             Some(known) => &mut sums[known].1,
