@@ -105,7 +105,16 @@ fn waiting(facts: &Facts) -> OverallVerdict {
         EtaState::Stalled => {
             verdict_of(Severity::Failed, format!("{safe}, and none gets through")).with("opik-offline inspect")
         }
-        EtaState::Moving | EtaState::Nothing => moving(facts, &safe, eta),
+        EtaState::Moving => moving(facts, &safe, eta),
+        // The agent has nothing to deliver: they are for another server than its own.
+        EtaState::Nothing => {
+            let verdict = warning(format!("{safe}, for another server than this one"));
+            let server = facts.elsewhere.iter().find(|other| other.waiting > 0).and_then(|other| other.server.as_ref());
+            match server {
+                Some(url) => verdict.with(format!("opik-offline replay --upstream {url}")),
+                None => verdict,
+            }
+        }
     }
 }
 
@@ -155,7 +164,7 @@ fn nothing_waits(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
 #[cfg(test)]
 mod tests {
     use super::super::diagnose;
-    use super::super::facts::{FileSystemFacts, FullFacts, HeldFacts};
+    use super::super::facts::{ElsewhereFacts, FileSystemFacts, FullFacts, HeldFacts};
     use super::*;
     use crate::delivery::eta::Basis;
 
@@ -235,6 +244,21 @@ mod tests {
             let verdict = diagnose(&facts).verdict;
             assert_eq!((verdict.sentence().as_str(), verdict.level), (sentence, level));
         }
+    }
+
+    #[test]
+    fn messages_for_another_server_are_not_called_moving() {
+        let elsewhere = ElsewhereFacts { server: Some("http://other/api".into()), waiting: 4 };
+        let facts = Facts { elsewhere: vec![elsewhere], ..facts(4, EtaState::Nothing) };
+        let verdict = diagnose(&facts).verdict;
+        assert_eq!(
+            (verdict.sentence().as_str(), verdict.level),
+            (
+                "4 messages are safe on disk, for another server than this one: \
+                 `opik-offline replay --upstream http://other/api`",
+                Severity::Warning
+            )
+        );
     }
 
     #[test]

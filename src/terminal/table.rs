@@ -13,8 +13,6 @@ use crate::printable::{self, cells};
 const GAP: u16 = 2;
 /// The minimum width of a shortened name, so that it can be distinguished from others.
 const ELIDED_MIN: usize = 8;
-/// The minimum width of any shortened cell on a terminal that is too narrow for the table.
-const CELL_MIN: usize = 4;
 /// A name is this wide before other columns get what they need; a longer one takes what is left after that.
 const NAME_FAIR: usize = 24;
 /// The minimum width of a column of wrapped words.
@@ -182,7 +180,7 @@ impl TextTable {
         let gaps = usize::from(GAP) * widths.len().saturating_sub(1);
         let taken = |widths: &[usize]| widths.iter().sum::<usize>() + gaps;
         let may_shrink = |column: usize, widths: &[usize]| {
-            !matches!(fits(column), Fit::Whole | Fit::Number) && widths[column] > CELL_MIN
+            !matches!(fits(column), Fit::Whole | Fit::Number) && widths[column] > ELIDED_MIN
         };
         while taken(&widths) > columns {
             let wide = (0..widths.len()).filter(|column| may_shrink(*column, &widths));
@@ -268,10 +266,10 @@ mod tests {
     fn cells_are_cut_and_rows_are_not() {
         let long = "a-very-long-name-of-a-workspace";
         let rows: &[&[&str]] = &[&["123456789", long, long, "1,024.0 KiB", "500 says much"]];
-        let table = shown(&[">id", "…workspace", "…project", ">size", "<answer"], rows, Some(44));
+        let table = shown(&[">id", "…workspace", "…project", ">size", "<answer"], rows, Some(50));
         for line in table.lines().skip(1) {
             assert!(line.contains("1,024.0 KiB"), "{table}");
-            assert!(cells(line) <= 44, "{table}");
+            assert!(cells(line) <= 50, "{table}");
         }
         let narrow = shown(&[">id", "…workspace", ">size"], &[&["123456789", long, "1,024.0 KiB"]], Some(20));
         assert!(narrow.contains("123456789") && narrow.contains("1,024.0 KiB"), "a figure is cut: {narrow}");
