@@ -65,7 +65,7 @@ _opik__offline() {
 
     case "${cmd}" in
         opik__offline)
-            opts="-q -v -h -V --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help --version agent healthcheck status replay inspect purge help"
+            opts="-o -q -v -h -V --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help --version agent healthcheck status replay inspect purge help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -95,7 +95,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -106,7 +110,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__agent)
-            opts="-q -v -h --background --stop --print-url --detached --idle-exit --listen --allowed-hosts --insecure-listen --hub --hub-token-file --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --acknowledge --when-depot-away --fleet-recipients --fleet-replay --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-o -q -v -h --background --stop --print-url --detached --idle-exit --listen --allowed-hosts --insecure-listen --hub --hub-token-file --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --rejected-share --rejected-export --acknowledge --when-depot-away --fleet-recipients --fleet-replay --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --memory-budget --client-timeout --client-cert-file --client-key-file --upstream-headers-file --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --all-otlp-traces --log-format --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -307,7 +311,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -318,7 +326,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --smoke-test --reseal --bundle --project-name --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-o -q -v -h --wait --full --smoke-test --reseal --bundle --project-name --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -360,7 +368,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -483,7 +495,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__inspect)
-            opts="-q -v -h --from --owner --limit --newest --follow --no-pager --identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-o -q -v -h --from --owner --limit --newest --search --columns --totals --utc --follow --no-pager --identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -512,6 +524,18 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --search)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --columns)
+                    COMPREPLY=($(compgen -W "id status type name trace workspace project server request items size attempts age accepted next answer" -- "${cur}"))
+                    return 0
+                    ;;
+                --totals)
+                    COMPREPLY=($(compgen -W "project workspace server type status" -- "${cur}"))
+                    return 0
+                    ;;
                 --identity)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then
@@ -528,7 +552,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --status)
-                    COMPREPLY=($(compgen -W "failed registered held rejected" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "waiting sending held rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
@@ -590,7 +614,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -601,7 +629,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__purge)
-            opts="-y -q -v -h --dry-run --yes --stream --identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-y -o -q -v -h --dry-run --yes --stream --identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -627,7 +655,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --status)
-                    COMPREPLY=($(compgen -W "failed registered held rejected" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "waiting sending held rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
@@ -689,7 +717,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -700,7 +732,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__replay)
-            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --to --recipient --recipients-file --identity --make-identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --follow --stage --credentials-dir --stream --fail-if-backlog --pace --hold --resume --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-y -o -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --to --recipient --recipients-file --identity --make-identity --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --follow --stage --credentials-dir --stream --fail-if-backlog --pace --hold --resume --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -806,7 +838,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --status)
-                    COMPREPLY=($(compgen -W "failed registered held rejected" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "waiting sending held rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
@@ -899,7 +931,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -910,7 +946,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__status)
-            opts="-q -v -h --watch --fail-if-backlog --fail-if-older-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
+            opts="-o -q -v -h --watch --utc --fail-if-backlog --fail-if-older-than --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -948,7 +984,11 @@ _opik__offline() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json jsonl yaml" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "table wide json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 *)

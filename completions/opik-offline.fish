@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_opik_offline_global_optspecs
-    string join \n db= upstream= fleet= fleet-insecure format= q/quiet v/verbose no-color h/help V/version
+    string join \n db= upstream= fleet= fleet-insecure o/format= q/quiet v/verbose no-color h/help V/version
 end
 
 function __fish_opik_offline_needs_command
@@ -27,7 +27,8 @@ end
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
@@ -39,7 +40,7 @@ complete -c opik-offline -n "__fish_opik_offline_needs_command" -s h -l help -d 
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s V -l version -d 'Print version'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "agent" -d 'Run the agent: forward, store while the server is down, deliver afterwards'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it, the store and its disk'
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "status" -d 'Show the connection, the agent and what is stored'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "status" -d 'Show whether the data is safe, what is wrong and what mends it, and what is stored'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "replay" -d 'Deliver stored messages to the Opik server'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "inspect" -d 'List stored messages, or show one in full'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "purge" -d 'Delete stored messages permanently'
@@ -78,7 +79,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
@@ -103,7 +105,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
@@ -120,11 +123,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fai
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l watch -d 'Show it again every 2 seconds until interrupted'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l utc -d 'Show times in UTC instead of relative to now'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Log more to standard error'
@@ -143,8 +148,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rec
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l recipients-file -d 'Seal the copy for the public keys in this file, one a line' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l identity -d 'Open what is sealed, in copies of --from or in the depot of --fleet, with the secret key in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l make-identity -d 'Make a key pair: write the secret key to KEYFILE, and print the public key for --recipient' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
-registered\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "waiting\t''
+sending\t''
 held\t''
 rejected\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
@@ -219,7 +224,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l hol
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
@@ -239,10 +245,32 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left behind in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l owner -d 'As root, read a file of this user (name or number)' -r -f -a "(__fish_complete_users)"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List at most this many messages; 0 lists all [default: 50]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List at most this many; 0 lists all [default: 50]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l search -d 'List only messages with this text in their body' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l columns -d 'Show these columns of the list, separated by commas; -o wide shows more of them' -r -f -a "id\t''
+status\t''
+type\t''
+name\t''
+trace\t''
+workspace\t''
+project\t''
+server\t''
+request\t''
+items\t''
+size\t''
+attempts\t''
+age\t''
+accepted\t''
+next\t''
+answer\t''"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l totals -d 'Count the selected messages by this instead of listing them' -r -f -a "project\t''
+workspace\t''
+server\t''
+type\t''
+status\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l identity -d 'With --fleet: open what is sealed with the secret key in this file' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
-registered\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "waiting\t''
+sending\t''
 held\t''
 rejected\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
@@ -310,11 +338,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ne
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newest -d 'List the newest messages first'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l utc -d 'Show times in UTC instead of relative to now'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show new messages as they are stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show long results without a pager'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages (--status rejected)'
@@ -325,8 +355,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l stream -d 'With --fleet: only messages of this stream; without another filter all of it, readable or not' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l identity -d 'With --fleet: open what is sealed with the secret key in this file' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
-registered\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "waiting\t''
+sending\t''
 held\t''
 rejected\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
@@ -394,7 +424,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newe
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s o -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+wide\t'Tables with more columns (`inspect` only)'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
@@ -408,7 +439,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-c
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "agent" -d 'Run the agent: forward, store while the server is down, deliver afterwards'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it, the store and its disk'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "status" -d 'Show the connection, the agent and what is stored'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "status" -d 'Show whether the data is safe, what is wrong and what mends it, and what is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "replay" -d 'Deliver stored messages to the Opik server'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "inspect" -d 'List stored messages, or show one in full'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "purge" -d 'Delete stored messages permanently'
