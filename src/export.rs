@@ -56,7 +56,7 @@ pub(crate) struct ListedMessage {
     /// The status in the word that people read.
     #[serde(skip)]
     pub word: &'static str,
-    /// What it is about; empty unless the list was asked for it, because that reads each body.
+    /// Its subject; empty unless the list was asked for it, because that reads each body.
     #[serde(skip)]
     pub subject: MessageSubject,
     pub message_type: &'static str,
@@ -224,7 +224,7 @@ fn exported(message: Option<&StoredMessage>, line: ListedMessage, undecoded: Und
     Ok(text)
 }
 
-/// What a message is about.
+/// The subject of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MessageSubject {
     /// The name of the trace, span or other entity that its first item is about.
@@ -540,7 +540,7 @@ mod tests {
         damaged.truncate(damaged.len() - 9);
         assert!(
             BodySearch::new("needle").is_in(&Body::new(damaged, Encoding::Gzip)),
-            "what can be decoded is searched"
+            "a body that can be decoded is searched"
         );
     }
 

@@ -86,7 +86,7 @@ impl OptionsInForce {
         let Some((_, uses_server)) = known.filter(|_| !arguments.contains("--help")) else {
             return arguments.to_owned();
         };
-        // What follows is a wrapped command.
+        // Behind it is a wrapped command.
         let (own, wrapped) = arguments.split_once(" -- ").map_or((arguments, None), |(own, after)| (own, Some(after)));
         let mut own = match &self.fleet {
             Some(fleet) => own.replace("--fleet URL", &format!("--fleet {fleet}")),

@@ -28,7 +28,7 @@ impl PrivateFolder {
     ///
     /// # Errors
     ///
-    /// If there can be no folder. That one that was left can't be removed is only logged.
+    /// If the folder can't be made. That one of a killed process can't be removed is only logged.
     pub(crate) fn make(parent: &Path, prefix: &OsStr) -> io::Result<Self> {
         for left in left_in(parent, prefix) {
             remove_left(&left).unwrap_or_else(|error| warn_left(&left, &error));

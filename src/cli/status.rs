@@ -107,7 +107,7 @@ fn check_thresholds(args: &StatusArgs, report: &StatusReport, problem: Option<St
         return Err(problem.into());
     }
     let Some(backlog) = &report.backlog else { return Ok(()) };
-    // What the agent holds in another store waits as well.
+    // Messages that the agent holds in another store wait as well.
     let (others, others_age) =
         report.other_agent.as_ref().map_or((0, None), |other| (other.waiting.unwrap_or(0), other.oldest_age_seconds));
     exceeded(args, backlog.messages + others, backlog.oldest_age_seconds.max(others_age), HINT)

@@ -1,8 +1,8 @@
-//! What a diagnosis is made of: a snapshot of server, agent and store as plain values.
+//! The facts of a diagnosis: a snapshot of server, agent and store as plain values.
 
 use crate::delivery::eta::Eta;
 
-/// What is known about a server, an agent and a store.
+/// The facts about a server, an agent and a store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Facts {
     /// In milliseconds since the Unix epoch.
@@ -16,11 +16,11 @@ pub(crate) struct Facts {
     pub server_reason: Option<String>,
     /// Whether an agent runs.
     pub has_agent: bool,
-    /// What the agent does with live writes because it can't use its store, and why; it follows "it".
+    /// How the agent handles live writes because it can't use its store, and why; it follows "it".
     pub agent_problem: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
-    /// What a client does that the agent can't serve, and what to do.
+    /// A request of a client that the agent can't serve, with the remedy.
     pub client_problem: Option<String>,
     /// That an agent at the configured address uses another store, and what waits there.
     pub other_agent: Option<String>,
@@ -51,7 +51,7 @@ pub(crate) struct Facts {
     pub orphans_pattern: String,
 }
 
-/// What is known about the store.
+/// The facts about the store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct StoreSituation {
     /// Why it can't be used, if so.

@@ -40,7 +40,7 @@ const LANES_MAX: usize = 200;
 /// How long an overview is cached.
 const CACHED_FOR: Duration = Duration::from_secs(1);
 
-/// What is known about a client that speaks gRPC.
+/// The message about a client that speaks gRPC.
 const GRPC_CLIENT: &str = "an OpenTelemetry exporter sends over gRPC, which neither Opik nor this agent understands, and its \
                            data is lost: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf for it";
 /// Below this much free space no history file is created.

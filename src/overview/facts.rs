@@ -61,7 +61,7 @@ impl Overview {
         });
         let reason = store.reason.clone().filter(|_| !store.usable);
         StoreSituation {
-            // What an agent that can't use its store does meanwhile is part of the problem.
+            // How an agent handles writes while it can't use its store is part of the problem.
             problem: degraded_text(Some(store.live_writes), reason.as_deref())
                 .filter(|_| self.agent.pid != 0)
                 .or(reason),

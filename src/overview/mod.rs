@@ -77,7 +77,7 @@ pub struct AgentOverview {
     pub uptime_seconds: u64,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
-    /// What a client sends that nobody understands, and what to do.
+    /// The protocol of a client that nobody understands, with the remedy.
     pub client_problem: Option<String>,
 }
 

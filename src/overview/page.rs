@@ -5,7 +5,7 @@ use super::projects::ProjectsOverview;
 use super::rejections::RejectionsOverview;
 use crate::telemetry::history::Past;
 
-/// What only the page of an agent shows. It is empty elsewhere.
+/// Details that only the page of an agent shows. They are empty elsewhere.
 #[derive(Clone, Debug, Default)]
 pub struct PageDetails {
     pub past: Past,

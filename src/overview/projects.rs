@@ -1,4 +1,4 @@
-//! What is stored, by project.
+//! The stored messages by project.
 //!
 //! The store has no sums by project, so messages are counted one by one: at most [`COUNTED_MAX`], the oldest, on the
 //! thread that takes the samples, and only while somebody looks at the page; the count is cached. A few are counted at
@@ -19,7 +19,7 @@ const COUNTED_MAX: u64 = 200_000;
 const AT_ONCE_MAX: u64 = 1000;
 /// How many are read at a time.
 const PAGE: usize = 2000;
-/// How many different projects are told apart; more are counted as others.
+/// Different projects that are counted separately; more are counted as others.
 const PROJECTS_MAX: usize = 10_000;
 /// How long after a page was asked for they are counted again.
 const WANTED_FOR: Duration = Duration::from_secs(60);

@@ -235,7 +235,7 @@ fn row(name: &str, value: &str) -> String {
     format!("{name:<13} {value}")
 }
 
-/// What the message is, and what it is about.
+/// The message and its subject.
 fn about(whole: &WholeMessage) -> Vec<(&'static str, String)> {
     let line = &whole.line;
     let mut rows = vec![("type", line.message_type.to_owned())];
@@ -260,7 +260,7 @@ fn about(whole: &WholeMessage) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// What became of the message so far (attempts, the next retry, the last answer), and what can be done.
+/// The attempts to deliver the message so far (attempts, the next retry, the last answer), and what can be done.
 fn fate(whole: &WholeMessage, clock: Clock) -> Vec<(&'static str, String)> {
     let line = &whole.line;
     let mut rows = vec![

@@ -10,7 +10,7 @@ use crate::store::{Filter, Listed, Page, Store, StoreError};
 use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
 
-/// What messages are counted by; no payload is parsed for it.
+/// The key by which messages are counted; no payload is parsed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TotalsBy {

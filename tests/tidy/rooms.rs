@@ -303,6 +303,7 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
             "src/intake",
             "src/monitor",
             "src/overview",
+            "src/private_folder.rs",
             "src/replay",
             "src/sdk/adoption.rs",
             "src/sdk/file",

@@ -33,7 +33,7 @@ pub(super) fn plots(overview: &Overview) -> String {
     let (past, now_ms) = (&overview.page.past, overview.at_ms);
     let recent = Plot { id: "recent", samples: &past.fine, interval: FINE_INTERVAL, now_ms };
     let day = Plot { id: "day", samples: &past.coarse, interval: COARSE_INTERVAL, now_ms };
-    // What the short one covers needs no second one.
+    // A second one would only repeat the short one.
     let is_longer = past.coarse.first().is_some_and(|first| first.at_ms < now_ms - millis(SHORT[1].0));
     let day = day.fitted(&LONG).filter(|view| is_longer && view.shows_anything());
     let recent = recent.fitted(&SHORT).filter(PlotWindow::shows_anything);

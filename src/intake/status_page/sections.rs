@@ -26,7 +26,7 @@ const STATUSES_MAX: usize = 8;
 /// Messages, items and bytes of each type.
 type SumsByType<'a> = BTreeMap<&'a str, (u64, u64, u64)>;
 
-/// What needs a person, each with the command that helps, if there is one.
+/// The problems that need a person, each with the command that helps, if there is one.
 pub(super) fn problems(overview: &Overview) -> String {
     let (store, options) = (&overview.store, &overview.page.options);
     let mut items = String::new();
@@ -163,7 +163,7 @@ fn ids(rejection: &RejectionOverview) -> String {
     html
 }
 
-/// What is stored, by state and type: that many rows at most.
+/// The stored messages by state and type: that many rows at most.
 pub(super) fn groups(overview: &Overview) -> String {
     if overview.store.groups.is_empty() {
         return String::new();

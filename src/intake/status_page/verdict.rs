@@ -5,7 +5,7 @@ use super::text::{number, words};
 use crate::delivery::eta::EtaState;
 use crate::overview::{LiveWrites, Overview};
 
-/// What the page says first.
+/// The headline of the page.
 pub(super) struct PageVerdict {
     pub(super) badge: Badge,
     pub(super) text: String,

@@ -216,7 +216,7 @@ pub(crate) struct AgentReport {
     pub live_writes: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
-    /// What a client sends that nobody understands, and what to do.
+    /// The protocol of a client that nobody understands, with the remedy.
     pub client_problem: Option<String>,
 }
 
