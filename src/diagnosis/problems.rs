@@ -268,9 +268,8 @@ fn rejected(facts: &Facts) -> Vec<Problem> {
         true => String::new(),
         false => format!(": {}", facts.rejected_reasons.join("; ")),
     };
-    let fix = format!(
-        "see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`"
-    );
+    let fix = "see why: `opik-offline inspect --rejected`; when the cause is fixed: `opik-offline replay --rejected`"
+        .to_owned();
     vec![problem("rejected", Severity::Warning, format!("{was} by the server{reasons}"), vec![fix])]
 }
 

@@ -263,7 +263,7 @@ fn people_see_files_and_purge_gives_their_space_back() {
         })
     );
     let whole = agent.cli(&["inspect", &shown["id"].to_string()]).stdout;
-    for text in ["Bericht für Ä.pdf", "application/pdf", "3000000", &sha256(&file), &entity] {
+    for text in ["Bericht für Ä.pdf", "application/pdf", "3,000,000", &sha256(&file), &entity] {
         assert!(whole.contains(text), "{text} is not shown in {whole}");
     }
     assert!(agent.cli(&["inspect"]).stdout.contains("CreateAttachment Bericht für Ä.pdf"));
