@@ -16,8 +16,13 @@ fn agent(home: &Home, args: &[&str], env: &[(&str, &str)]) -> Output {
 
 #[track_caller]
 fn assert_refused(home: &Home, output: &Output, says: &[&str]) {
+    assert_refused_with(2, home, output, says);
+}
+
+#[track_caller]
+fn assert_refused_with(code: i32, home: &Home, output: &Output, says: &[&str]) {
     let stderr = &output.stderr;
-    assert_eq!(output.code(), Some(2), "{stderr}");
+    assert_eq!(output.code(), Some(code), "{stderr}");
     for words in says {
         assert!(stderr.contains(words), "it does not say {words:?}:\n{stderr}");
     }
@@ -40,7 +45,7 @@ fn a_second_agent_on_the_address_is_refused() {
     let home = Home::new();
     let address = format!("127.0.0.1:{}", first.port());
     let output = agent(&home, &["--listen", &address, "--upstream", &server.url()], &[]);
-    assert_refused(&home, &output, &[&address]);
+    assert_refused_with(6, &home, &output, &[&address]);
     assert_eq!(Client::new(&first.url()).get("/is-alive/ping").status, 200, "the first one continues");
 }
 

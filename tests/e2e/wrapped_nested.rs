@@ -93,7 +93,7 @@ fn an_address_that_an_agent_has_is_left_to_it_unless_a_flag_names_it() {
     assert_eq!(traces(&server), 2);
 
     let by_flag = run(&mut wrapping(&home, &home.db(), &server.url(), &["--listen", &address], &["true"]));
-    assert_eq!(by_flag.code(), Some(2), "{}", by_flag.stderr);
+    assert_eq!(by_flag.code(), Some(6), "{}", by_flag.stderr);
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn eta_tile(overview: &Overview) -> String {
     let (badge, big, line) = match &overview.eta {
         None => (Some(Badge::Bad), "Unknown".to_owned(), String::new()),
         Some(EtaOverview { eta, text }) => {
-            let time = eta.seconds.map(|seconds| in_words(seconds.max(1.0)));
+            let time = eta.time();
             match eta.state {
                 EtaState::Nothing => (None, "Nothing to do".to_owned(), String::new()),
                 EtaState::Growing => (Some(Badge::Warn), "Not in sight".to_owned(), text.clone()),
