@@ -107,9 +107,10 @@ fn commands_that_need_no_network_do_not_read_its_settings() {
     let agent = Agent::start(&server);
     server.stop();
     assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
-    let listen = format!("127.0.0.1:{}", agent.port());
+    let (listen, db) = (format!("127.0.0.1:{}", agent.port()), agent.db().display().to_string());
     for broken in BROKEN {
         let mut variables = vec![("OPIK_OFFLINE_UPSTREAM", "http://opik.test/api"), ("OPIK_OFFLINE_LISTEN", &*listen)];
+        variables.push(("OPIK_OFFLINE_DB", &db));
         variables.extend(broken);
         let status = cli(agent.home(), &["status", "--format", "json"], &variables);
         assert_eq!(status.code(), Some(0), "{broken:?}: {}", status.stderr);
