@@ -219,7 +219,8 @@ fn ending(line: &str, cells_max: usize) -> &str {
 /// Quotes a path as one word of a shell, escaped for a terminal.
 pub(crate) fn shell_word(path: &OsStr) -> String {
     let text = match path.to_str() {
-        Some(text) if line(text) == text => text,
+        // Commands are shown in backticks.
+        Some(text) if line(text) == text && !text.contains('`') => text,
         _ => return shell_bytes(path.as_encoded_bytes()),
     };
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
@@ -239,6 +240,7 @@ fn shell_bytes(path: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\\' | '\'' => word.extend(['\\', c]),
+                '`' => escape(&mut word, b"`"),
                 // A mark alone is harmless, and a pile of them would be cut.
                 c if is_hazardous(c) || is_mark(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
                 c => word.push(c),

@@ -77,8 +77,7 @@ impl FilledDepot {
         in_threads(streams, |_| {
             let mut builder = BundleBuilder::new();
             for id in 1..=messages {
-                let record = FleetRecord { may_follow_update: Some(false), ..FleetRecord::waiting(id, trace(server)) };
-                builder.push(&record).expect("it fits");
+                builder.push(&FleetRecord::waiting(id, trace(server))).expect("it fits");
             }
             let bundle = builder.finish().expect("it has records");
             let sealed = seal(std::slice::from_ref(&self.recipient), &bundle.bytes).expect("memory");

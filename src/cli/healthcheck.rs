@@ -16,7 +16,7 @@ use crate::diagnosis::orphaned_files;
 use crate::figures::count;
 use crate::health::{Check, FailureCause, Finding, Health, depot_checks, stored_messages, until_healthy};
 use crate::intake::workers::Workers;
-use crate::message::Lane;
+use crate::message::{Lane, Server};
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
 use crate::printable;
 use crate::report::bundle::{self, BundleError};
@@ -323,8 +323,10 @@ fn agents(config: &Config) -> (FoundAgents, Option<Backlog>) {
 /// Checks that somebody delivers what is stored. A script that waits for the server may be about to start the agent.
 fn messages(config: &Config, is_startup: bool) -> Option<Check> {
     let (agents, backlog) = agents(config);
-    let server = agents.serving.and_then(|agent| agent.server).map(|server| server.url);
-    Some(stored_messages(&backlog?, server.as_deref(), is_startup))
+    // One that can't use the store delivers nothing of it.
+    let serving = agents.serving.filter(|agent| agent.store_problem.is_none());
+    let server = serving.and_then(|agent| agent.server).map(|server| Server::new(&server.url));
+    Some(stored_messages(&backlog?, server.as_ref(), is_startup))
 }
 
 fn agent(config: &Config) -> Check {

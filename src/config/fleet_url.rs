@@ -234,7 +234,8 @@ impl FleetVariables {
 
     /// Returns the secrets among the values, as texts that must not be printed.
     pub fn secrets(&self) -> impl Iterator<Item = String> {
-        const WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "SIGNATURE", "CREDENTIAL"];
+        const WORDS: [&str; 8] =
+            ["KEY", "SECRET", "TOKEN", "PASSWORD", "SIGNATURE", "CREDENTIAL", "CONNECTION_STRING", "SAS"];
         let is_secret = |name: &str| WORDS.iter().any(|word| name.to_ascii_uppercase().contains(word));
         self.0.iter().filter(move |(name, _)| is_secret(name)).map(|(_, value)| value.clone())
     }

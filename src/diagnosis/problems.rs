@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::facts::{Facts, FullFacts, HeldFacts, OrphanFacts};
 use crate::figures::{count, relative, separated, short_duration, size};
-use crate::printable::name;
+use crate::printable::{name, shell_word};
 
 /// How serious a problem is: whether messages are kept and retried, or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -97,7 +97,7 @@ fn moved(facts: &Facts) -> Vec<Problem> {
         let text = format!(
             "the store {path} was moved away while it was in use; writes that may conflict with what it holds are refused"
         );
-        let fix = format!("move it back, or deliver it: `opik-offline replay --db {path}`");
+        let fix = format!("move it back, or deliver it: `opik-offline replay --db {}`", shell_word(path.as_ref()));
         problem("moved_store", Severity::Failed, text, vec![fix])
     };
     facts.store.moved.iter().map(moved).collect()
@@ -295,9 +295,11 @@ fn elsewhere(facts: &Facts) -> Vec<Problem> {
         let wait = are(other.waiting, "message", "waits", "wait");
         match &other.server {
             Some(url) => {
+                // Whoever made the store chose it.
+                let word = shell_word(url.as_ref());
                 let fixes = vec![
-                    format!("deliver there: `opik-offline replay --upstream {url}`, or an agent for it"),
-                    format!("if it has another address now: `opik-offline replay --readdress {url} --upstream URL`"),
+                    format!("deliver there: `opik-offline replay --upstream {word}`, or an agent for it"),
+                    format!("if it has another address now: `opik-offline replay --readdress {word} --upstream URL`"),
                 ];
                 problem("elsewhere", Severity::Warning, format!("{wait} for another server, {url}"), fixes)
             }

@@ -4,6 +4,7 @@ use super::facts::Facts;
 use super::problems::{Problem, Severity, are, refused_words};
 use crate::delivery::eta::{Eta, EtaState};
 use crate::figures::separated;
+use crate::printable::shell_word;
 
 /// Is the data safe, is it moving, when will it be done; or what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,9 @@ pub(super) fn verdict(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
         () if facts.waiting > 0 => waiting(facts),
         () => nothing_waits(facts, problems),
     };
-    if facts.rejected == 0 || facts.waiting == 0 && facts.store.full.is_none() {
+    // Where nothing waits and the server is there, the sentence is about them.
+    let is_said = facts.waiting == 0 && facts.store.full.is_none() && facts.available != Some(false);
+    if facts.rejected == 0 || is_said {
         return verdict;
     }
     let was = if facts.rejected == 1 { "was" } else { "were" };
@@ -111,7 +114,7 @@ fn waiting(facts: &Facts) -> OverallVerdict {
             let verdict = warning(format!("{safe}, for another server than this one"));
             let server = facts.elsewhere.iter().find(|other| other.waiting > 0).and_then(|other| other.server.as_ref());
             match server {
-                Some(url) => verdict.with(format!("opik-offline replay --upstream {url}")),
+                Some(url) => verdict.with(format!("opik-offline replay --upstream {}", shell_word(url.as_ref()))),
                 None => verdict,
             }
         }
@@ -123,8 +126,18 @@ fn moving(facts: &Facts, safe: &str, eta: &Eta) -> OverallVerdict {
         0 => String::new(),
         held => format!("; {} held", are(held, "lane", "is", "are")),
     };
-    let level = if held.is_empty() { Severity::Ok } else { Severity::Warning };
-    verdict_of(level, format!("{safe} and being delivered{}{held}", after(", done in ", eta)))
+    let others: u64 = facts.elsewhere.iter().map(|other| other.waiting).sum();
+    let others = match others {
+        0 => String::new(),
+        others => format!("; {} for another server", separated(others)),
+    };
+    let ids = match facts.held_ids {
+        0 => String::new(),
+        ids => format!("; {} held because of the time in the ids", are(ids, "message", "is", "are")),
+    };
+    let level =
+        if [&held, &others, &ids].iter().all(|part| part.is_empty()) { Severity::Ok } else { Severity::Warning };
+    verdict_of(level, format!("{safe} and being delivered{}{held}{others}{ids}", after(", done in ", eta)))
 }
 
 /// Returns the time after some words; nothing while the throughput is unknown.
@@ -188,6 +201,8 @@ mod tests {
 
     #[test]
     fn a_verdict_says_whether_the_data_is_safe_and_moving() {
+        // Whoever made the store chose the address.
+        let hostile = ElsewhereFacts { server: Some("http://a/;touch$IFS/tmp/x;".into()), waiting: 2 };
         let refused = HeldFacts { is_key_refused: true, ..HeldFacts::default() };
         for (facts, level, sentence) in [
             (facts(0, EtaState::Nothing), Severity::Ok, "all is well: nothing waits, and the Opik server is available"),
@@ -198,6 +213,27 @@ mod tests {
                 "nothing waits, but 20,015 messages were rejected by the server: `opik-offline inspect --rejected`",
             ),
             (facts(4, EtaState::Moving), Severity::Ok, "4 messages are safe on disk and being delivered"),
+            (
+                Facts { elsewhere: vec![hostile.clone()], ..facts(4, EtaState::Moving) },
+                Severity::Warning,
+                "4 messages are safe on disk and being delivered; 2 for another server",
+            ),
+            (
+                Facts { elsewhere: vec![hostile], ..facts(2, EtaState::Nothing) },
+                Severity::Warning,
+                "2 messages are safe on disk, for another server than this one: `opik-offline replay --upstream \
+                 'http://a/;touch$IFS/tmp/x;'`",
+            ),
+            (
+                Facts { held_ids: 1, ..facts(4, EtaState::Moving) },
+                Severity::Warning,
+                "4 messages are safe on disk and being delivered; 1 message is held because of the time in the ids",
+            ),
+            (
+                Facts { rejected: 3, available: Some(false), ..facts(0, EtaState::Nothing) },
+                Severity::Warning,
+                "nothing waits; the Opik server is unavailable, and new messages are kept on disk; 3 were rejected",
+            ),
             (
                 timed(1, EtaState::Moving),
                 Severity::Ok,

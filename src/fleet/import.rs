@@ -30,7 +30,7 @@ use std::ops::RangeInclusive;
 use super::finished::FinishedStream;
 use super::marks::{Fate, Mark};
 use super::record::{FleetRecord, MessageRef, RecordState, part_digest};
-use crate::message::{Effect, EntityKey, Lane, Sha256};
+use crate::message::Sha256;
 use crate::store::{LastAnswer, Part};
 
 /// Ranges of settled messages that are kept at most.
@@ -204,11 +204,6 @@ impl SettledMessages {
         }
     }
 
-    /// Returns whether the server may have seen any of a message: it is done, or was divided.
-    fn was_sent(&self, message: u64) -> bool {
-        self.done.contains(message) || matches!(self.open.get(&message), Some(OpenMessage::Divided(_)))
-    }
-
     /// Returns what is left of a message, in order; nothing if it is done.
     pub fn remaining(&self, record: FleetRecord) -> Vec<FleetRecord> {
         let message = record.reference.message;
@@ -246,7 +241,6 @@ fn part_of(whole: &FleetRecord, open: &OpenPart) -> FleetRecord {
         attempts: 0,
         state,
         file: None,
-        may_follow_update: whole.may_follow_update,
     }
 }
 
@@ -275,31 +269,6 @@ impl ImportPlan {
             Some(part) => parts.insert((record.reference.message, part)),
         });
         records.into_iter().flat_map(|record| self.settled.remaining(record)).collect()
-    }
-
-    /// Returns what has to be known of the next bundle before it is imported: the traces and spans of which an update
-    /// may have reached the server before their create. `records` are all of the bundle.
-    ///
-    /// Those are the ones of which its agent knew, and those of updates in this stream that are settled. Of creates that
-    /// an earlier version shipped, or that were refused, it is not known.
-    pub fn updates_ahead(&self, records: &[FleetRecord]) -> Vec<(Lane, EntityKey)> {
-        let mut found = Vec::new();
-        for record in records {
-            let FleetRecord { message, state, may_follow_update, .. } = record;
-            let kind = message.message_type;
-            let is_create = kind.is_single_create() || kind.is_batch_create();
-            let is_known = *may_follow_update == Some(false) && *state == RecordState::Waiting;
-            let id = record.reference.message;
-            let effect = match self.settled.standing(id) {
-                _ if kind.makes_partial_rows() && self.settled.was_sent(id) => Effect::Update,
-                MessageStanding::Waiting if is_create && !is_known => Effect::Create,
-                MessageStanding::Rejected if is_create => Effect::Create,
-                MessageStanding::Done | MessageStanding::Rejected | MessageStanding::Waiting => continue,
-            };
-            let touches = message.touches.iter().filter(|it| it.effect == effect && it.key.is_trace_or_span());
-            found.extend(touches.map(|touch| (message.lane.clone(), touch.key)));
-        }
-        found
     }
 
     /// Returns the record of the stream, once it is finished: the messages of all bundles so far.

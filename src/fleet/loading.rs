@@ -149,8 +149,8 @@ impl Loader<'_> {
 
     /// Returns the record of a message whose file, if it has one, is in the depot by now.
     fn record(&self, mut stored: StoredMessage, was_put: bool) -> Result<FleetRecord, LoadError> {
-        let StoredMessage { listed, request, position, may_follow_update, .. } = &mut stored;
-        let (position, attempts, may_follow_update) = (*position, listed.attempts, Some(*may_follow_update));
+        let StoredMessage { listed, request, position, .. } = &mut stored;
+        let (position, attempts) = (*position, listed.attempts);
         let reference = MessageRef::of(listed.id);
         let file = match listed.attachment.take() {
             Some(attachment) => Some(self.put_attachment(listed.id, reference.message, attachment, was_put)?),
@@ -165,8 +165,7 @@ impl Loader<'_> {
             _ => RecordState::Waiting,
         };
         let message = stored.into_message();
-        let mut record =
-            FleetRecord { reference, position, message, fingerprint: None, attempts, state, file, may_follow_update };
+        let mut record = FleetRecord { reference, position, message, fingerprint: None, attempts, state, file };
         if let Some(fleet) = self.names_secrets_in {
             withhold(fleet, &mut record, |_| true);
         }

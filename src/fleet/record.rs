@@ -178,9 +178,6 @@ pub struct FleetRecord {
     pub state: RecordState,
     /// Its file.
     pub file: Option<ShippedFile>,
-    /// Whether an update of what it creates may have reached the server before it; `None` if that is not known, as in
-    /// bundles of earlier versions.
-    pub may_follow_update: Option<bool>,
 }
 
 impl FleetRecord {
@@ -194,7 +191,6 @@ impl FleetRecord {
             attempts: 0,
             state: RecordState::Waiting,
             file: None,
-            may_follow_update: None,
         }
     }
 
@@ -240,9 +236,6 @@ struct RecordFields {
     rejected: Option<AnswerFields>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     file: Option<FileFields>,
-    /// A digit, not a word: the name of a bundle tells its length, which must not change between two attempts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    after_update: Option<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -292,7 +285,6 @@ impl RecordFields {
             held: answer(MessageStatus::Held),
             rejected: answer(MessageStatus::Rejected),
             file: record.file.as_ref().map(FileFields::of),
-            after_update: record.may_follow_update.map(u8::from),
         }
     }
 
@@ -330,7 +322,6 @@ impl RecordFields {
             attempts: self.attempts,
             state,
             file: self.file.map(FileFields::into_file).transpose()?,
-            may_follow_update: self.after_update.map(|flag| flag != 0),
         })
     }
 }

@@ -125,9 +125,7 @@ pub(super) fn any_record() -> impl Strategy<Value = FleetRecord> {
             let (id, accepted_at_ms, items, attempts, position) = numbers;
             let message = Message { lane, message_type, request, touches, items, project, accepted_at_ms };
             let waiting = FleetRecord::waiting(id, message);
-            let may_follow_update = attempts.checked_rem(3).map(|third| third == 1).filter(|_| attempts % 2 == 0);
-            let position = position.unwrap_or(waiting.position);
-            FleetRecord { attempts, state, file, position, may_follow_update, ..waiting }
+            FleetRecord { attempts, state, file, position: position.unwrap_or(waiting.position), ..waiting }
         },
     )
 }

@@ -1,18 +1,18 @@
 //! The check of what is stored: whether somebody delivers it, and whether the server took everything.
 
 use super::check::{Check, FailureCause};
+use crate::delivery::id_window;
 use crate::figures::count;
 use crate::message::Server;
 use crate::store::{Backlog, BacklogGroup};
 
-/// Checks that what waits is being delivered, and that nothing was rejected. `agents_server` is the server of the
-/// running agent: it delivers to no other. At a startup, when an agent is about to run, a backlog of earlier runs is
+/// Checks that what waits is being delivered, and that nothing was rejected or is held. `agents_server` is the server of
+/// the running agent: it delivers to no other. At a startup, when an agent is about to run, a backlog of earlier runs is
 /// only a warning.
-pub(crate) fn stored_messages(backlog: &Backlog, agents_server: Option<&str>, is_startup: bool) -> Check {
+pub(crate) fn stored_messages(backlog: &Backlog, agents_server: Option<&Server>, is_startup: bool) -> Check {
     const NAME: &str = "messages";
     let waiting = || backlog.groups.iter().filter(|group| group.status.is_on_its_way());
-    let is_agents =
-        |group: &&BacklogGroup| group.server.as_ref().is_some_and(|server| Some(server.base_url()) == agents_server);
+    let is_agents = |group: &&BacklogGroup| group.server.is_some() && group.server.as_ref() == agents_server;
     let (moving, left): (Vec<_>, Vec<_>) = waiting().partition(is_agents);
     let (mut found, mut hints) = (Vec::new(), Vec::new());
     if !left.is_empty() {
@@ -27,6 +27,12 @@ pub(crate) fn stored_messages(backlog: &Backlog, agents_server: Option<&str>, is
             "see `opik-offline inspect --rejected`; then send them again with `opik-offline replay --rejected`, or \
              delete them with `opik-offline purge --rejected`",
         );
+    }
+    let held = backlog.held();
+    if held > 0 {
+        let are = if held == 1 { "is" } else { "are" };
+        found.push(format!("{} {are} held, because the server refuses the time in their ids", count(held, "message")));
+        hints.push(id_window::REMEDY);
     }
     if !moving.is_empty() {
         found.push(format!("{}, and the agent delivers them", waits(&moving)));
@@ -75,15 +81,17 @@ mod tests {
 
     #[test]
     fn messages_that_nobody_delivers_or_that_were_rejected_are_not_healthy() {
-        const OWN: Option<&str> = Some("http://opik/api");
+        // As the agent reports it, and as the store keeps it.
+        let (own, other) = (Server::new("http://opik:80/api"), Server::new("http://other/api"));
+        let (own, other) = (Some(&own), Some(&other));
         for (waiting, rejected, agents_server, is_healthy, said) in [
             (0, 0, None, true, "nothing waits, and nothing was rejected"),
-            (2, 0, OWN, true, "2 messages wait for http://opik/api, and the agent delivers them"),
+            (2, 0, own, true, "2 messages wait for http://opik/api, and the agent delivers them"),
             (1, 0, None, false, "1 message waits for http://opik/api, and no agent delivers them"),
-            (1, 0, Some("http://other/api"), false, "and no agent delivers them"),
-            (0, 1, OWN, false, "1 message was rejected"),
+            (1, 0, other, false, "and no agent delivers them"),
+            (0, 1, own, false, "1 message was rejected"),
             (2, 3, None, false, "no agent delivers them; 3 messages were rejected"),
-            (2, 3, OWN, false, "3 messages were rejected; 2 messages wait for http://opik/api, and the agent"),
+            (2, 3, own, false, "3 messages were rejected; 2 messages wait for http://opik/api, and the agent"),
         ] {
             let case = backlog(waiting, rejected);
             let check = stored_messages(&case, agents_server, false);
@@ -92,5 +100,9 @@ mod tests {
             let at_startup = stored_messages(&case, agents_server, true);
             assert!(at_startup.is_passed(), "a script that starts the agent next would stop: {at_startup:?}");
         }
+        let mut held = backlog(1, 0);
+        held.groups[0].status = MessageStatus::Held;
+        let check = stored_messages(&held, own, false);
+        assert!(!check.is_passed(), "nobody delivers it: {check:?}");
     }
 }

@@ -182,9 +182,6 @@ pub struct StoredMessage {
     pub touches: Vec<Touch>,
     /// Its place in the delivery order of its lane: parts of a divided message have that of the whole.
     pub position: i64,
-    /// Whether an update of what it creates may have reached the server before it
-    /// ([`super::Intake::note_updates_ahead`]).
-    pub may_follow_update: bool,
 }
 
 impl StoredMessage {

@@ -33,7 +33,7 @@ use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::parallel::in_parallel;
 use crate::fleet::record::FleetRecord;
 use crate::message::Sha256;
-use crate::store::{Filter, Store, since_boot};
+use crate::store::{Filter, Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
 const STREAMS_MAX: usize = 64;
@@ -289,6 +289,9 @@ impl Feeder<'_> {
         let mut next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
         // An agent that stops may have closed its head since.
         spare(self.own, &mut next)?;
+        // Their agents are gone, and their applications may go on behind other agents, whose updates are in no stream: of
+        // all that is older than this it is unknown whether an update reached the server before its create.
+        self.store.note_updates_ahead(&[], now_ms())?;
         let prepared = in_parallel(&next, TAKEN_AT_ONCE, |free| self.prepare(free));
         for (free, prepared) in next.iter().zip(prepared) {
             self.progress.watch.forget(free.stream);
@@ -386,10 +389,6 @@ impl Feeder<'_> {
             for unreadable in unreadable {
                 taken.left += unreadable.messages;
                 totals.add_unreadable(unreadable);
-            }
-            let ahead = taken.plan.updates_ahead(&records);
-            if !ahead.is_empty() {
-                self.store.note_updates_ahead(&ahead, 0)?;
             }
             taken.planned = Some(taken.plan.next_bundle(records));
         }

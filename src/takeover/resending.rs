@@ -171,10 +171,7 @@ impl Resending<'_> {
         }
         let reference = MessageRef::whole(id);
         let position = position_of_id(id);
-        // Since it was refused, updates may have reached the server.
-        let may_follow_update = None;
-        let state = RecordState::Waiting;
-        Ok(Some(FleetRecord { reference, position, attempts: 0, state, may_follow_update, ..record }))
+        Ok(Some(FleetRecord { reference, position, attempts: 0, state: RecordState::Waiting, ..record }))
     }
 
     fn put(&self, stream: StreamId, builder: BundleBuilder, bundles: &mut u32) -> Result<(), TakeoverError> {

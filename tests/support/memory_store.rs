@@ -227,16 +227,6 @@ impl Shelf {
 }
 
 impl Contents {
-    fn may_follow_update(&self, message: &Message) -> bool {
-        let place = message.lane.place();
-        let is_create = message.message_type.is_single_create() || message.message_type.is_batch_create();
-        let is_ahead = |key: EntityKey| {
-            let is_unsure = key.made_at_ms().is_some_and(|at| at < self.unsure_before_ms);
-            self.updated_ahead.contains(&(place, key)) || is_unsure && !self.created.contains(&(place, key))
-        };
-        is_create && creates(&message.touches).any(is_ahead)
-    }
-
     fn shelf(&mut self, lane: &Lane) -> &mut Shelf {
         let number = self.shelves.iter().position(|shelf| shelf.lane == *lane).unwrap_or_else(|| {
             let shelf = Shelf { lane: lane.clone(), items: BTreeMap::new(), hold: None, limits: BTreeMap::new() };
@@ -937,7 +927,6 @@ impl Browse for MemoryStore {
                 request: item.message.request.clone(),
                 touches: item.message.touches.clone(),
                 position: contents.stored().iter().find(|it| it.id == id.0).map_or(0, |it| it.position),
-                may_follow_update: contents.may_follow_update(&item.message),
             })
         };
         Ok(ids.iter().filter_map(stored).collect())

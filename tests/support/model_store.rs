@@ -324,13 +324,6 @@ impl State {
         key.made_at_ms().is_some_and(|at| at < self.unsure_before_ms) && !self.created.contains(&(place, key))
     }
 
-    fn may_follow_update(&self, message: &Message) -> bool {
-        let place = message.lane.place();
-        let is_create = message.message_type.is_single_create() || message.message_type.is_batch_create();
-        let mut made = message.touches.iter().filter(|touch| touch.effect == Effect::Create).map(|touch| touch.key);
-        is_create && made.any(|key| self.updated_ahead.contains(&(place, key)) || self.is_unsure(place, key))
-    }
-
     fn unseen(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
         let is_update = |touch: &&Touch| touch.effect == Effect::Update && touch.key.is_trace_or_span();
         let keys = touches.iter().filter(is_update).map(|touch| touch.key);
@@ -957,7 +950,6 @@ impl Browse for ModelStore {
                 request: record.message.request.clone(),
                 touches: record.message.touches.clone(),
                 position: record.position,
-                may_follow_update: state.may_follow_update(&record.message),
             })
         };
         Ok(ids.iter().filter_map(stored).collect())

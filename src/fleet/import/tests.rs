@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fleet::samples::{answer, part, record};
-use crate::message::{EntityKind, MessageType, Touch};
 
 fn mark(reference: MessageRef, fate: Fate) -> Mark {
     Mark { reference, fate }
@@ -35,41 +34,6 @@ fn settled_messages_are_left_out_and_rejected_ones_come_with_their_answer() {
         planned.into_iter().map(|record| (record.reference.message, record.state)).collect();
     let rejected = RecordState::Rejected(answer("no"));
     assert_eq!(states, [(2, rejected), (3, RecordState::Waiting), (6, RecordState::Waiting)]);
-}
-
-#[test]
-fn creates_that_an_update_may_have_reached_first_are_known_before_they_are_imported() {
-    let made = |message: u64, kind: MessageType, effect: Effect, may_follow_update: Option<bool>| {
-        let mut made = record(message);
-        let key = EntityKey::from_parts(EntityKind::Trace, [u8::try_from(message).expect("it is small"); 16]);
-        made.message.message_type = kind;
-        made.message.touches = vec![Touch { key, effect }];
-        FleetRecord { may_follow_update, ..made }
-    };
-    let create = |message, known| made(message, MessageType::CreateTraceBatch, Effect::Create, known);
-    let update = |message| made(message, MessageType::UpdateTrace, Effect::Update, Some(false));
-    let refused = FleetRecord { state: RecordState::Rejected(answer("no")), ..create(7, Some(false)) };
-    let records = vec![
-        create(1, Some(false)),
-        create(2, Some(true)),
-        create(3, None),
-        update(4),
-        update(5),
-        create(6, None),
-        refused,
-        create(8, Some(false)),
-        update(9),
-    ];
-    let marks = [
-        mark(MessageRef::whole(5), Fate::Delivered),
-        mark(MessageRef::whole(6), Fate::Delivered),
-        mark(MessageRef::whole(8), Fate::Rejected(answer("no"))),
-        mark(MessageRef::whole(9), Fate::Divided(vec![part("a"), part("b")])),
-    ];
-    let ahead = ImportPlan::new(settled(marks)).updates_ahead(&records);
-    let found: Vec<u8> = ahead.iter().map(|(_, entity)| entity.as_bytes()[1]).collect();
-    assert_eq!(found, [2, 3, 5, 7, 8, 9], "the server keeps an update and drops the create behind it");
-    assert!(ahead.iter().all(|(lane, _)| *lane == record(1).message.lane));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::fs::OFlags;
 use serde_json::Value;
 
@@ -15,6 +15,8 @@ use crate::config::Config;
 use crate::store::LaneListed;
 
 const MASK: &str = "***";
+/// How URLs may encode it as well: RFC 3986 leaves these unencoded.
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// A shorter secret would be found in ordinary words.
 const SECRET_BYTES_MIN: usize = 4;
 /// How much of a file with secrets is read.
@@ -56,6 +58,7 @@ impl Redaction {
             for secret in [secret.trim().to_owned(), alone, without_address] {
                 if secret.len() >= SECRET_BYTES_MIN {
                     secrets.insert(utf8_percent_encode(&secret, NON_ALPHANUMERIC).to_string());
+                    secrets.insert(utf8_percent_encode(&secret, UNRESERVED).to_string());
                     secrets.insert(secret);
                 }
             }
@@ -86,7 +89,7 @@ impl Redaction {
                 clean = Cow::Owned(clean.replace(secret.as_str(), MASK));
             }
         }
-        let masked = mask_credentials(&mask_user_info(&clean));
+        let masked = mask_tokens(&mask_credentials(&mask_user_info(&clean)));
         if masked == clean { clean } else { Cow::Owned(masked) }
     }
 }
@@ -127,6 +130,27 @@ fn mask_user_info(text: &str) -> String {
     masked + rest
 }
 
+/// Masks the token in the URL of a hub, also where that is a part of another URL.
+fn mask_tokens(text: &str) -> String {
+    const BEFORE: [&str; 2] = ["/-/token/", "%2f-%2ftoken%2f"];
+    // ASCII only, so that positions are the same.
+    let lower = text.to_ascii_lowercase();
+    let mut masked = String::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(begin) = BEFORE.iter().filter_map(|before| Some(at + lower[at..].find(before)? + before.len())).min()
+    {
+        masked.push_str(&text[at..begin]);
+        let ends = |c: char| c.is_whitespace() || "/?#\"'<>`,;)".contains(c);
+        let end = begin + text[begin..].find(ends).unwrap_or(text.len() - begin);
+        let end = lower[begin..end].find("%2f").map_or(end, |at| begin + at);
+        if end > begin {
+            masked.push_str(MASK);
+        }
+        at = end;
+    }
+    masked + &text[at..]
+}
+
 /// Masks what follows `Bearer` or `Basic`, and `Authorization:`.
 fn mask_credentials(text: &str) -> String {
     const BEFORE: [&str; 5] = ["authorization: ", "authorization\":\"", "authorization=", "bearer ", "basic "];
@@ -164,6 +188,8 @@ mod tests {
         let redaction = Redaction::new(vec!["Bearer key/of a-client==".into(), "key/of".into(), "abc".into()]);
         let text = redaction.text("key/of Bearer key/of a-client== a-client== key%2Fof abc");
         assert_eq!(text, "*** *** *** *** abc");
+        let in_url = Redaction::new(vec!["q8/Xk-0a".into()]);
+        assert_eq!(in_url.text("http://h/q8%2FXk-0a q8%2FXk%2D0a q8/Xk-0a"), "http://h/*** *** ***");
         let document = redaction.document(json!({ "a key/of": ["key/of", 1, null, { "x": "see key/of!" }] }));
         assert_eq!(document, json!({ "a ***": ["***", 1, null, { "x": "see ***!" }] }));
     }
@@ -180,6 +206,10 @@ mod tests {
             ("a basic understanding", "a basic understanding"),
             ("authorization: basic", "authorization: basic"),
             ("é bearer ü", "é bearer ü"),
+            ("http://hub:6745/-/token/abc-1/api refused", "http://hub:6745/-/token/***/api refused"),
+            ("--upstream 'http://hub/-/TOKEN/é%2Fx/api'", "--upstream 'http://hub/-/TOKEN/***%2Fx/api'"),
+            ("to=http%3A%2F%2Fhub%2F-%2Ftoken%2Fabc%2Fapi", "to=http%3A%2F%2Fhub%2F-%2Ftoken%2F***%2Fapi"),
+            ("/-/token/", "/-/token/"),
             ("", ""),
         ] {
             assert_eq!(redaction.text(text), expected);

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::ahead::{AheadLookup, Notes, RecentCreates};
 use super::attachments;
 use super::fault::Fault;
 use super::lanes::LaneCache;
@@ -158,16 +157,10 @@ pub(super) fn read_listed(
     })
 }
 
-/// Returns messages with their requests, in this order. `recent` are creates that this process saw confirmed.
-pub(super) fn whole(
-    connection: &Connection,
-    sealer: &Sealer,
-    recent: &RecentCreates,
-    ids: &[MessageId],
-) -> Result<Vec<StoredMessage>, Fault> {
+/// Returns messages with their requests, in this order.
+pub(super) fn whole(connection: &Connection, sealer: &Sealer, ids: &[MessageId]) -> Result<Vec<StoredMessage>, Fault> {
     let mut statement = connection.prepare_cached(&queries::one_message())?;
     let (mut requests, mut lanes) = (RequestReader::default(), LaneCache::default());
-    let notes = Notes::read(connection)?;
     let mut messages = Vec::with_capacity(ids.len());
     for id in ids {
         let mut found = statement.query([id.0])?;
@@ -175,9 +168,7 @@ pub(super) fn whole(
         let Some(request) = requests.request(connection, sealer, *id)? else { continue };
         let listed = read_listed(connection, sealer, &mut lanes, row)?;
         let (touches, position) = (rows::touches(row, Column::Touches as usize)?, row.get(Column::Position as usize)?);
-        let look = AheadLookup::of(connection, recent, row.get(Column::Lane as usize)?, notes);
-        let may_follow_update = !look.ahead(listed.message_type, &touches)?.is_empty();
-        messages.push(StoredMessage { listed, request, touches, position, may_follow_update });
+        messages.push(StoredMessage { listed, request, touches, position });
     }
     Ok(messages)
 }

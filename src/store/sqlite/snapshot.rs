@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
-use super::ahead::{AheadLookup, Notes, RecentCreates};
 use super::fault::Fault;
 use super::lanes::LaneCache;
 use super::record::{Column, position_of};
@@ -131,10 +130,7 @@ impl StoreSnapshot {
         let was_claimed = row.get::<_, Option<i64>>(Column::ClaimEpoch as usize)?.is_some();
         let was_in_flight = was_claimed && listed.status.is_on_its_way();
         let (touches, position) = (rows::touches(row, Column::Touches as usize)?, row.get(Column::Position as usize)?);
-        let (recent, notes) = (RecentCreates::default(), Notes::read(&self.connection)?);
-        let look = AheadLookup::of(&self.connection, &recent, row.get(Column::Lane as usize)?, notes);
-        let may_follow_update = !look.ahead(listed.message_type, &touches)?.is_empty();
-        let stored = StoredMessage { listed, request, touches, position, may_follow_update };
+        let stored = StoredMessage { listed, request, touches, position };
         Ok(Some(SnapshotMessage { stored, was_in_flight }))
     }
 

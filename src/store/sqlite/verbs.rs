@@ -372,7 +372,7 @@ impl Browse for SqliteStore {
     }
 
     fn whole(&self, ids: &[MessageId]) -> Result<Vec<StoredMessage>, StoreError> {
-        self.read(&self.reader, |connection, sealer| browse::whole(connection, sealer, &self.recent, ids))
+        self.read(&self.reader, |connection, sealer| browse::whole(connection, sealer, ids))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
