@@ -50,7 +50,9 @@ def find_binary() -> str:
     )
 
 
-def start(upstream: Optional[str], db: Optional[str], idle_exit: Optional[str]) -> Dict[str, Any]:
+def start(
+    upstream: Optional[str], db: Optional[str], idle_exit: Optional[str], environment: Dict[str, str]
+) -> Dict[str, Any]:
     """Finds or starts the agent, and returns what `agent --background --format json` says about it."""
     command = [find_binary(), "agent", "--background", "--format", "json"]
     if idle_exit and not os.environ.get("OPIK_OFFLINE_IDLE_EXIT", "").strip():
@@ -65,6 +67,7 @@ def start(upstream: Optional[str], db: Optional[str], idle_exit: Optional[str]) 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=environment,
             timeout=START_TIMEOUT,
         )
     except subprocess.TimeoutExpired:
@@ -76,7 +79,7 @@ def start(upstream: Optional[str], db: Optional[str], idle_exit: Optional[str]) 
         raise ProtectionError(said[-2000:] or "{} exited with {}".format(command[0], done.returncode))
     try:
         report = json.loads(done.stdout.decode("utf-8"))
-        report["url"], report["page"], report["environment"]["set"], report["environment"]["unset"]
+        report["url"], report["page"], report["pid"], report["environment"]["set"], report["environment"]["unset"]
     except (ValueError, KeyError, TypeError) as error:
         raise ProtectionError("{} is of another version than this package: {}".format(command[0], error))
     return report

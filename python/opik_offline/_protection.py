@@ -1,15 +1,17 @@
 """Whether this process is protected, and the way there and back.
 
-One lock guards the state. Nothing is raised unless `strict` was asked for. A daemon thread looks after the agent: its
-requests keep an agent that ends as idle, and if the agent was killed, it starts another one on the same port. A forked
-child gets its own lock and its own thread; a spawned one inherits the environment, which leads its SDK to the agent.
+One lock guards the state; another one lets one thread at a time start an agent, while the state is free. Nothing is
+raised unless `strict` was asked for. A daemon thread looks after the agent: its requests keep an agent that ends as idle,
+and if the agent was killed, it starts another one on the same port. Whatever else answers on that port is not taken for
+the agent. A forked child gets its own locks and its own thread; a spawned one inherits the environment, which leads its
+SDK to the agent.
 """
 
 import logging
 import os
 import threading
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
 from . import _agent, _sdk
 from ._agent import ProtectionError
@@ -17,6 +19,8 @@ from ._agent import ProtectionError
 LOGGER = logging.getLogger("opik_offline")
 IDLE_EXIT = "10m"
 WATCH_INTERVAL = 10.0
+# How long protect() waits for another thread that starts the agent again.
+RESTART_TIMEOUT = 10.0
 T = TypeVar("T")
 
 
@@ -80,10 +84,15 @@ class FlushResult(NamedTuple):
 class _State:
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        #: Held by the thread that starts an agent. Comes before `lock`, which is free meanwhile.
+        self.starting = threading.RLock()
         self.url: Optional[str] = None
         self.page: Optional[str] = None
         self.server: Optional[str] = None
         self.db: Optional[str] = None
+        self.pid: Optional[int] = None
+        #: Whether the environment led to the agent, which this process did not ask for.
+        self.is_led = False
         #: What the agent is started with again.
         self.upstream: Optional[str] = None
         self.idle_exit: Optional[str] = None
@@ -136,44 +145,138 @@ def _protect(
     upstream: Optional[str], db: Optional[str], idle_exit: Optional[str], watch: bool, flush_timeout: float
 ) -> Status:
     with _state.lock:
-        is_asked_for = (upstream is None or upstream == _state.upstream) and (db is None or db == _state.db_option)
-        if _state.url and not is_asked_for:
-            _unprotect(flush_timeout)
-        if not (_state.url and os.environ.get("OPIK_URL_OVERRIDE") == _state.url and _agent.ready(_state.url)):
-            if not _state.url:
-                _state.upstream, _state.db_option, _state.idle_exit = upstream, db, idle_exit
-            _find_or_start()
-        _lead_clients(flush_timeout)
-        if watch:
-            _state.watch_interval = WATCH_INTERVAL
-            _start_watching()
-        return _status()
+        is_restarting = _state.url is not None and _is_asked_for(upstream, db)
+        if is_restarting and _is_in_force():
+            return _lead(watch, flush_timeout)
+    starting = _state.starting
+    if not starting.acquire(timeout=RESTART_TIMEOUT if is_restarting else -1):
+        raise ProtectionError("the agent is gone, and is being started again")
+    try:
+        with _state.lock:
+            is_other = _state.url is not None and not _is_asked_for(upstream, db)
+            if _state.url is not None and not is_other:
+                if _is_in_force():
+                    return _lead(watch, flush_timeout)
+                upstream, db, idle_exit = _state.upstream, _state.db_option, _state.idle_exit
+        found = _find_or_start(upstream, db, idle_exit, is_other)
+        with _state.lock:
+            if is_other:
+                _unprotect(flush_timeout)
+            _state.upstream, _state.db_option, _state.idle_exit = upstream, db, idle_exit
+            _adopt(found)
+            return _lead(watch, flush_timeout)
+    finally:
+        starting.release()
 
 
-def _find_or_start() -> None:
-    """Finds the agent that the environment leads to, or has one started, and leads the environment to it."""
-    led = _agent.wrapped_by(dict(os.environ)) if not (_state.upstream or _state.db_option) else None
-    session = _sdk.session_url()
-    if session is not None and (_is_own(session) or (led and _agent.is_same(session, led[0]))):
-        session = None
-    if led and session is None and _agent.ready(led[0]):
+def _is_asked_for(upstream: Optional[str], db: Optional[str]) -> bool:
+    """Returns whether these arguments of protect() ask for the agent that there is."""
+    return (upstream is None or upstream == _state.upstream) and (db is None or db == _state.db_option)
+
+
+def _is_in_force() -> bool:
+    return os.environ.get("OPIK_URL_OVERRIDE") == _state.url and _is_ours_ready()[0] is not None
+
+
+def _lead(watch: bool, flush_timeout: float) -> Status:
+    _lead_clients(flush_timeout)
+    if watch:
+        _state.watch_interval = WATCH_INTERVAL
+        _start_watching()
+    return _status()
+
+
+def _is_ours_ready() -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+    """Returns what the agent says about itself; None, and why, if it does not answer, or another program does."""
+    url, server, pid = _state.url, _state.server, _state.pid
+    ready = _agent.ready(url) if url else None
+    if ready is None:
+        return None, "the agent at {} does not answer".format(_agent.without_token(url or ""))
+    if ready["agent"].get("pid") != pid or (server and not _delivers_to(ready, server)):
+        return None, "the agent at {} is gone, and another one answers there".format(_agent.without_token(url or ""))
+    return ready, None
+
+
+def _delivers_to(ready: Dict[str, Any], server: str) -> bool:
+    known = ready.get("server")
+    url = known.get("url") if isinstance(known, dict) else None
+    return isinstance(url, str) and _agent.is_same(url, server)
+
+
+class _Found(NamedTuple):
+    """An agent that this process may send to."""
+
+    url: str
+    page: Optional[str]
+    server: Optional[str]
+    db: Optional[str]
+    pid: Optional[int]
+    #: Changes of the environment; None if it leads to the agent already.
+    changes: Optional[Dict[str, Any]]
+    #: The session settings of the SDK, if they name a server.
+    session: Optional[str]
+    is_new: bool
+
+
+def _find_or_start(upstream: Optional[str], db: Optional[str], idle_exit: Optional[str], is_other: bool) -> _Found:
+    """Finds the agent that the environment leads to, or has one started, and changes nothing.
+
+    `is_other`: in place of the present one, so everything is taken as it is without protection. The caller holds
+    `starting` only, as this may take a while.
+    """
+    with _state.lock:
+        environment = dict(os.environ)
+        session = _sdk.session_url()
+        if is_other:
+            for name, value in _state.before.items():
+                environment.pop(name, None)
+                if value is not None:
+                    environment[name] = value
+            if _state.has_session and session is not None:
+                session = _state.session_before
+        led = _agent.wrapped_by(environment) if not (upstream or db) else None
+        if session is not None and (_is_own(session) or (led and _agent.is_same(session, led[0]))):
+            session = None
+        if led and _is_own(led[0]) and not _state.is_led:
+            # Our own variables prove nothing about what answers there; the binary does.
+            led = None
+    if led and session is None:
         # An agent wraps this process, or a parent of it was protected.
-        _state.url, _state.server = led
-        _state.page = None
-        _state.before = {"OPIK_URL_OVERRIDE": led[1], "OPIK_OFFLINE_WRAPPED_BY": None}
-        return
-    report = _agent.start(_state.upstream or session, _state.db_option, _state.idle_exit)
-    changes = report["environment"]
-    for name in list(changes["set"]) + list(changes["unset"]):
-        _state.before.setdefault(name, os.environ.get(name))
-    for name, value in changes["set"].items():
-        os.environ[name] = value
-    for name in changes["unset"]:
-        os.environ.pop(name, None)
-    if not _state.has_session:
-        _state.has_session, _state.session_before = True, session
-    _state.url, _state.page = report["url"], report["page"]
-    _state.server, _state.db = report.get("server"), report.get("db")
+        ready = _agent.ready(led[0])
+        if ready is not None and _delivers_to(ready, led[1]):
+            return _Found(led[0], None, led[1], None, ready["agent"].get("pid"), None, None, False)
+    report = _agent.start(upstream or session, db, idle_exit, environment)
+    return _Found(
+        report["url"],
+        report["page"],
+        report.get("server"),
+        report.get("db"),
+        report["pid"],
+        report["environment"],
+        session,
+        bool(report.get("started")),
+    )
+
+
+def _adopt(found: _Found) -> None:
+    """Leads the environment to this agent. The clients are led by the caller."""
+    if found.changes is None:
+        _state.before = {"OPIK_URL_OVERRIDE": found.server, "OPIK_OFFLINE_WRAPPED_BY": None}
+    else:
+        changes = found.changes
+        for name in list(changes["set"]) + list(changes["unset"]):
+            _state.before.setdefault(name, os.environ.get(name))
+        for name, value in changes["set"].items():
+            os.environ[name] = value
+        for name in changes["unset"]:
+            os.environ.pop(name, None)
+        if not _state.has_session:
+            _state.has_session, _state.session_before = True, found.session
+    if _state.url is not None and _state.url != found.url and _state.url not in _FORMER:
+        # Its port was taken meanwhile.
+        _FORMER.append(_state.url)
+    _state.url, _state.page, _state.server, _state.db = found.url, found.page, found.server, found.db
+    _state.pid, _state.is_led = found.pid, found.changes is None
 
 
 def _is_own(url: str) -> bool:
@@ -213,6 +316,10 @@ def _others() -> List[str]:
     """Returns the URLs of clients that send past the agent."""
     targets = [_sdk.url_of(client) or "" for client in _sdk.clients()]
     return sorted({target for target in targets if target and not _is_own(target)})
+
+
+def _past_the_agent(urls: List[str]) -> str:
+    return "clients send past the agent, to {}".format(", ".join(map(_agent.without_token, urls)))
 
 
 def _warn_of_others() -> None:
@@ -256,7 +363,8 @@ def _unprotect(flush_timeout: float) -> None:
                 _warn_of(_sdk.lead_back(client, default, flush_timeout))
     _state.before = {}
     _state.has_session, _state.session_before = False, None
-    _state.url = _state.page = _state.server = _state.db = None
+    _state.url = _state.page = _state.server = _state.db = _state.pid = None
+    _state.is_led = False
     _state.upstream = _state.db_option = None
     _state.warned = set()
 
@@ -283,9 +391,9 @@ def _status() -> Status:
         "unprotected_clients": _others(),
     }
     _warn_of_others()
-    ready = _agent.ready(url)
+    ready, problem = _is_ours_ready()
     if ready is None:
-        return Status(False, "the agent at {} does not answer".format(_agent.without_token(url)), **known)
+        return Status(False, problem, **known)
     store, server = ready.get("store") or {}, ready.get("server") or {}
     known.update(
         pid=ready["agent"].get("pid"),
@@ -297,14 +405,15 @@ def _status() -> Status:
         return Status(False, "the agent can't use its store: {}".format(store.get("reason")), **known)
     reason = store.get("full") and "the store is full: {}".format(store.get("full"))
     if not reason and known["unprotected_clients"]:
-        reason = "clients send past the agent, to {}".format(", ".join(known["unprotected_clients"]))
+        reason = _past_the_agent(known["unprotected_clients"])
     return Status(True, reason, **known)
 
 
 def flush(timeout: float = 30.0, *, strict: bool = False) -> FlushResult:
     """Waits until what this process has written is on the Opik server, for up to `timeout` seconds.
 
-    The SDK's own flush ends when the agent has the writes, which are safe then, and not yet delivered.
+    The SDK's own flush ends when the agent has the writes, which are safe then, and not yet delivered. Nobody knows what
+    becomes of the writes of clients that send past the agent, so with such clients the result is false.
     """
     result = FlushResult(False, None, 0, "this process is not protected")
     try:
@@ -318,8 +427,12 @@ def flush(timeout: float = 30.0, *, strict: bool = False) -> FlushResult:
 
 def _flush(timeout: float) -> FlushResult:
     deadline = time.monotonic() + timeout
-    with _state.lock:
+    if not _state.lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX)):
+        return FlushResult(False, None, 0, "another thread protects this process or ends that")
+    try:
         url = _state.url
+    finally:
+        _state.lock.release()
     if url is None:
         return FlushResult(False, None, 0, "this process is not protected")
     is_sent = True
@@ -342,6 +455,15 @@ def _flush(timeout: float) -> FlushResult:
         rejected += answer.get("rejected") or 0
         if answer.get("reason"):
             reasons.append(answer["reason"])
+    problem = _is_ours_ready()[1]
+    if problem:
+        # Whatever answered may know nothing of our messages.
+        delivered, remaining = False, None
+        reasons.append(problem)
+    others = _others()
+    if others:
+        delivered = False
+        reasons.append(_past_the_agent(others))
     _warn_of_others()
     return FlushResult(delivered, remaining, rejected, "; ".join(reasons) or None)
 
@@ -371,14 +493,9 @@ def _watch(stop: threading.Event, interval: float) -> None:
         url = _state.url
         if url is None or _agent.interpreter_ends():
             return
-        if _agent.ready(url) is not None:
-            has_failed = False
-            continue
         try:
-            with _state.lock:
-                if stop.is_set() or _state.url != url:
-                    continue
-                _restart(url)
+            if _is_ours_ready()[0] is None:
+                _restart(stop, url)
             has_failed = False
         except Exception as error:
             if not has_failed and not _agent.interpreter_ends():
@@ -386,13 +503,27 @@ def _watch(stop: threading.Event, interval: float) -> None:
             has_failed = True
 
 
-def _restart(url: str) -> None:
-    _find_or_start()
-    LOGGER.warning("opik-offline: the agent was gone and was started again")
-    if _state.url != url:
-        # Its port was taken meanwhile.
-        _FORMER.append(url)
-        _lead_clients(10.0)
+def _restart(stop: threading.Event, url: str) -> None:
+    starting = _state.starting
+    if not starting.acquire(blocking=False):
+        # protect() is about to.
+        return
+    try:
+        with _state.lock:
+            if stop.is_set() or _state.url != url:
+                return
+            options = (_state.upstream, _state.db_option, _state.idle_exit)
+        found = _find_or_start(*options, is_other=False)
+        with _state.lock:
+            if stop.is_set() or _state.url != url:
+                return
+            _adopt(found)
+            if found.is_new:
+                LOGGER.warning("opik-offline: the agent was gone and was started again")
+            if _state.url != url:
+                _lead_clients(10.0)
+    finally:
+        starting.release()
 
 
 #: What is held while this thread forks.
@@ -415,7 +546,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """The parent's threads do not exist, and its locks may be held for ever."""
     _after_fork_in_parent()
-    _state.lock = threading.RLock()
+    _state.lock, _state.starting = threading.RLock(), threading.RLock()
     _state.stop = None
     if _state.url is None:
         return

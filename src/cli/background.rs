@@ -79,8 +79,13 @@ pub(super) fn stop(common: &Common, config: &Config) -> Result<ExitCode, Failure
     let own = Filter::of_server(&Server::new(instance.server()));
     let opened = translate::existing_store_without_key(config);
     // Nothing was ever stored where there is no store.
-    let backlog = opened.and_then(|store| store.map_or(Ok(Backlog::default()), |store| store.backlog(&own))).ok();
-    let left = backlog.map(|backlog| (backlog.waiting(), backlog.rejected()));
+    let counted = opened.and_then(|store| match store {
+        Some(store) => Ok((store.backlog(&own)?, store.backlog(&Filter::default())?)),
+        None => Ok(Default::default()),
+    });
+    let counts =
+        |(own, all): (Backlog, Backlog)| (own.waiting(), own.rejected(), all.waiting().saturating_sub(own.waiting()));
+    let left = counted.ok().map(counts);
     let report = StopReport::new(pid, instance.server(), instance.store(), left);
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text(&store_option(config)))?;

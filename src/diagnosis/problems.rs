@@ -43,6 +43,7 @@ pub(super) fn problems(facts: &Facts) -> Vec<Problem> {
         unproven(facts),
         full(facts),
         away(facts),
+        access(facts),
         other_agent(facts),
         file_system(facts),
         narrow_disk(facts),
@@ -189,6 +190,15 @@ fn client(facts: &Facts) -> Vec<Problem> {
 fn other_agent(facts: &Facts) -> Vec<Problem> {
     let other = facts.other_agent.iter();
     other.map(|text| problem("other_agent", Severity::Warning, text.clone(), Vec::new())).collect()
+}
+
+/// A server that is there, and says that something is wrong with the requests.
+fn access(facts: &Facts) -> Vec<Problem> {
+    let Some(reason) = facts.server_reason.as_ref().filter(|_| facts.available == Some(true)) else {
+        return Vec::new();
+    };
+    let fix = "check the key and the workspace: `opik-offline healthcheck`";
+    vec![problem("access", Severity::Warning, format!("the Opik server answers, but {reason}"), vec![fix.to_owned()])]
 }
 
 /// Lanes that are held for one reason, such as a rate limit or an expired key, are one problem.

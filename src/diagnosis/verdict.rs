@@ -122,6 +122,10 @@ fn waiting(facts: &Facts) -> OverallVerdict {
 }
 
 fn moving(facts: &Facts, safe: &str, eta: &Eta) -> OverallVerdict {
+    if !facts.held.is_empty() && eta.time().is_none() {
+        let lanes = are(facts.held.len() as u64, "lane", "is", "are");
+        return verdict_of(Severity::Warning, format!("{safe}; {lanes} held, and nothing is known to get through yet"));
+    }
     let held = match facts.held.len() as u64 {
         0 => String::new(),
         held => format!("; {} held", are(held, "lane", "is", "are")),

@@ -45,6 +45,9 @@ pub(crate) struct StopReport<'a> {
     /// Messages that wait for the server; `None` if the store can't be read.
     waiting: Option<u64>,
     rejected: Option<u64>,
+    /// Messages of the store that wait for other servers.
+    #[serde(skip)]
+    elsewhere: u64,
 }
 
 impl<'a> LaunchReport<'a> {
@@ -64,10 +67,11 @@ impl EnvironmentReport {
 }
 
 impl<'a> StopReport<'a> {
-    /// `left` are the messages that wait and those that were rejected.
-    pub(crate) fn new(pid: Option<u32>, server: &'a str, db: &'a Path, left: Option<(u64, u64)>) -> Self {
+    /// `left` are the messages that wait for the server, those that were rejected, and those that wait for others.
+    pub(crate) fn new(pid: Option<u32>, server: &'a str, db: &'a Path, left: Option<(u64, u64, u64)>) -> Self {
         let (waiting, rejected) = (left.map(|left| left.0), left.map(|left| left.1));
-        Self { schema_version: 1, stopped: pid.is_some(), pid, server, db, waiting, rejected }
+        let elsewhere = left.map_or(0, |left| left.2);
+        Self { schema_version: 1, stopped: pid.is_some(), pid, server, db, waiting, rejected, elsewhere }
     }
 
     /// `option` is the flag that names the store, with a leading space.
@@ -78,6 +82,7 @@ impl<'a> StopReport<'a> {
             None => Shown::line(&format!("no background agent for {server} and {db} runs")),
         };
         match self.waiting {
+            Some(0) if self.elsewhere > 0 => shown.add_line(&format!("nothing waits for {server} in {db}")),
             Some(0) => shown.add_line(&format!("nothing waits in {db}")),
             Some(waiting) => {
                 let stays = if waiting == 1 { "stays" } else { "stay" };
@@ -87,6 +92,16 @@ impl<'a> StopReport<'a> {
                 ));
             }
             None => shown.add_line(&format!("cannot read {db}: the number of waiting messages is unknown")),
+        }
+        if self.elsewhere > 0 {
+            let wait = if self.elsewhere == 1 { "waits" } else { "wait" };
+            let others = count(self.elsewhere, "message");
+            shown.add_line(&format!("{others} {wait} there for another server: see `opik-offline status{option}`"));
+        }
+        if let Some(rejected) = self.rejected.filter(|rejected| *rejected > 0) {
+            let were = if rejected == 1 { "was" } else { "were" };
+            let rejected = count(rejected, "message");
+            shown.add_line(&format!("{rejected} {were} rejected: see `opik-offline inspect --rejected{option}`"));
         }
         shown
     }

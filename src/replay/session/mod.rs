@@ -44,7 +44,7 @@ use crate::monitor::connection::Connection;
 use crate::protocol::answers::SendFailure;
 use crate::protocol::recognise::{NOT_OPIK, Presence};
 use crate::shutdown::Shutdown;
-use crate::store::{self, Backlog, Filter, Hold, Keys, Limits, OpenMode, Page, Store, StoreError, now_ms};
+use crate::store::{self, Backlog, Filter, Hold, Keys, Limits, OpenMode, Page, Store, StoreError, Whose, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Upstream, UpstreamSettings};
 use delivery::Delivery;
@@ -384,6 +384,9 @@ impl Session {
         delivered: &mut Delivered,
         listener: &dyn ProgressListener,
     ) -> Result<(), SessionError> {
+        // A person asks for it, perhaps because what held a lane is mended. Rate limits of the server stay in force.
+        let whose = Whose::Server(available.server.clone());
+        self.store.hasten(&whose).map_err(|error| self.damaged(error))?;
         let settings = ReplaySettings {
             filter: Filter { servers: vec![available.server.clone()], ..plan.filter.clone() },
             limit,
