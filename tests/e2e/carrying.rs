@@ -191,7 +191,7 @@ fn mistakes_with_keys_are_explained_and_no_secret_is_shown() {
     let empty = Home::new();
     let to = text(&empty.path().join("copy.age"));
     let nothing = cli(&empty, NO_SERVER, &["replay", "--to", &to, "--recipient", &recipient]);
-    assert!(nothing.code() == Some(2) && nothing.stderr.contains("no message store"), "{nothing:?}");
+    assert!(nothing.code() == Some(1) && nothing.stderr.contains("no message store"), "{nothing:?}");
 }
 
 #[test]
