@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_like_a_secret_is_masked() {
+    fn redaction_masks_texts_that_look_like_secrets() {
         let redaction = Redaction::new(Vec::new());
         for (text, expected) in [
             ("http://user:word@host/a http://host/b@c", "http://***@host/a http://host/b@c"),

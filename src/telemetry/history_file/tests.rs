@@ -25,7 +25,7 @@ fn waiting(past: &Past) -> (Vec<Option<u64>>, Vec<Option<u64>>) {
 }
 
 #[test]
-fn what_was_measured_is_read_again_and_the_file_never_grows() {
+fn the_history_file_returns_its_samples_and_never_grows() {
     let (_folder, file) = file();
     assert_eq!(waiting(&file.read(NOW_MS).expect("no file is an empty one")), (vec![], vec![]));
     // Two days, the newest last.

@@ -505,7 +505,7 @@ fn rejections_have_the_servers_words_their_ids_and_commands_that_can_be_pasted()
 }
 
 #[test]
-fn what_is_stored_is_summed_by_state_and_type_in_the_words_of_people() {
+fn the_page_sums_messages_by_state_and_type_in_the_words_of_people() {
     let mut status = outage();
     status.store.groups.push(group("failed", "CreateTraceMessage", "other", 599));
     let page = document(&status);
@@ -515,7 +515,7 @@ fn what_is_stored_is_summed_by_state_and_type_in_the_words_of_people() {
 }
 
 #[test]
-fn what_needs_a_person_is_told_with_the_command_that_helps() {
+fn the_page_lists_each_problem_with_the_command_that_helps() {
     let page = document(&thirty_lanes());
     for shown in [
         "2 lanes are held because the Opik server refuses the key",
