@@ -84,6 +84,7 @@ fn plan_shipments(bencher: Bencher, messages: usize) {
                 items: inspection.items,
                 attempts: 0,
                 ahead: Vec::new(),
+                is_unsure: false,
                 way: Default::default(),
             }
         })

@@ -113,18 +113,21 @@ async fn accept(listener: TcpListener, counts: Arc<Counts>, delay: Duration) {
 async fn serve(mut stream: TcpStream, counts: Arc<Counts>, delay: Duration) {
     let mut buffer: Vec<u8> = Vec::with_capacity(64 * 1024);
     loop {
-        let Some((is_write, body_bytes)) = receive(&mut stream, &mut buffer).await else { return };
+        let Some((asked, body_bytes)) = receive(&mut stream, &mut buffer).await else { return };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if is_write {
+        if asked == Asked::Write {
             counts.count(body_bytes);
         }
-        let answer: &[u8] = if is_write {
-            b"HTTP/1.1 204 No Content\r\nX-Sink: 1\r\n\r\n"
-        } else {
+        let answer: &[u8] = match asked {
+            Asked::Write => b"HTTP/1.1 204 No Content\r\nX-Sink: 1\r\n\r\n",
+            // Nothing is found.
+            Asked::Search => {
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 0\r\n\r\n"
+            }
             // Opik's answer to a ping: nothing else is recognized as Opik.
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n{\"message\":\"Healthy Server\"}"
+            Asked::Other => b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n{\"message\":\"Healthy Server\"}",
         };
         if stream.write_all(answer).await.is_err() {
             return;
@@ -132,8 +135,27 @@ async fn serve(mut stream: TcpStream, counts: Arc<Counts>, delay: Duration) {
     }
 }
 
-/// Reads one request; returns whether it is a write, and the size of its body.
-async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(bool, usize)> {
+/// The kind of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Write,
+    Search,
+    Other,
+}
+
+impl Asked {
+    fn of(head: &[u8]) -> Self {
+        let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        match () {
+            () if line.starts_with(b"GET") => Self::Other,
+            () if memchr::memmem::find(line, b"/search ").is_some() => Self::Search,
+            () => Self::Write,
+        }
+    }
+}
+
+/// Reads one request; returns its kind, and the size of its body.
+async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(Asked, usize)> {
     buffer.clear();
     let head = loop {
         if let Some(end) = memchr::memmem::find(buffer, b"\r\n\r\n") {
@@ -143,7 +165,7 @@ async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(bool, 
             return None;
         }
     };
-    let is_write = !buffer.starts_with(b"GET");
+    let asked = Asked::of(&buffer[..head]);
     let length = content_length(&buffer[..head]);
     if length == 0 && is_chunked(&buffer[..head]) {
         // Nobody sends another request before this one is answered.
@@ -152,7 +174,7 @@ async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(bool, 
                 return None;
             }
         }
-        return Some((is_write, buffer.len() - head));
+        return Some((asked, buffer.len() - head));
     }
     let mut left = (head + 4 + length).saturating_sub(buffer.len());
     while left > 0 {
@@ -163,7 +185,7 @@ async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(bool, 
         }
         left = left.saturating_sub(read);
     }
-    Some((is_write, length))
+    Some((asked, length))
 }
 
 fn is_chunked(head: &[u8]) -> bool {

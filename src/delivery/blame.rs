@@ -66,6 +66,7 @@ mod tests {
             items: 1,
             attempts,
             ahead: Vec::new(),
+            is_unsure: false,
             way: Default::default(),
         }
     }

@@ -214,6 +214,8 @@ pub struct Claimed {
     pub attempts: u32,
     /// Traces and spans that it creates and whose update may have reached the server earlier.
     pub ahead: Vec<EntityKey>,
+    /// Whether nothing says that there were such updates, and only the notes that would say so are lost or elsewhere.
+    pub is_unsure: bool,
     /// How it may be sent.
     pub way: Way,
 }

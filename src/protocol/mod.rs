@@ -16,6 +16,7 @@ pub(crate) mod merge_rules;
 pub mod operations;
 pub mod otlp;
 pub(crate) mod partial;
+pub(crate) mod partial_rows;
 pub mod path;
 pub mod readback;
 pub(crate) mod recognise;

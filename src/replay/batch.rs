@@ -29,6 +29,7 @@ mod answer;
 mod attempt;
 mod division;
 mod failures;
+mod partial_rows;
 mod refused_ids;
 
 use std::collections::{HashSet, VecDeque};
@@ -144,7 +145,8 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// # Errors
     ///
     /// The error that keeps the store from being used.
-    pub(super) fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
+    pub(super) fn send_all(&mut self, mut claimed: Vec<Claimed>) -> Result<(), StoreError> {
+        self.ask_about_unsure(&mut claimed);
         let mut requests = self.requests(claimed);
         while let Some((shipment, first_failed)) = requests.pop_front() {
             let shipment = match shipment.unpack() {

@@ -5,8 +5,8 @@
 //!                                                  (while the stage has room)        └─▶ or give back what can't be delivered
 //! ```
 //!
-//! One thread; several streams are taken and prepared at a time, because a depot answers in milliseconds and has many
-//! connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
+//! While one thread imports, others take the next streams and delete those that are finished, several at a time: a depot
+//! answers in milliseconds and has many connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
 //! rejected messages keep those that depend on them from being delivered.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -222,7 +222,7 @@ impl FeedProgress {
     }
 }
 
-impl Feeder<'_> {
+impl<'a> Feeder<'a> {
     /// Does what can be done now; returns whether anything was.
     ///
     /// # Errors
@@ -234,9 +234,7 @@ impl Feeder<'_> {
         if self.progress.looked.is_none_or(is_due) {
             self.look()?;
         }
-        let mut has_worked = may_take && self.take_some()?;
-        has_worked |= self.import_some()?;
-        has_worked |= self.sweep_some()?;
+        let has_worked = self.work(may_take)?;
         let is_idle = self.progress.free.is_empty()
             && self.progress.undecided == 0
             && self.progress.streams.iter().all(TakenStream::is_imported);
@@ -280,10 +278,35 @@ impl Feeder<'_> {
         messages < MESSAGES_MAX / share && bytes < self.settings.stage_bytes / share
     }
 
-    /// Takes the next free streams, if there is room for more.
-    fn take_some(&mut self) -> Result<bool, TakeoverError> {
+    /// Takes the next streams, imports what was taken and deletes what is finished, all at the same time; returns whether
+    /// there was anything to do.
+    fn work(&mut self, may_take: bool) -> Result<bool, TakeoverError> {
+        let next = if may_take { self.next_free()? } else { Vec::new() };
+        let done = self.take_done();
+        let access = self.access();
+        let (prepared, imported, swept) = std::thread::scope(|scope| {
+            let preparing = scope.spawn(|| in_parallel(&next, TAKEN_AT_ONCE, |free| access.prepare(free)));
+            let sweeping = scope.spawn(|| in_parallel(&done, SWEPT_AT_ONCE, |taken| access.sweep(taken)));
+            let imported = self.import_some();
+            (join(preparing), imported, join(sweeping))
+        });
+        let has_worked = !next.is_empty() || !done.is_empty();
+        // All of it is noted, whatever failed: what is forgotten would stay until its head is silent.
+        let prepared = self.note_prepared(&next, prepared);
+        let swept = self.note_swept(done, swept);
+        let imported = imported?;
+        prepared.and(swept)?;
+        Ok(imported || has_worked)
+    }
+
+    fn access(&self) -> StreamAccess<'a> {
+        StreamAccess { depot: self.depot, reader: self.reader.clone(), holdings: self.holdings, ledger: self.ledger }
+    }
+
+    /// Returns the free streams to take next, if there is room for more.
+    fn next_free(&mut self) -> Result<Vec<FreeStream>, TakeoverError> {
         if self.progress.free.is_empty() || self.progress.streams.len() >= STREAMS_MAX || !self.has_room(2) {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let room = (STREAMS_MAX - self.progress.streams.len()).min(TAKEN_AT_ONCE).min(self.progress.free.len());
         let mut next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
@@ -292,69 +315,31 @@ impl Feeder<'_> {
         // Their agents are gone, and their applications may go on behind other agents, whose updates are in no stream: of
         // all that is older than this it is unknown whether an update reached the server before its create.
         self.store.note_updates_ahead(&[], now_ms())?;
-        let prepared = in_parallel(&next, TAKEN_AT_ONCE, |free| self.prepare(free));
+        Ok(next)
+    }
+
+    fn note_prepared(
+        &mut self,
+        next: &[FreeStream],
+        prepared: Vec<Result<Option<PreparedStream>, DepotError>>,
+    ) -> Result<(), TakeoverError> {
+        let mut result = Ok(());
         for (free, prepared) in next.iter().zip(prepared) {
             self.progress.watch.forget(free.stream);
-            if let Some((stream, unreadable)) = prepared? {
-                self.progress.totals.taken += 1;
-                self.progress.keyless.remove(&stream.stream);
-                if let Some(unreadable) = unreadable {
-                    self.progress.totals.add_unreadable(unreadable);
+            match prepared {
+                Ok(Some((stream, unreadable))) => {
+                    self.progress.totals.taken += 1;
+                    self.progress.keyless.remove(&stream.stream);
+                    if let Some(unreadable) = unreadable {
+                        self.progress.totals.add_unreadable(unreadable);
+                    }
+                    self.progress.streams.push(stream);
                 }
-                self.progress.streams.push(stream);
+                Ok(None) => {}
+                Err(error) => result = result.and(Err(error.into())),
             }
         }
-        Ok(true)
-    }
-
-    /// Takes a stream and reads its marks; `None` if another process was faster.
-    fn prepare(&self, free: &FreeStream) -> Result<Option<(TakenStream, Option<UnreadableObject>)>, DepotError> {
-        let stream = free.stream;
-        let found = free.head.as_ref().map(|(head, version)| (head, version));
-        let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
-        info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
-        let read = self.read(stream, &head);
-        if read.is_err() {
-            // So that it need not become silent first.
-            let _ = self.holdings.give_back(stream, head.waiting);
-        }
-        read.map(Some)
-    }
-
-    /// Reads the marks of a stream with this head and the names of its bundles.
-    fn read(&self, stream: StreamId, head: &Head) -> Result<(TakenStream, Option<UnreadableObject>), DepotError> {
-        let (bundles, missing) = self.reader.all_bundles(stream, head.bundles)?;
-        let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
-        let mut settled = SettledMessages::new();
-        let read = self.reader.marks(stream, head.epoch)?.and_then(|marks| {
-            let object = || names::marks_of(&stream);
-            let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
-            marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))
-        });
-        let mut taken = TakenStream {
-            stream,
-            plan: ImportPlan::new(settled),
-            pending: VecDeque::new(),
-            prefetched: None,
-            planned: None,
-            imported: BTreeSet::new(),
-            left: missing.as_ref().map_or(0, |missing| missing.messages),
-            back: HeldBack::default(),
-            without_key: BTreeMap::new(),
-            is_closed_to_us: false,
-        };
-        if let Err(unreadable) = read {
-            taken.is_closed_to_us = true;
-            taken.left = messages;
-            return Ok((taken, Some(UnreadableObject { messages, ..unreadable })));
-        }
-        taken.take_new(bundles);
-        if let Some([only]) = taken.pending.front().map(Vec::as_slice)
-            && only.bytes <= PREFETCH_BYTES
-        {
-            taken.prefetched = Some(self.reader.bundle(stream, *only)?);
-        }
-        Ok((taken, missing))
+        result
     }
 
     /// Imports the next bundles while there is room.
@@ -416,16 +401,21 @@ impl Feeder<'_> {
         Ok(())
     }
 
-    /// Deletes streams that are settled, and gives those back that can't be.
-    fn sweep_some(&mut self) -> Result<bool, TakeoverError> {
+    /// Removes and returns the streams that are settled, as far as they can be here.
+    fn take_done(&mut self) -> Vec<TakenStream> {
         let is_done = |taken: &TakenStream| taken.is_imported() && self.ledger.outstanding(taken.stream) == 0;
-        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.progress.streams).into_iter().partition(is_done);
+        let (done, rest) = std::mem::take(&mut self.progress.streams).into_iter().partition(is_done);
         self.progress.streams = rest;
-        if done.is_empty() {
-            return Ok(false);
-        }
-        let swept = in_parallel(&done, SWEPT_AT_ONCE, |taken| self.sweep(taken));
-        let mut failed = None;
+        done
+    }
+
+    /// Takes note of what became of streams that are settled.
+    fn note_swept(
+        &mut self,
+        done: Vec<TakenStream>,
+        swept: Vec<Result<Swept, DepotError>>,
+    ) -> Result<(), TakeoverError> {
+        let mut result = Ok(());
         for (mut taken, swept) in done.into_iter().zip(swept) {
             match swept {
                 Ok(Swept::Finished) => self.progress.totals.finished += 1,
@@ -443,14 +433,135 @@ impl Feeder<'_> {
                     self.progress.streams.push(taken);
                 }
                 Err(error) => {
-                    failed.get_or_insert(error);
+                    result = result.and(Err(error.into()));
                     self.progress.streams.push(taken);
                 }
             }
         }
-        failed.map_or(Ok(true), |error| Err(error.into()))
+        result
     }
 
+    /// Drops the messages of streams that another process took.
+    fn drop_lost(&mut self) -> Result<(), TakeoverError> {
+        let lost = self.holdings.lost();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        // Nothing is sent before they are forgotten, so the round ends and none begins.
+        let _round = self.state.round.lock().unwrap_or_else(PoisonError::into_inner);
+        for stream in lost {
+            let ids = self.ledger.ids_of(stream, self.store)?;
+            for ids in ids.chunks(500) {
+                let filter = Filter { ids: ids.to_vec(), ..Filter::default() };
+                while self.store.purge(&filter, ids.len())?.messages > 0 {}
+            }
+            self.ledger.forget(stream);
+            self.holdings.forget(stream);
+            self.progress.streams.retain(|taken| taken.stream != stream);
+            self.progress.totals.lost += 1;
+            warn!(target: "fleet", %stream, messages = ids.len(), "dropped the messages of a stream that was lost");
+        }
+        Ok(())
+    }
+
+    fn sweep_done(&mut self) -> Result<(), TakeoverError> {
+        let (done, access) = (self.take_done(), self.access());
+        let swept = in_parallel(&done, SWEPT_AT_ONCE, |taken| access.sweep(taken));
+        self.note_swept(done, swept)
+    }
+
+    /// Deletes what is finished and gives everything else back; returns what became of the streams.
+    ///
+    /// # Errors
+    ///
+    /// The first error of the depot: streams that could not be released become silent.
+    pub(super) fn close(mut self) -> (FeedTotals, Result<(), TakeoverError>) {
+        let mut result = self.drop_lost().and_then(|()| self.sweep_done());
+        let rest = std::mem::take(&mut self.progress.streams);
+        let given = in_parallel(&rest, SWEPT_AT_ONCE, |taken| {
+            let pending = taken.pending.iter().flatten().map(|bundle| u64::from(bundle.messages)).sum::<u64>();
+            let waiting = taken.left + self.ledger.outstanding(taken.stream) + pending;
+            (waiting, self.holdings.release(taken.stream, waiting, Some(missing_keys(&taken.without_key))))
+        });
+        let keyless = rest.into_iter().map(|taken| (taken.stream, taken.without_key));
+        self.progress.keyless.extend(keyless);
+        for (key, messages) in std::mem::take(&mut self.progress.keyless).into_values().flatten() {
+            *self.progress.totals.without_key.entry(key).or_default() += messages;
+        }
+        for (waiting, given) in given {
+            self.progress.totals.given_back += 1;
+            self.progress.totals.left_waiting += waiting;
+            if let Err(error) = given {
+                result = result.and(Err(error.into()));
+            }
+        }
+        (self.progress.totals, result)
+    }
+}
+
+/// A stream that was taken, and what of it can't be read.
+type PreparedStream = (TakenStream, Option<UnreadableObject>);
+
+/// Takes streams and ends them, beside the thread that imports.
+struct StreamAccess<'a> {
+    depot: &'a dyn Depot,
+    reader: StreamReader,
+    holdings: &'a Holdings,
+    ledger: &'a ReplayerLedger,
+}
+
+impl StreamAccess<'_> {
+    /// Takes a stream and reads its marks; `None` if another process was faster.
+    fn prepare(&self, free: &FreeStream) -> Result<Option<PreparedStream>, DepotError> {
+        let stream = free.stream;
+        let found = free.head.as_ref().map(|(head, version)| (head, version));
+        let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
+        info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
+        let read = self.read(stream, &head);
+        if read.is_err() {
+            // So that it need not become silent first.
+            let _ = self.holdings.give_back(stream, head.waiting);
+        }
+        read.map(Some)
+    }
+
+    /// Reads the marks of a stream with this head and the names of its bundles.
+    fn read(&self, stream: StreamId, head: &Head) -> Result<PreparedStream, DepotError> {
+        let (bundles, missing) = self.reader.all_bundles(stream, head.bundles)?;
+        let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
+        let mut settled = SettledMessages::new();
+        let read = self.reader.marks(stream, head.epoch)?.and_then(|marks| {
+            let object = || names::marks_of(&stream);
+            let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
+            marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))
+        });
+        let mut taken = TakenStream {
+            stream,
+            plan: ImportPlan::new(settled),
+            pending: VecDeque::new(),
+            prefetched: None,
+            planned: None,
+            imported: BTreeSet::new(),
+            left: missing.as_ref().map_or(0, |missing| missing.messages),
+            back: HeldBack::default(),
+            without_key: BTreeMap::new(),
+            is_closed_to_us: false,
+        };
+        if let Err(unreadable) = read {
+            taken.is_closed_to_us = true;
+            taken.left = messages;
+            return Ok((taken, Some(UnreadableObject { messages, ..unreadable })));
+        }
+        taken.take_new(bundles);
+        if let Some([only]) = taken.pending.front().map(Vec::as_slice)
+            && only.bytes <= PREFETCH_BYTES
+        {
+            taken.prefetched = Some(self.reader.bundle(stream, *only)?);
+        }
+        Ok((taken, missing))
+    }
+
+    /// Deletes a stream that is settled, or gives it back if it can't be.
     fn sweep(&self, taken: &TakenStream) -> Result<Swept, DepotError> {
         let stream = taken.stream;
         if self.holdings.epoch(stream).is_none() {
@@ -477,57 +588,10 @@ impl Feeder<'_> {
         info!(target: "fleet", %stream, "delivered and deleted a stream");
         Ok(Swept::Finished)
     }
+}
 
-    /// Drops the messages of streams that another process took.
-    fn drop_lost(&mut self) -> Result<(), TakeoverError> {
-        let lost = self.holdings.lost();
-        if lost.is_empty() {
-            return Ok(());
-        }
-        // Nothing is sent before they are forgotten, so the round ends and none begins.
-        let _round = self.state.round.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in lost {
-            let ids = self.ledger.ids_of(stream, self.store)?;
-            for ids in ids.chunks(500) {
-                let filter = Filter { ids: ids.to_vec(), ..Filter::default() };
-                while self.store.purge(&filter, ids.len())?.messages > 0 {}
-            }
-            self.ledger.forget(stream);
-            self.holdings.forget(stream);
-            self.progress.streams.retain(|taken| taken.stream != stream);
-            self.progress.totals.lost += 1;
-            warn!(target: "fleet", %stream, messages = ids.len(), "dropped the messages of a stream that was lost");
-        }
-        Ok(())
-    }
-
-    /// Deletes what is finished and gives everything else back; returns what became of the streams.
-    ///
-    /// # Errors
-    ///
-    /// The first error of the depot: streams that could not be released become silent.
-    pub(super) fn close(mut self) -> (FeedTotals, Result<(), TakeoverError>) {
-        let mut result = self.drop_lost().and_then(|()| self.sweep_some().map(drop));
-        let rest = std::mem::take(&mut self.progress.streams);
-        let given = in_parallel(&rest, SWEPT_AT_ONCE, |taken| {
-            let pending = taken.pending.iter().flatten().map(|bundle| u64::from(bundle.messages)).sum::<u64>();
-            let waiting = taken.left + self.ledger.outstanding(taken.stream) + pending;
-            (waiting, self.holdings.release(taken.stream, waiting, Some(missing_keys(&taken.without_key))))
-        });
-        let keyless = rest.into_iter().map(|taken| (taken.stream, taken.without_key));
-        self.progress.keyless.extend(keyless);
-        for (key, messages) in std::mem::take(&mut self.progress.keyless).into_values().flatten() {
-            *self.progress.totals.without_key.entry(key).or_default() += messages;
-        }
-        for (waiting, given) in given {
-            self.progress.totals.given_back += 1;
-            self.progress.totals.left_waiting += waiting;
-            if let Err(error) = given {
-                result = result.and(Err(error.into()));
-            }
-        }
-        (self.progress.totals, result)
-    }
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Returns the keys that messages wait for as a head names them.

@@ -3,8 +3,8 @@
 
 use crate::fleet_streams::TestFleet;
 use crate::support::agent::Agent;
-use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::ledger::ClientLedger;
 use crate::support::uuid7;
 use crate::writes::{Told, create_batch, update};
@@ -82,4 +82,52 @@ fn a_create_behind_an_update_through_another_agent_is_not_dropped() {
     replay(&fleet, &server);
     assert_eq!(name(&server, &ahead), Some("chat".into()), "the server dropped an acknowledged create");
     assert_eq!(name(&server, &other), Some("chat".into()));
+}
+
+/// Has an agent without a disk acknowledge traces in messages of one, kills it, and has the next agent forward updates of
+/// the 7th and the 23rd; returns the ids of all and of these.
+fn updated_behind_another(fleet: &TestFleet, server: &FakeOpik, ledger: &ClientLedger) -> (Vec<String>, Vec<String>) {
+    let mut agent = agent(fleet, server);
+    let ids: Vec<String> = (0..40).map(|_| uuid7()).collect();
+    let mut app = Told::new(&agent.url(), ledger);
+    ids.iter().for_each(|id| drop(app.acknowledged(create_batch([id]), 204)));
+    drop(app);
+    agent.kill9();
+    server.start();
+    let next = Agent::start(server);
+    let updated = vec![ids[7].clone(), ids[23].clone()];
+    let mut app = Told::new(&next.url(), ledger);
+    updated.iter().for_each(|id| drop(app.acknowledged(update(id, 1), 204)));
+    (ids, updated)
+}
+
+fn assert_all_named(server: &FakeOpik, ids: &[String]) {
+    for id in ids {
+        assert_eq!(name(server, id), Some("chat".into()), "the server dropped the acknowledged create of {id}");
+    }
+}
+
+#[test]
+fn creates_are_sent_in_batches_once_the_server_has_named_its_partial_rows() {
+    let (server, ledger, fleet) = (FakeOpik::new_stopped(), ClientLedger::new(), TestFleet::new());
+    let (ids, updated) = updated_behind_another(&fleet, &server, &ledger);
+    replay(&fleet, &server);
+    assert_all_named(&server, &ids);
+    let singly = server.requests_to("POST", "/v1/private/traces");
+    assert_eq!(singly.len(), updated.len(), "the limit for single requests holds up all creates");
+    assert!(updated.iter().all(|id| singly.iter().any(|request| request.touches_id(id))));
+    let batches = server.requests_to("POST", "/v1/private/traces/batch").len();
+    assert!(batches < 20, "{batches} requests for 38 creates");
+    let searches = server.requests_to("POST", "/v1/private/traces/search").len();
+    assert!(searches < 20, "{searches} searches for 40 creates");
+}
+
+#[test]
+fn creates_are_sent_singly_to_a_server_that_does_not_name_its_partial_rows() {
+    let (server, ledger, fleet) = (FakeOpik::new_stopped(), ClientLedger::new(), TestFleet::new());
+    let (ids, _) = updated_behind_another(&fleet, &server, &ledger);
+    server.always(When::path("/v1/private/traces/search"), Then::status(400));
+    replay(&fleet, &server);
+    assert_all_named(&server, &ids);
+    assert_eq!(server.requests_to("POST", "/v1/private/traces").len(), ids.len());
 }

@@ -90,7 +90,7 @@ struct Item {
 
 /// Whether a waiting message may be claimed: how, or from when on.
 enum Verdict {
-    Ready(Way, Vec<EntityKey>),
+    Ready(Way, Vec<EntityKey>, bool),
     NotBefore(i64),
     Blocked { by_create: Option<i64> },
 }
@@ -315,24 +315,24 @@ impl Contents {
                 far if far - now_ms > HOUR_MS => now_ms,
                 due => due,
             };
+            let is_noted =
+                |key: &EntityKey| updated.contains(key) || self.updated_ahead.contains(&(place_of_lane, *key));
             let is_ahead = |key: &EntityKey| {
-                let entity = (place_of_lane, *key);
                 let is_unsure = key.made_at_ms().is_some_and(|at| at < self.unsure_before_ms);
-                updated.contains(key)
-                    || self.updated_ahead.contains(&entity)
-                    || is_unsure && !self.created.contains(&entity)
+                is_noted(key) || is_unsure && !self.created.contains(&(place_of_lane, *key))
             };
             let ahead: Vec<EntityKey> = match message_type.is_single_create() || message_type.is_batch_create() {
                 true => creates(touches).filter(is_ahead).collect(),
                 false => Vec::new(),
             };
+            let is_unsure = !ahead.is_empty() && !ahead.iter().any(is_noted);
             let verdict = match Way::of(*message_type, !ahead.is_empty(), limited) {
                 _ if self.shipped.is_handed_over(place.1) => Verdict::Blocked { by_create: None },
                 _ if by_create.is_some() || left.conflicts(touches) || is_early(touches) => {
                     Verdict::Blocked { by_create }
                 }
                 _ if due_at_ms > now_ms => Verdict::NotBefore(due_at_ms),
-                Some(way) => Verdict::Ready(way, ahead),
+                Some(way) => Verdict::Ready(way, ahead, is_unsure),
                 None => Verdict::NotBefore(limits.iter().map(|limit| limit.until_ms).min().unwrap_or(now_ms)),
             };
             match &verdict {
@@ -768,7 +768,7 @@ impl Replay for MemoryStore {
         let shelf = contents.at(lane);
         let (mut claimed, mut bytes) = (Vec::new(), 0);
         for (place, verdict) in verdicts {
-            let Verdict::Ready(way, ahead) = verdict else { continue };
+            let Verdict::Ready(way, ahead, is_unsure) = verdict else { continue };
             let item = shelf.items.get_mut(&place).expect("it was walked past");
             bytes += item.bytes();
             if claimed.len() >= limits.messages_max || bytes > limits.bytes_max && !claimed.is_empty() {
@@ -781,7 +781,7 @@ impl Replay for MemoryStore {
             (item.status, item.claimed_in) = (MessageStatus::Registered, Some(lease.epoch));
             let Message { message_type, request, touches, items, .. } = item.message.clone();
             let (id, attempts) = (MessageId(place.1), item.attempts);
-            claimed.push(Claimed { id, message_type, request, touches, items, attempts, ahead, way });
+            claimed.push(Claimed { id, message_type, request, touches, items, attempts, ahead, is_unsure, way });
         }
         Ok(Claim::Taken(claimed))
     }

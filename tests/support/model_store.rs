@@ -43,7 +43,7 @@ impl Default for ModelStore {
 }
 
 /// How a message may be sent, and what was updated before it was created.
-type Admitted = (Way, Vec<EntityKey>);
+type Admitted = (Way, Vec<EntityKey>, bool);
 
 /// A hold, whether something passed since, and when it was made.
 type Held = (Hold, bool, i64);
@@ -259,18 +259,18 @@ impl State {
                 let due_at_ms = record.due_at_ms(now_ms);
                 let (message_type, touches) = (record.message.message_type, &record.message.touches);
                 let mut ahead: Vec<EntityKey> = Vec::new();
+                let mut is_unsure = false;
                 if message_type.is_single_create() || message_type.is_batch_create() {
                     let made = touches.iter().filter(|touch| touch.effect == Effect::Create).map(|touch| touch.key);
                     let place = record.message.lane.place();
-                    ahead.extend(made.filter(|key| {
-                        updated.contains(key)
-                            || self.updated_ahead.contains(&(place, *key))
-                            || self.is_unsure(place, *key)
-                    }));
+                    let is_noted =
+                        |key: &EntityKey| updated.contains(key) || self.updated_ahead.contains(&(place, *key));
+                    ahead.extend(made.filter(|key| is_noted(key) || self.is_unsure(place, *key)));
+                    is_unsure = !ahead.is_empty() && !ahead.iter().any(is_noted);
                 }
                 let verdict = match (blocked, due_at_ms <= now_ms) {
                     (false, true) => match Way::of(message_type, !ahead.is_empty(), limited) {
-                        Some(way) => Ok((way, ahead)),
+                        Some(way) => Ok((way, ahead, is_unsure)),
                         None => Err(limits.iter().map(|limit| limit.until_ms).min()),
                     },
                     (true, _) => Err(None),
@@ -706,7 +706,7 @@ impl Replay for ModelStore {
         let mut bytes = 0;
         let mut claimed: Vec<Claimed> = Vec::new();
         for (record, verdict) in state.queue(lane, filter, now_ms) {
-            let Ok((way, ahead)) = verdict else { continue };
+            let Ok((way, ahead, is_unsure)) = verdict else { continue };
             bytes += record.bytes();
             if claimed.len() >= limits.messages_max || (bytes > limits.bytes_max && !claimed.is_empty()) {
                 break;
@@ -723,6 +723,7 @@ impl Replay for ModelStore {
                 items: record.message.items,
                 attempts: record.attempts,
                 ahead,
+                is_unsure,
                 way,
             });
         }

@@ -488,6 +488,7 @@ mod tests {
             items: inspection.items,
             attempts: 0,
             ahead: Vec::new(),
+            is_unsure: false,
             way: Default::default(),
         }
     }

@@ -331,13 +331,14 @@ impl<'a> AheadLookup<'a> {
         }
     }
 
-    /// Returns the entities that a message creates and of which an update may have reached the server before.
-    pub(super) fn ahead(&self, message_type: MessageType, touches: &[Touch]) -> Result<Vec<EntityKey>, Fault> {
-        let mut ahead = Vec::new();
+    /// Returns the entities that a message creates and of which an update may have reached the server before, and
+    /// whether no note says so of any of them.
+    pub(super) fn ahead(&self, message_type: MessageType, touches: &[Touch]) -> Result<(Vec<EntityKey>, bool), Fault> {
+        let (mut ahead, mut any_noted) = (Vec::new(), false);
         if !(message_type.is_single_create() || message_type.is_batch_create())
             || (!self.notes.any && self.notes.unsure_before_ms == 0 && self.updated.is_empty())
         {
-            return Ok(ahead);
+            return Ok((ahead, false));
         }
         let place = self.place()?;
         let mut known = self.connection.prepare_cached(queries::HAS_NOTE)?;
@@ -348,14 +349,15 @@ impl<'a> AheadLookup<'a> {
                     && !self.recent.contains(place, entity)
                     && !self.created.contains(&entity)
             };
-            if self.updated.contains(&entity)
-                || (self.notes.any && known.exists(params![&entity.as_bytes()[..], place])?)
-                || is_unsure()
-            {
+            let is_noted = self.updated.contains(&entity)
+                || (self.notes.any && known.exists(params![&entity.as_bytes()[..], place])?);
+            any_noted |= is_noted;
+            if is_noted || is_unsure() {
                 ahead.push(entity);
             }
         }
-        Ok(ahead)
+        let is_unsure = !any_noted && !ahead.is_empty();
+        Ok((ahead, is_unsure))
     }
 
     /// Records a message that is sent before those that the walk reaches later.
@@ -415,11 +417,12 @@ mod tests {
         };
         let create = |entity| [Touch { key: entity, effect: Effect::Create }];
         for (number, expected) in [(0, true), (all - 1, true), (all + 5, false)] {
-            let ahead = look.ahead(MessageType::CreateTrace, &create(trace(number))).expect("it can be asked");
+            let (ahead, _) = look.ahead(MessageType::CreateTrace, &create(trace(number))).expect("it can be asked");
             assert_eq!(!ahead.is_empty(), expected, "{number}");
         }
         recent.confirmed(7, &create(trace(0)));
-        assert!(look.ahead(MessageType::CreateTrace, &create(trace(0))).expect("it can be asked").is_empty());
+        let (ahead, _) = look.ahead(MessageType::CreateTrace, &create(trace(0))).expect("it can be asked");
+        assert!(ahead.is_empty());
     }
 
     #[test]

@@ -117,8 +117,9 @@ struct Walk<'a, 'c> {
     handed_over: &'a HashSet<i64>,
 }
 
-/// How a message may be sent, and the entities of which an update may have reached the server before it.
-type Admitted = (Way, Vec<EntityKey>);
+/// How a message may be sent, and the entities of which an update may have reached the server before it
+/// ([`AheadLookup::ahead`]).
+type Admitted = (Way, (Vec<EntityKey>, bool));
 
 impl<'a, 'c> Walk<'a, 'c> {
     fn start(scope: &WalkScope<'a>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
@@ -163,7 +164,7 @@ impl<'a, 'c> Walk<'a, 'c> {
         let free = !self.blocked.conflicts(touches) && !self.is_behind_create(touches);
         if free && due_at_ms <= self.now_ms {
             let ahead = self.look.ahead(message.message_type, touches)?;
-            if let Some(way) = Way::of(message.message_type, !ahead.is_empty(), self.limited) {
+            if let Some(way) = Way::of(message.message_type, !ahead.0.is_empty(), self.limited) {
                 self.look.take(message.message_type, touches)?;
                 return Ok(Some((way, ahead)));
             }
@@ -404,7 +405,7 @@ pub(super) fn choose(
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
     let limited = scope.facts.limits_of(connection, lane, now_ms)?;
-    walk(scope, &limited, selection, |message, (way, ahead)| {
+    walk(scope, &limited, selection, |message, (way, (ahead, is_unsure))| {
         let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
         // The file of an attachment is streamed when it is sent, so it takes no memory.
         let held_bytes = match message_type {
@@ -428,7 +429,7 @@ pub(super) fn choose(
         let group = CountGroup::new(lane, MessageStatus::Failed, message_type);
         match requests.verified(connection, sealer, id) {
             Ok(Some(request)) => {
-                let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
+                let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, is_unsure, way };
                 choice.chosen.push(Chosen { claimed, group, size });
             }
             // It was deleted meanwhile.

@@ -49,6 +49,7 @@ fn message(line: &[u8]) -> Option<Claimed> {
         items,
         attempts: 0,
         ahead: Vec::new(),
+        is_unsure: false,
         way: Default::default(),
     })
 }

@@ -226,6 +226,7 @@ impl Shared {
 pub(crate) enum Filter {
     From(clock::Stamp),
     To(clock::Stamp),
+    Before(clock::Stamp),
     IdEnds(String),
 }
 
@@ -235,6 +236,7 @@ impl Filter {
         match (text("field")?, text("operator")?, text("value")?) {
             ("start_time", ">=", time) => Some(Self::From(clock::parse(time)?)),
             ("start_time", "<=", time) => Some(Self::To(clock::parse(time)?)),
+            ("start_time", "<", time) => Some(Self::Before(clock::parse(time)?)),
             ("id", "ends_with", end) => Some(Self::IdEnds(end.to_owned())),
             _ => None,
         }
@@ -245,6 +247,8 @@ impl Filter {
         match self {
             Self::From(time) => start().is_some_and(|start| start >= *time),
             Self::To(time) => start().is_some_and(|start| start <= *time),
+            // The column has no nulls.
+            Self::Before(time) => start().is_none_or(|start| start < *time),
             Self::IdEnds(end) => body["id"].as_str().is_some_and(|id| id.ends_with(end)),
         }
     }

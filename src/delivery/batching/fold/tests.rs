@@ -30,6 +30,7 @@ fn claimed(id: i64, method: &str, path: &str, content: &str) -> Claimed {
         items: inspection.items,
         attempts: 0,
         ahead: Vec::new(),
+        is_unsure: false,
         way: Default::default(),
     }
 }
