@@ -1,4 +1,7 @@
-//! Values for the shell's completions: workspaces, projects and ids of stored messages.
+//! The shell's completions: the scripts, and the values that they ask for.
+//!
+//! `opik-offline --completions SHELL` prints a script of `completions/`, so that it is there however the program was
+//! installed. The values are workspaces, projects and ids of stored messages.
 //!
 //! The scripts in `completions/` call `opik-offline __values KIND [--db PATH]`. The user is waiting at the keyboard, so this
 //! never creates a store, reports no error, and times out after a moment.
@@ -19,6 +22,21 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const IDS_MAX: usize = 100;
 /// How many messages are scanned for names of projects, the newest ones.
 const SCANNED_MAX: usize = 1000;
+
+/// The shells that have a script, for people.
+pub(crate) const SHELLS: &str = "bash, zsh, fish, powershell or elvish: such as . <(opik-offline --completions bash)";
+
+/// Returns the script of a shell.
+pub(crate) fn script(shell: &str) -> Option<&'static str> {
+    Some(match shell {
+        "bash" => include_str!("../completions/opik-offline.bash"),
+        "zsh" => include_str!("../completions/_opik-offline"),
+        "fish" => include_str!("../completions/opik-offline.fish"),
+        "powershell" => include_str!("../completions/_opik-offline.ps1"),
+        "elvish" => include_str!("../completions/opik-offline.elv"),
+        _ => return None,
+    })
+}
 
 /// A value, and what describes it.
 pub(crate) type CompletionValue = (String, Option<String>);

@@ -14,6 +14,7 @@ use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::depot::DepotError;
 use crate::health::CheckError;
+use crate::hint;
 use crate::moving::MovingError;
 use crate::printable::shell_word;
 use crate::protocol::answers::SendFailure;
@@ -243,7 +244,9 @@ impl From<ReassignError> for Failure {
                 "set OPIK_API_KEY, or api_key in ~/.opik.config; it can't be set on the command line".to_owned()
             }
             ReassignError::NothingStored { stored, .. } if stored.is_empty() => "nothing is stored".to_owned(),
-            ReassignError::NothingStored { stored, .. } => format!("there are messages for {}", stored.join(", ")),
+            ReassignError::NothingStored { stored, .. } => {
+                format!("there are messages for {}", hint::foreign(&stored.join(", ")))
+            }
             ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
         };
         Self::new(Exit::Usage, message, Some(&hint))

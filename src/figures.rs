@@ -13,6 +13,19 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     }
 }
 
+/// Returns the pronoun for this many things.
+pub(crate) fn them(number: u64) -> &'static str {
+    if number == 1 { "it" } else { "them" }
+}
+
+/// Returns why this many messages have expired.
+pub(crate) fn too_old(number: u64) -> &'static str {
+    match number {
+        1 => "because it was older than max_age",
+        _ => "because they were older than max_age",
+    }
+}
+
 /// Returns a number with separated thousands: `24,000`.
 pub(crate) fn separated(number: u64) -> String {
     let digits = number.to_string();

@@ -1,9 +1,12 @@
 //! Suggested commands: what a hint, a note or a screen tells people to run can be pasted.
 //!
 //! A text names a command in backticks, as it is called in general: "see `opik-offline inspect 37`". Such texts come
-//! from every room, and only the command line knows which options of this call the next one needs as well. So a text is
-//! completed where it is shown: each command in it gets the options in force that it does not name. Completing is
-//! idempotent.
+//! from every room, and only the command line knows which options of this call the next one needs as well: each command
+//! gets the options in force that it does not name. Completing is idempotent.
+//!
+//! Only a text of our own is completed: a command by whoever builds it into a sentence ([`command`]), a whole hint or
+//! remedy where it is shown ([`completed`]). A sentence may quote a server, a file or a name, and a command in such a
+//! quotation is not ours.
 //!
 //! A command for another machine is written without the program's name in the backticks: nothing is added to it.
 
@@ -46,6 +49,11 @@ pub(crate) fn completed(text: &str) -> Cow<'_, str> {
 /// Returns a command of this program in backticks, completed.
 pub(crate) fn command(arguments: &str) -> String {
     completed(&format!("{BEGIN}{arguments}`")).into_owned()
+}
+
+/// Returns text of another process for a place where our own hints stand: no command in it looks like ours.
+pub(crate) fn foreign(text: &str) -> String {
+    text.replace('`', "'")
 }
 
 /// Returns the words of a text; a command in backticks is one word, so that it stays on one line.

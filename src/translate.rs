@@ -78,17 +78,21 @@ pub struct NamedStoreMissing {
 ///
 /// [`NamedStoreMissing`] if it is not there. Whether it can be used is for the caller to find out.
 pub(crate) fn check_named_store(config: &Config) -> Result<(), NamedStoreMissing> {
-    use config::Source::{Environment, Flag};
-    let Sourced { value: path, source } = &config.db;
+    let path = &config.db.value;
     let is_there = || std::fs::metadata(path).is_ok_and(|found| found.len() > 0);
     // One whose recovery was interrupted has no file, and is there.
     let is_missing = || matches!(existing_store_without_key(config), Ok(None));
-    match source {
-        Flag { .. } | Environment { .. } if !is_there() && is_missing() => {
-            Err(NamedStoreMissing { path: path.clone(), origin: source.to_string() })
-        }
+    match store_named_by(config) {
+        Some(origin) if !is_there() && is_missing() => Err(NamedStoreMissing { path: path.clone(), origin }),
         _ => Ok(()),
     }
+}
+
+/// Returns the flag or the variable that names the message store; `None` at the default path, or one of a file.
+pub(crate) fn store_named_by(config: &Config) -> Option<String> {
+    use config::Source::{Environment, Flag};
+    let source = &config.db.source;
+    matches!(source, Flag { .. } | Environment { .. }).then(|| source.to_string())
 }
 
 /// Returns the configured lane: for messages whose client names no server, workspace or credential.

@@ -1,5 +1,6 @@
 """The agent as this package sees it: the binary that starts it, and its HTTP pages. Knows nothing of the SDK."""
 
+import hmac
 import http.client
 import json
 import os
@@ -99,6 +100,45 @@ def ready(url: str, timeout: float = ANSWER_TIMEOUT) -> Optional[Dict[str, Any]]
     if status == 200 and isinstance(document, dict) and isinstance(document.get("agent"), dict):
         return document
     return None
+
+
+def agents_folder(environment: Dict[str, str]) -> str:
+    """Returns the folder with one private folder for each background agent of this user."""
+    state = environment.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state) or sys.platform == "darwin":
+        parts = ("Library", "Application Support") if sys.platform == "darwin" else (".local", "state")
+        state = os.path.join(os.path.expanduser("~"), *parts)
+    return os.path.join(state, "opik-offline", "agents")
+
+
+def is_proven(url: str, folders: List[str]) -> Optional[bool]:
+    """Returns whether the program at this URL knows the secret in the port file of a background agent; None if no port file
+    in these folders names its port. The secret itself is never sent."""
+    port, proof = urllib.parse.urlsplit(url).port, None
+    for folder in folders:
+        record = _own_record(os.path.join(folder, "agent.json"))
+        if record is None or str(record.get("listen", "")).rpartition(":")[2] != str(port):
+            continue
+        nonce = os.urandom(16).hex()
+        signed = "opik-offline instance {}".format(nonce).encode()
+        expected = hmac.new(str(record.get("secret", "")).encode(), signed, "sha256").hexdigest()
+        _, answer = request("GET", url, "/-/instance?nonce=" + nonce, {}, ANSWER_TIMEOUT)
+        proof = isinstance(answer, dict) and hmac.compare_digest(str(answer.get("proof")).encode(), expected.encode())
+        if proof:
+            return True
+    return proof
+
+
+def _own_record(path: str) -> Optional[Dict[str, Any]]:
+    """Returns the port file at this path, if this user wrote it."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            record = json.loads(file.read(1 << 16))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("secret") else None
 
 
 def flush(url: str, headers: Dict[str, str], timeout: float) -> Dict[str, Any]:

@@ -91,6 +91,8 @@ class _State:
         self.server: Optional[str] = None
         self.db: Optional[str] = None
         self.pid: Optional[int] = None
+        #: The private folder of the agent, if this process asked for it.
+        self.folder: Optional[str] = None
         #: Whether the environment led to the agent, which this process did not ask for.
         self.is_led = False
         #: What the agent is started with again.
@@ -194,7 +196,23 @@ def _is_ours_ready() -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
         return None, "the agent at {} does not answer".format(_agent.without_token(url or ""))
     if ready["agent"].get("pid") != pid or (server and not _delivers_to(ready, server)):
         return None, "the agent at {} is gone, and another one answers there".format(_agent.without_token(url or ""))
+    # What answers /-/ready is not secret: the port's next owner may imitate it.
+    if not _is_proven(url or "", _state.folder, dict(os.environ)):
+        return None, "the agent at {} is gone, and another program answers there".format(_agent.without_token(url or ""))
     return ready, None
+
+
+def _is_proven(url: str, folder: Optional[str], environment: Dict[str, str]) -> bool:
+    """Returns whether the program at this URL is the background agent of this folder; without a folder, whether it is the
+    one whose port file names the URL. An agent that wraps a command has no port file, and is believed."""
+    if folder is not None:
+        return _agent.is_proven(url, [folder]) is True
+    agents = _agent.agents_folder(environment)
+    try:
+        folders = [os.path.join(agents, name) for name in os.listdir(agents)]
+    except OSError:
+        folders = []
+    return _agent.is_proven(url, folders) is not False
 
 
 def _delivers_to(ready: Dict[str, Any], server: str) -> bool:
@@ -216,6 +234,8 @@ class _Found(NamedTuple):
     #: The session settings of the SDK, if they name a server.
     session: Optional[str]
     is_new: bool
+    #: Its private folder; None for one that the environment leads to.
+    folder: Optional[str] = None
 
 
 def _find_or_start(upstream: Optional[str], db: Optional[str], idle_exit: Optional[str], is_other: bool) -> _Found:
@@ -243,7 +263,7 @@ def _find_or_start(upstream: Optional[str], db: Optional[str], idle_exit: Option
     if led and session is None:
         # An agent wraps this process, or a parent of it was protected.
         ready = _agent.ready(led[0])
-        if ready is not None and _delivers_to(ready, led[1]):
+        if ready is not None and _delivers_to(ready, led[1]) and _is_proven(led[0], None, environment):
             return _Found(led[0], None, led[1], None, ready["agent"].get("pid"), None, None, False)
     report = _agent.start(upstream or session, db, idle_exit, environment)
     return _Found(
@@ -255,6 +275,7 @@ def _find_or_start(upstream: Optional[str], db: Optional[str], idle_exit: Option
         report["environment"],
         session,
         bool(report.get("started")),
+        os.path.dirname(report["log"]) if report.get("log") else None,
     )
 
 
@@ -276,7 +297,7 @@ def _adopt(found: _Found) -> None:
         # Its port was taken meanwhile.
         _FORMER.append(_state.url)
     _state.url, _state.page, _state.server, _state.db = found.url, found.page, found.server, found.db
-    _state.pid, _state.is_led = found.pid, found.changes is None
+    _state.pid, _state.is_led, _state.folder = found.pid, found.changes is None, found.folder
 
 
 def _is_own(url: str) -> bool:

@@ -18,10 +18,12 @@ use super::service_manager::Notifier;
 use super::settings::AgentSettings;
 use super::supervisor::{Component, Loop, Stop, StopStage};
 use super::upkeep;
+use crate::figures::{count, them};
 use crate::fleet::dial_reader::DialReader;
 use crate::fleet::ledger::{AgentLedger, FleetStanding, FleetUse};
 use crate::fleet::shipper::Shipper;
 use crate::fleet::spooled::Spooled;
+use crate::hint;
 use crate::intake::IntakeService;
 use crate::intake::site::SitePolicy;
 use crate::intake::spool::Spools;
@@ -61,6 +63,8 @@ const STOPPING_MARGIN: Duration = Duration::from_secs(15);
 pub(crate) struct RunEnd {
     /// Writes that were forwarded: the server answered them at once.
     pub forwarded: u64,
+    /// Those of them that the server refused.
+    pub forwarded_refused: u64,
     /// Messages that were stored.
     pub stored: u64,
     /// Stored messages that the server confirmed.
@@ -416,6 +420,7 @@ impl Composition {
         let backlog = self.slot.with(|store| store.backlog(&self.own_messages()));
         RunEnd {
             forwarded: self.metrics.requests_forwarded.get(),
+            forwarded_refused: self.metrics.requests_forwarded_refused.get(),
             stored: self.metrics.messages_registered.get(),
             delivered: self.metrics.messages_delivered.get(),
             rejected: self.metrics.messages_rejected.get(),
@@ -521,9 +526,11 @@ fn warn_of_other_servers(store: &dyn Store, server: &Server) -> Result<(), Store
         let word = shell_word(url.as_ref());
         warn!(
             target: "replay_manager",
-            "{} messages in this store are for {url}: `opik-offline replay --upstream {word}` or an agent for that server \
-             delivers them",
-            other.waiting
+            "{} in this store {} for {url}: {} or an agent for that server delivers {}",
+            count(other.waiting, "message"),
+            if other.waiting == 1 { "is" } else { "are" },
+            hint::command(&format!("replay --upstream {word}")),
+            them(other.waiting),
         );
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
+use crate::hint;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
@@ -130,7 +131,8 @@ fn useless(lanes: &[LaneWork], until_ms: i64) -> Option<Option<String>> {
             return Some(format!("{}: {}", held.0.lane, held.1.reason));
         }
         let create = lanes.iter().find_map(|lane| lane.waits_for)?;
-        Some(format!("they wait for a create that the server refused, see `opik-offline inspect {create}`"))
+        let see = hint::command(&format!("inspect {create}"));
+        Some(format!("they wait for a create that the server refused, see {see}"))
     };
     (!lanes.is_empty() && lanes.iter().all(is_late)).then(reason)
 }

@@ -20,7 +20,8 @@ use super::relay::Relay;
 use super::{Agent, AgentError, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source, WhenFull, url_in_home_file};
-use crate::figures::count;
+use crate::figures::{count, them};
+use crate::hint;
 use crate::printable::shell_word;
 use crate::shutdown::Shutdown;
 use crate::signals::SignalError;
@@ -205,36 +206,24 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     let store = config.db.value.display();
     match (&run.flush, run.waiting) {
         (Some(FlushEnd::NoStore { reason }), _) => {
-            let passed_on = count(run.forwarded, "write");
+            let accepted = count(accepted(run), "write");
             lines.push(format!("NOT PROTECTED: nothing could be stored: {reason}"));
             lines.push(format!(
-                "{passed_on} went straight to {}; writes that it did not accept were refused",
+                "{accepted} went straight to {}; writes that it did not accept were refused",
                 config.upstream.value
             ));
         }
         (_, Some(0)) if run.forwarded + run.stored + run.delivered == 0 => {
             lines.push(format!("{name} sent nothing to Opik, and nothing waits to be delivered"));
         }
-        (_, Some(0)) => {
-            let receiver = receiver(config, run);
-            let mut parts = vec![format!("{} went straight to {receiver}", count(run.forwarded, "write"))];
-            if run.stored + run.delivered > 0 {
-                parts.push(format!("{} stored first", count(run.stored, "message")));
-                parts.push(format!("{} delivered from the store", run.delivered));
-            }
-            let by_others = run.stored.saturating_sub(run.delivered + run.rejected);
-            // Certain only if no message can have been dropped.
-            if by_others > 0 && config.max_age.value.is_none() && config.when_full.value == WhenFull::Refuse {
-                parts.push(format!("{by_others} of them by another agent on this store"));
-            }
-            lines.push(format!("nothing waits to be delivered: {}", parts.join(", ")));
-        }
+        (_, Some(0)) => lines.push(drained(run, config)),
         (_, None) => lines.push(format!("cannot read {store}, so the number of waiting messages is unknown")),
         (end, Some(waiting)) => {
             let stay = if waiting == 1 { "stays" } else { "stay" };
             let stored = count(waiting, "message");
             lines.push(format!("{stored} {stay} safely stored in {store}: {}", why(end.as_ref(), config)));
-            lines.push("deliver later with `opik-offline replay`, or by any agent on this store".to_owned());
+            let replay = hint::command("replay");
+            lines.push(format!("deliver later with {replay}, or with an agent for that server"));
         }
     }
     if let (Some(fleet), Some(1..)) = (&run.fleet, run.waiting) {
@@ -247,6 +236,14 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
                 fleet.problem.as_deref().unwrap_or("there was not enough time")
             ),
         });
+    }
+    if run.forwarded_refused > 0 {
+        lines.push(format!(
+            "{} refused {}, as {name} was told: nothing of {} is kept",
+            config.upstream.value,
+            count(run.forwarded_refused, "write"),
+            them(run.forwarded_refused)
+        ));
     }
     if run.refused_while_away > 0 {
         let refused = count(run.refused_while_away, "write");
@@ -261,14 +258,40 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
         lines.push(format!("{writes} {was} refused, because the store was full: {reason}"));
         if let Some(full) = &run.full {
             let waiting = run.waiting.unwrap_or(0);
-            lines.extend(remedies(full.limit, waiting, run.rejected, &store_option(config)));
+            let remedies = remedies(full.limit, waiting, run.rejected, &store_option(config));
+            lines.extend(remedies.iter().map(|remedy| hint::completed(remedy).into_owned()));
         }
     }
     if run.rejected > 0 {
         let rejected = count(run.rejected, "message");
-        lines.push(format!("{} refused {rejected}: see `opik-offline inspect --rejected`", config.upstream.value));
+        let see = hint::command("inspect --rejected");
+        lines.push(format!("{} refused {rejected}: see {see}", config.upstream.value));
     }
     lines
+}
+
+/// Returns the note on a run after which nothing waits.
+fn drained(run: &RunEnd, config: &Config) -> String {
+    let mut parts = Vec::new();
+    if accepted(run) > 0 || run.stored + run.delivered > 0 {
+        parts.push(format!("{} went straight to {}", count(accepted(run), "write"), receiver(config, run)));
+    }
+    if run.stored + run.delivered > 0 {
+        parts.push(format!("{} stored first", count(run.stored, "message")));
+        parts.push(format!("{} delivered from the store", run.delivered));
+    }
+    let by_others = run.stored.saturating_sub(run.delivered + run.rejected);
+    // Certain only if no message can have been dropped.
+    if by_others > 0 && config.max_age.value.is_none() && config.when_full.value == WhenFull::Refuse {
+        parts.push(format!("{by_others} of them by another agent on this store"));
+    }
+    let colon = if parts.is_empty() { "" } else { ": " };
+    format!("nothing waits to be delivered{colon}{}", parts.join(", "))
+}
+
+/// Returns how many writes the server took at once.
+fn accepted(run: &RunEnd) -> u64 {
+    run.forwarded.saturating_sub(run.forwarded_refused)
 }
 
 /// Returns what accepted the writes: a standalone agent, if `OPIK_URL_OVERRIDE` is its URL, may store them for its

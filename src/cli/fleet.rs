@@ -173,8 +173,7 @@ fn check_server(upstream: &Upstream, config: &Config) -> Result<(), Failure> {
         Presence::There | Presence::Unauthorised(_) => Ok(()),
         presence => {
             let message = format!("the Opik server {}", presence.sentence(upstream.base_url()));
-            let hint = "check that --upstream is the URL of the API, such as http://127.0.0.1:5173/api";
-            Err(Failure::new(Exit::Unreachable, message, Some(hint)))
+            Err(Failure::new(Exit::Unreachable, message, presence.hint()))
         }
     }
 }
@@ -297,7 +296,7 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
             return Err(Failure::new(Exit::Usage, message, Some("check with --dry-run, then add --yes")));
         }
         let mut question = report.text(&renderer);
-        question.add_text(&format!("permanently delete {} in {url}? [y/N] ", report.sums()));
+        question.add(&super::question(&format!("permanently delete {} in {url}? [y/N] ", report.sums())));
         confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))?;
     }
     let mut purged = purge.purge(&order.selection, &would, &shutdown)?;

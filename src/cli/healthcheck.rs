@@ -14,7 +14,10 @@ use crate::config::{Config, ConfigFile, Source};
 use crate::depot::{self, DepotError, DepotSettings};
 use crate::diagnosis::orphaned_files;
 use crate::figures::count;
-use crate::health::{Check, FailureCause, Finding, Health, depot_checks, stored_messages, until_healthy};
+use crate::health::{
+    Check, DeliveringAgent, FailureCause, Finding, Health, depot_checks, running_agent, stored_messages, until_healthy,
+};
+use crate::hint;
 use crate::intake::workers::Workers;
 use crate::message::{Lane, Server};
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
@@ -47,9 +50,9 @@ Exit codes:
   0    Healthy
   1    The store can't be used, or the smoke test failed
   2    Invalid usage or configuration
-  3    The server is down or not Opik, or the depot can't be reached
+  3    The server, or the agent's, fails or is not Opik, or the depot is away
   4    Messages wait and no agent delivers them, or were rejected
-  5    The server refuses the key or workspace, or the depot refuses writes
+  5    The server refuses the key, workspace or check, or the depot the writes
   130  Interrupted";
 
 /// Check the configuration, the Opik server, access to it, the store and its disk
@@ -157,6 +160,7 @@ impl From<Check> for CheckReport {
                 (mark, failure.message, failure.hint, exit.map(|_| failure.exit))
             }
         };
+        let hint = hint.map(|hint| hint::completed(&hint).into_owned());
         Self { name, result, text, hint, exit }
     }
 }
@@ -175,6 +179,7 @@ pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure
     let keys = || translate::store_keys(&config);
     let health = || Health {
         store_path: &config.db.value,
+        store_named_by: translate::store_named_by(&config),
         store_limits: translate::store_limits(&config),
         store_keys: &keys,
         store_flags: store_option(&config),
@@ -325,8 +330,23 @@ fn messages(config: &Config, is_startup: bool) -> Option<Check> {
     let (agents, backlog) = agents(config);
     // One that can't use the store delivers nothing of it.
     let serving = agents.serving.filter(|agent| agent.store_problem.is_none());
-    let server = serving.and_then(|agent| agent.server).map(|server| Server::new(&server.url));
-    Some(stored_messages(&backlog?, server.as_ref(), is_startup))
+    let agent = serving.as_ref().and_then(delivering);
+    Some(stored_messages(&backlog?, agent.as_ref(), &translate::server(config), is_startup))
+}
+
+/// Returns which server an agent delivers to; `None` if its version does not report it.
+fn delivering(agent: &AskedAgent) -> Option<DeliveringAgent> {
+    let server = agent.server.as_ref()?;
+    Some(DeliveringAgent {
+        listen: agent.overview.listen.clone(),
+        server: Server::new(&server.url),
+        is_available: match server.connection {
+            "available" => Some(true),
+            "unavailable" => Some(false),
+            _ => None,
+        },
+        reason: server.reason.clone(),
+    })
 }
 
 fn agent(config: &Config) -> Check {
@@ -334,6 +354,7 @@ fn agent(config: &Config) -> Check {
     if let (None, Some(other)) = (&agents.serving, &agents.other) {
         return Check::warning("agent", other.other_store_text(), "use its store with --db, or give both the same one");
     }
+    let delivering = agents.serving.as_ref().and_then(delivering);
     match agents.serving.map(RunningAgent::of) {
         Some(RunningAgent { listen, store_problem: Some(problem), .. }) => {
             let text = format!("NOT PROTECTED: running on {listen}, but it {problem}");
@@ -347,7 +368,10 @@ fn agent(config: &Config) -> Check {
             let (problem, hint) = files.split_once("; ").unwrap_or((&files, "raise the hard limit on open files"));
             Check::warning("agent", format!("running on {listen}, but {problem}"), hint)
         }
-        Some(RunningAgent { listen, .. }) => Check::good("agent", format!("running on {listen}")),
+        Some(RunningAgent { listen, .. }) => match delivering {
+            Some(agent) => running_agent(&agent, &translate::server(config)),
+            None => Check::good("agent", format!("running on {listen}")),
+        },
         None if few_files(config).is_some() => {
             let (problem, hint) = few_files(config).unwrap_or_default();
             Check::note_with_hint("agent", format!("not running; started from here, {problem}"), hint)
@@ -402,7 +426,8 @@ fn settings(renderer: &Renderer, settings: &[SettingReport], all: bool) -> Shown
     }
     if others > 0 {
         let settings = count(others as u64, "setting");
-        shown.add_line(&format!("{settings} with the default value: `opik-offline healthcheck -v` shows all"));
+        let all = hint::command("healthcheck -v");
+        shown.add_line(&format!("{settings} with the default value: {all} shows all"));
     }
     shown
 }

@@ -382,11 +382,16 @@ impl MessageList<'_> {
     }
 
     fn write_table(&self, output: &mut Output) -> Result<(), Failure> {
-        let mut shown = 0;
+        let (mut shown, mut is_cut) = (0, false);
         let mut pages = self.pages();
         while let Some(lines) = pages.next_page()? {
             shown += lines.len();
-            output.show(&self.columns.table(self.renderer, &lines, self.args.clock()))?;
+            let (table, is_page_cut) = self.columns.table(self.renderer, &lines, self.args.clock());
+            is_cut |= is_page_cut;
+            output.show(&table)?;
+        }
+        if is_cut {
+            output.show(&Shown::line("rows are cut at the edge of the terminal: --columns chooses what is shown"))?;
         }
         let more = "more with --limit, others with --newest or filters";
         let rest = match self.store {

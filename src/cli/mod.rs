@@ -39,13 +39,15 @@ use crate::shutdown::Shutdown;
 use crate::signals;
 use crate::telemetry::log::{self, LogFile};
 use crate::terminal::progress;
-use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::render::{OutputFormat, Renderer, hanging};
 use crate::terminal::{OutputStream, Shown};
 use crate::translate;
 use crate::upstream::Upstream;
 
 /// Prints values for the shell's completions. It is not part of the definition, because people don't type it.
 const COMPLETION_COMMAND: &str = "__values";
+/// Prints what a shell reads to complete our commands. It is no command, and stands alone.
+const COMPLETIONS_FLAG: &str = "--completions";
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
@@ -64,12 +66,14 @@ Examples:
     OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
   See which messages are waiting for the server:
     opik-offline status
+  Complete commands in bash; also zsh, fish, powershell and elvish:
+    . <(opik-offline --completions bash)
 
 Exit codes:
   0    Done
   1    Failure
   2    Invalid usage or configuration, or no store at --db; nothing was done
-  3    The Opik server can't be reached, or what answers is not Opik
+  3    The Opik server can't be reached or has a problem, or what answers is not Opik
   4    Messages remain or were rejected, or a threshold was exceeded
   5    The server rejects the API key or the workspace
   6    The address of the agent is in use; a later start may succeed
@@ -180,9 +184,13 @@ pub fn command() -> clap::Command {
 pub fn run() -> ExitCode {
     std::panic::set_hook(Box::new(progress::say_panic));
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == COMPLETION_COMMAND) {
-        show_completions(arguments.collect());
-        return ExitCode::SUCCESS;
+    match arguments.next().as_deref().and_then(|first| first.to_str()) {
+        Some(COMPLETION_COMMAND) => {
+            show_completions(arguments.collect());
+            return ExitCode::SUCCESS;
+        }
+        Some(COMPLETIONS_FLAG) => return ended(show_script(&arguments.collect::<Vec<_>>())),
+        _ => {}
     }
     let cli = match parsed() {
         Ok(cli) => cli,
@@ -195,7 +203,12 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
         }
     };
-    match cli.dispatch() {
+    ended(cli.dispatch())
+}
+
+/// Returns the exit code of the process, after it reported a failure.
+fn ended(result: Result<ExitCode, Failure>) -> ExitCode {
+    match result {
         Ok(code) => code,
         Err(failure) => {
             if !failure.message.is_empty() {
@@ -204,6 +217,22 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// Writes what a shell reads to complete our commands.
+fn show_script(shells: &[OsString]) -> Result<ExitCode, Failure> {
+    let script = match shells {
+        [shell] => shell.to_str().and_then(completion::script),
+        _ => None,
+    };
+    let Some(script) = script else {
+        let message = format!("{COMPLETIONS_FLAG} needs the name of one shell");
+        return Err(Failure::new(Exit::Usage, message, Some(completion::SHELLS)));
+    };
+    let mut shown = Shown::default();
+    shown.add_as_sent(script);
+    OutputStream::Out.show(&shown)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes values for the shell's completions, one a line; a description follows after a tab.
@@ -334,6 +363,11 @@ impl Common {
         };
         log::init(&translate::log_settings(config, level, self.is_colored(OutputStream::Err))).map_err(Failure::from)
     }
+}
+
+/// Returns a question as it is shown on a terminal, broken between words; the answer is typed behind it.
+fn question(text: &str) -> Shown {
+    Shown::lines(&hanging(&printable::line(text), OutputStream::Err.columns(), 0))
 }
 
 /// Asks a question on a terminal; fails with `refused` unless the answer is yes.

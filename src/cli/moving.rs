@@ -10,6 +10,7 @@ use super::salvage::SourceReport;
 use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::figures::{count, size};
+use crate::hint;
 use crate::moving::{Moved, MovedFile, MovingError, MovingIn, SealedCopy, SealingJob, SourceKind};
 use crate::sdk::trust::FileOwner;
 use crate::sealing::{Identity, Recipient, SealError, make_identity, read_identities, read_recipients};
@@ -162,12 +163,13 @@ pub(super) fn sealed_text(sealed: Option<&SealedReport>, dry_run: bool) -> Shown
     shown.end_line();
     if sealed.unread > 0 {
         let damaged = count(sealed.unread, "message");
-        shown.add_line(&format!("{damaged} not in it, because of damage: see `opik-offline healthcheck`"));
+        let see = hint::command("healthcheck");
+        shown.add_line(&format!("{damaged} not in it, because of damage: see {see}"));
     }
     shown.add_line("move them in elsewhere with `replay --from FILE --identity KEYFILE`");
-    shown.add_line(
-        "they also stay here: after that, delete them with `opik-offline purge`, so that nothing is sent twice",
-    );
+    let purge = hint::command("purge");
+    shown
+        .add_line(&format!("they also stay here: after that, delete them with {purge}, so that nothing is sent twice"));
     shown
 }
 

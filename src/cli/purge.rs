@@ -10,6 +10,7 @@ use super::selection::{SelectionArgs, refuse_jsonl, stream};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::figures::{count, size};
 use crate::fleet::names::StreamId;
+use crate::hint;
 use crate::printable;
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, servers_text, sums_text};
 use crate::shutdown::Shutdown;
@@ -201,10 +202,11 @@ fn summary(report: &PurgeReport, was_interrupted: bool) -> Shown {
             format!("interrupted: {} of the selection still stored; run it again to continue\n", count(left, "message"))
         }
         left => format!(
-            "{} kept: a replay is sending {}, or {} arrived in the meantime; see `opik-offline status`\n",
+            "{} kept: a replay is sending {}, or {} arrived in the meantime; see {}\n",
             count(left, "message"),
             if left == 1 { "it" } else { "them" },
             if left == 1 { "it" } else { "they" },
+            hint::command("status"),
         ),
     };
     Shown::lines(&format!("{deleted}{takes}\n{left}"))
@@ -220,7 +222,7 @@ fn ask(renderer: &Renderer, would: &PurgeReport) -> Result<(), Failure> {
     let mut question = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
     question.add_lines(freed(would));
     question.end_line();
-    question.add_text(&format!("permanently delete {what}? [y/N] "));
+    question.add(&super::question(&format!("permanently delete {what}? [y/N] ")));
     confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))
 }
 

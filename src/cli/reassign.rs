@@ -151,6 +151,6 @@ pub(super) fn ask(moves: &[LaneMove]) -> Result<(), Failure> {
         ));
     }
     question.end_line();
-    question.add_text(&format!("move {messages} to this destination? [y/N] "));
+    question.add(&super::question(&format!("move {messages} to this destination? [y/N] ")));
     confirm(&question, Failure::new(Exit::Failure, "nothing was changed", Some("answer y to move them")))
 }

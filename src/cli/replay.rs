@@ -17,6 +17,7 @@ use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
 use crate::delivery::id_window::REMEDY;
 use crate::figures::count;
+use crate::hint;
 use crate::overview::asked::{FoundAgents, OwnStore};
 use crate::replay::report::rate_and_eta;
 use crate::replay::session::{Conclusion, Ending, Plan, ProgressListener, Session, SessionSettings, reassignment};
@@ -393,16 +394,15 @@ impl ReplayRun<'_> {
         let mut reasons = vec![format!("nothing waits{whom} in {}", config.db.value.display())];
         if rejected > 0 {
             reasons.push(format!(
-                "{} stored that the server rejected: see `opik-offline inspect --rejected`, and once the cause is fixed \
-                 `opik-offline replay --rejected`",
-                count_are(rejected)
+                "{} stored that the server rejected: see {}, and once the cause is fixed {}",
+                count_are(rejected),
+                hint::command("inspect --rejected"),
+                hint::command("replay --rejected")
             ));
         }
         if held > 0 {
-            let held = count_are(held);
-            reasons.push(format!(
-                "{held} held for their ids: `opik-offline replay --status held` sends them, and {REMEDY}"
-            ));
+            let (held, replay) = (count_are(held), hint::command("replay --status held"));
+            reasons.push(format!("{held} held for their ids: {replay} sends them, and {REMEDY}"));
         }
         reasons
     }
@@ -529,13 +529,14 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
         )
     });
     if report.rejected > 0 {
-        let rejected = count(report.rejected, "message");
-        shown.add_line(&format!("rejected  {rejected}: see why with `opik-offline inspect --rejected`"));
+        let (rejected, see) = (count(report.rejected, "message"), hint::command("inspect --rejected"));
+        shown.add_line(&format!("rejected  {rejected}: see why with {see}"));
     }
     if report.held > 0 {
         shown.add_line(&format!(
-            "held      {}: their ids are outside the server's window; see `opik-offline inspect --status held`, and {REMEDY}",
-            count(report.held, "message")
+            "held      {}: their ids are outside the server's window; see {}, and {REMEDY}",
+            count(report.held, "message"),
+            hint::command("inspect --status held")
         ));
     }
     if report.remaining > 0 {

@@ -9,6 +9,7 @@ use super::moving::{GivenStores, move_in};
 use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::figures::{count, size};
+use crate::hint;
 use crate::message::{MessageStatus, Server};
 use crate::moving::{Moved, SourceKind, kind_of};
 use crate::printable::shell_word;
@@ -271,7 +272,7 @@ pub(super) fn list(common: &Common, path: &Path, named: Option<&str>, limit: usi
     }
     if shown > 0 && !common.quiet && renderer.format() == OutputFormat::Table {
         let file = shell_word(path.as_os_str());
-        progress::say(&format!("`opik-offline replay --from {file}` delivers them"));
+        progress::say(&format!("{} delivers them", hint::command(&format!("replay --from {file}"))));
     }
     if file.is_damaged() && !common.quiet {
         progress::say(&format!("the file is damaged: about {} could not be read", count(unread, "message")));

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::facts::{Facts, FullFacts, HeldFacts, OrphanFacts};
-use crate::figures::{count, relative, separated, short_duration, size};
+use crate::figures::{count, relative, separated, short_duration, size, them, too_old};
 use crate::printable::{name, shell_word};
+use crate::protocol::recognise::{NOT_OPIK, UNHEALTHY, unwell_hint};
 
 /// How serious a problem is: whether messages are kept and retried, or lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -142,16 +143,27 @@ fn away(facts: &Facts) -> Vec<Problem> {
     let Some(reason) = facts.server_reason.as_ref().filter(|_| facts.available == Some(false)) else {
         return Vec::new();
     };
-    let is_foreign = reason.starts_with("not Opik");
-    let fix = match is_foreign {
-        true => "check the address, and name the Opik server with --upstream",
-        false => "start the server, check the network, or name another server with --upstream",
-    };
-    let text = match is_foreign {
-        true => format!("something else answers at {}: {reason}", facts.server_url),
-        false => format!("the Opik server is unavailable: {reason}"),
+    let unavailable = format!("the Opik server is unavailable: {reason}");
+    let fails = |after: &str| reason.strip_prefix(after).map(is_own_failure);
+    let (text, fix) = match (fails(NOT_OPIK), fails(UNHEALTHY)) {
+        (Some(true), _) => (
+            format!("a proxy answers for the Opik server at {}: {reason}", facts.server_url),
+            "start the server behind it, or check its log",
+        ),
+        (Some(false), _) => (
+            format!("something else answers at {}: {reason}", facts.server_url),
+            "check the address, and name the Opik server with --upstream",
+        ),
+        (None, Some(true)) => (unavailable, "check the server's log and its databases: it answers, and is not well"),
+        (None, _) => (unavailable, "start the server, check the network, or name another server with --upstream"),
     };
     vec![problem("server", Severity::Failed, text, vec![fix.to_owned()])]
+}
+
+/// Returns whether an answer that begins with its status is about the server, not about the request or the address.
+fn is_own_failure(answer: &str) -> bool {
+    let digits = answer.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().is_ok_and(|status| unwell_hint(status).is_some())
 }
 
 fn file_system(facts: &Facts) -> Vec<Problem> {
@@ -242,7 +254,7 @@ fn held_group(facts: &Facts, lanes: &[&HeldFacts]) -> Problem {
     let fixes = match first.is_key_refused {
         true => vec![format!(
             "check the key: `opik-offline healthcheck` asks the server about the configured one, and \
-             `opik-offline replay --rekey` gives it to these messages, after a preview"
+             `opik-offline replay --rekey` gives it to what waits, after a preview"
         )],
         false => Vec::new(),
     };
@@ -288,8 +300,8 @@ fn stranded(facts: &Facts) -> Vec<Problem> {
     let stranded = facts.stranded.iter().map(|stranded| {
         let of = if is_one { String::new() } else { format!(" of workspace {}", name(&stranded.workspace)) };
         let (messages, status) = (count(stranded.messages, "message"), stranded.status);
-        let verb = if stranded.messages == 1 { "is" } else { "are" };
-        let text = format!("{messages}{of} {verb} stranded: the create that they wait for is {status}");
+        let (verb, wait) = if stranded.messages == 1 { ("is", "it waits") } else { ("are", "they wait") };
+        let text = format!("{messages}{of} {verb} stranded: the create that {wait} for is {status}");
         let fix = format!(
             "see `opik-offline inspect {}`, then `opik-offline replay --status {status}`, or purge it",
             stranded.create
@@ -315,12 +327,9 @@ fn elsewhere(facts: &Facts) -> Vec<Problem> {
             }
             None => {
                 let text = format!("{wait} of an earlier version, which recorded no server");
-                problem(
-                    "elsewhere",
-                    Severity::Warning,
-                    text,
-                    vec!["they go to the server of the first agent".to_owned()],
-                )
+                let go = if other.waiting == 1 { "it goes" } else { "they go" };
+                let fix = format!("{go} to the server of the first agent");
+                problem("elsewhere", Severity::Warning, text, vec![fix])
             }
         }
     });
@@ -336,7 +345,7 @@ fn dropped(facts: &Facts) -> Vec<Problem> {
             "because rejected ones held more than rejected_share",
             "fix what the server refuses, or purge it in time",
         ),
-        (dropped.expired, "because they were older than max_age", "deliver them in time, or raise max_age"),
+        (dropped.expired, too_old(dropped.expired), "deliver messages in time, or raise max_age"),
     ];
     let found = causes.into_iter().filter(|(number, ..)| *number > 0);
     let dropped = found.map(|(number, why, fix)| {
@@ -352,7 +361,10 @@ fn recovered(facts: &Facts) -> Vec<Problem> {
         let (recovered, lost) = (count(recovery.recovered, "message"), separated(recovery.lost));
         let text = format!("the store was damaged {at}: {recovered} recovered, {lost} lost");
         let fixes = match &recovery.set_aside {
-            Some(file) => vec![format!("check the disk; delete the damaged file {file} once you no longer need it")],
+            Some(file) => {
+                let word = shell_word(file.as_ref());
+                vec![format!("check the disk; delete the damaged file {word} once you no longer need it")]
+            }
             None => vec!["check the disk".to_owned()],
         };
         problem("recovered", Severity::Warning, text, fixes)
@@ -394,7 +406,8 @@ pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str) -> Option<P
             (format!("{number} of ended Python processes hold {hold}{damaged}"), pattern)
         }
     };
-    let fix = format!("deliver them: `opik-offline replay --from {word} --remove-source`");
+    let them = if uncounted == 0 { them(known) } else { "them" };
+    let fix = format!("deliver {them}: `opik-offline replay --from {word} --remove-source`");
     Some(problem("orphans", Severity::Warning, text, vec![fix]))
 }
 
@@ -459,6 +472,30 @@ mod tests {
         assert!(found[0].fixes[0].contains("`opik-offline replay --rekey`"), "{found:?}");
         assert_eq!(found[1].text, "workspace f (key made***) is held, retried in 9s: 429: slow down");
         assert_eq!(found[1].fixes, Vec::<String>::new(), "it ends by itself");
+    }
+
+    #[test]
+    fn a_server_that_fails_is_not_blamed_on_its_address() {
+        let fix = |reason: &str| {
+            let facts = Facts {
+                available: Some(false),
+                server_reason: Some(reason.to_owned()),
+                server_url: "http://opik".into(),
+                ..Facts::default()
+            };
+            let found = problems(&facts).remove(0);
+            format!("{}: {}", found.text, found.fixes[0])
+        };
+        for (reason, blames_address) in [
+            ("not Opik: 200 text/html", true),
+            ("the ping was answered with 404: nothing here", true),
+            ("cannot connect to http://opik: connection refused", true),
+            ("not Opik: 502 text/html \"Bad Gateway\"", false),
+            ("the ping was answered with 500: Not Healthy", false),
+            ("the ping was answered with 503", false),
+        ] {
+            assert_eq!(fix(reason).contains("--upstream"), blames_address, "{}", fix(reason));
+        }
     }
 
     #[test]

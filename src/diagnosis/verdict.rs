@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::problems::{Problem, Severity, are, refused_words};
 use crate::delivery::eta::{Eta, EtaState};
-use crate::figures::separated;
+use crate::figures::{separated, them};
 use crate::printable::shell_word;
 
 /// Is the data safe, is it moving, when will it be done; or what is wrong.
@@ -14,20 +14,25 @@ pub(crate) struct OverallVerdict {
     pub text: String,
     /// The one command that mends what is wrong.
     pub command: Option<String>,
+    /// The end of the sentence that the command does not mend; empty if there is none.
+    pub aside: String,
 }
 
 impl OverallVerdict {
     /// Returns the whole sentence.
     pub(crate) fn sentence(&self) -> String {
         match &self.command {
-            Some(command) => format!("{}: `{command}`", self.text),
+            Some(command) => {
+                let mended = self.text.strip_suffix(&self.aside).unwrap_or(&self.text);
+                format!("{mended}: `{command}`{}", self.aside)
+            }
             None => self.text.clone(),
         }
     }
 }
 
 fn verdict_of(level: Severity, text: impl Into<String>) -> OverallVerdict {
-    OverallVerdict { level, text: text.into(), command: None }
+    OverallVerdict { level, text: text.into(), command: None, aside: String::new() }
 }
 
 impl OverallVerdict {
@@ -50,8 +55,9 @@ pub(super) fn verdict(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
         return verdict;
     }
     let was = if facts.rejected == 1 { "was" } else { "were" };
-    let text = format!("{}; {} {was} rejected", verdict.text, separated(facts.rejected));
-    OverallVerdict { level: verdict.level.min(Severity::Warning), text, ..verdict }
+    let aside = format!("; {} {was} rejected", separated(facts.rejected));
+    let text = verdict.text.clone() + &aside;
+    OverallVerdict { level: verdict.level.min(Severity::Warning), text, aside, ..verdict }
 }
 
 fn unusable(facts: &Facts) -> OverallVerdict {
@@ -99,7 +105,7 @@ fn waiting(facts: &Facts) -> OverallVerdict {
         EtaState::ServerAway => {
             warning(format!("{safe}; the Opik server is unavailable, and no agent waits for it")).with(agent)
         }
-        EtaState::Idle => warning(format!("{safe}, and nobody delivers them")).with(&facts.deliver),
+        EtaState::Idle => warning(format!("{safe}, and nobody delivers {}", them(facts.waiting))).with(&facts.deliver),
         EtaState::Held if facts.held.iter().any(|lane| lane.is_key_refused) => {
             warning(format!("{safe}, and held: the server refuses the key, check it")).with("opik-offline healthcheck")
         }
@@ -227,6 +233,11 @@ mod tests {
                 Severity::Warning,
                 "2 messages are safe on disk, for another server than this one: `opik-offline replay --upstream \
                  'http://a/;touch$IFS/tmp/x;'`",
+            ),
+            (
+                Facts { rejected: 1, ..facts(1, EtaState::Idle) },
+                Severity::Warning,
+                "1 message is safe on disk, and nobody delivers it: `opik-offline replay`; 1 was rejected",
             ),
             (
                 Facts { held_ids: 1, ..facts(4, EtaState::Moving) },

@@ -17,6 +17,7 @@ use crate::delivery::fleet_dial::{DialForce, FleetDial};
 use crate::delivery::fleet_pacing::MessageRate;
 use crate::depot::{Depot, DepotError};
 use crate::figures::{count, short_duration};
+use crate::hint;
 use crate::store::{now_ms, since_boot};
 
 /// In a fleet with more streams, senders need to know their number even if nobody has set a pace.
@@ -126,8 +127,10 @@ impl DialReader {
                 reading.said = Some(hold.decided.order);
                 warn!(
                     target: "fleet",
-                    "the fleet is held for {} by {}: nothing that waits is delivered; `opik-offline replay --fleet {} --resume` ends that",
-                    short_duration(left), hold.decided.by, self.depot.describe()
+                    "the fleet is held for {} by {}: nothing that waits is delivered; {} ends that",
+                    short_duration(left),
+                    hold.decided.by,
+                    hint::command(&format!("replay --fleet {} --resume", self.depot.describe()))
                 );
             }
             (Some(_), Some(_)) => {}

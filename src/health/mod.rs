@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::check::{Check, CheckError, FailureCause, Finding};
 pub(crate) use self::depot::depot_checks;
-pub(crate) use self::messages::stored_messages;
+pub(crate) use self::messages::{DeliveringAgent, running_agent, stored_messages};
 use crate::message::Lane;
 use crate::shutdown::Shutdown;
 use crate::store::{KeyError, Keys, Limits};
@@ -31,6 +31,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct Health<'a> {
     /// The store's file.
     pub store_path: &'a Path,
+    /// The flag or the variable that names it, if one does.
+    pub store_named_by: Option<String>,
     /// The size limits of the store.
     pub store_limits: Limits,
     /// Reads the keys that the store is encrypted with.

@@ -6,7 +6,7 @@ use super::Health;
 use super::check::{Check, FailureCause};
 use crate::protocol::answers::Answer;
 use crate::protocol::hub::{Hub, Reached};
-use crate::protocol::recognise::{Presence, Recognised};
+use crate::protocol::recognise::{Presence, Recognised, unwell_hint};
 use crate::shutdown::Shutdown;
 use crate::upstream::smoke::{Passed, SmokeFailure};
 
@@ -44,6 +44,18 @@ fn behind(hub: &Hub) -> Check {
     }
 }
 
+/// Returns what an answer of the server means that neither grants nor denies access, and what to do.
+fn refused_access(status: u16) -> (FailureCause, &'static str) {
+    match (status, unwell_hint(status)) {
+        (_, Some(hint)) => (FailureCause::Unreachable, hint),
+        (400..=499, None) => (
+            FailureCause::NotAuthorised,
+            "check OPIK_API_KEY and OPIK_WORKSPACE; the server's log shows what it refuses",
+        ),
+        (_, None) => (FailureCause::Unreachable, "check the server's log"),
+    }
+}
+
 impl Health<'_> {
     /// Pings the server; a hub also tells how it reaches its own.
     pub(super) fn server(&self) -> ServerChecks {
@@ -56,7 +68,7 @@ impl Health<'_> {
                 return ServerChecks { server, behind: None, is_available: false };
             }
         };
-        let (cause, hint) = match &pong.presence {
+        let cause = match &pong.presence {
             Presence::There => {
                 let version = self.upstream.version(self.timeout);
                 let version = version.map_or(String::new(), |version| format!(", version {version}"));
@@ -70,15 +82,13 @@ impl Health<'_> {
                 let is_away = hub.is_some_and(|hub| hub.server != Reached::Available);
                 return ServerChecks { server: check, behind: hub.map(behind), is_available: !is_away };
             }
-            Presence::Unauthorised(_) => (FailureCause::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
+            Presence::Unauthorised(_) => FailureCause::NotAuthorised,
             Presence::Foreign(foreign) if foreign.is_hubs && matches!(foreign.status, 401 | 403) => {
-                (FailureCause::NotAuthorised, foreign.hint())
+                FailureCause::NotAuthorised
             }
-            Presence::Foreign(foreign) => (FailureCause::Unreachable, foreign.hint()),
-            Presence::Unhealthy(_) => {
-                (FailureCause::Unreachable, "set --upstream to the URL of the API, such as http://127.0.0.1:5173/api")
-            }
+            Presence::Foreign(_) | Presence::Unhealthy(..) => FailureCause::Unreachable,
         };
+        let hint = pong.presence.hint().unwrap_or_default();
         let is_available = matches!(pong.presence, Presence::Unauthorised(_));
         let server = Check::failed(NAME, cause, pong.presence.sentence(&self.upstream.described()), hint);
         ServerChecks { server, behind: None, is_available }
@@ -107,7 +117,8 @@ impl Health<'_> {
             }
             Ok(answer) => {
                 let text = format!("the server answers {} to the access check", answer.status);
-                Check::failed(NAME, FailureCause::Failure, text, "check the server's log")
+                let (cause, hint) = refused_access(answer.status);
+                Check::failed(NAME, cause, text, hint)
             }
             Err(failure) => Check::error(NAME, failure),
         }

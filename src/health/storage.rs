@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Health;
 use super::check::{Check, FailureCause};
 use crate::delivery::id_window;
-use crate::figures::{count, size, time};
+use crate::figures::{count, size, time, too_old};
 use crate::replay::near_id_window;
 use crate::store::full_state::remedies;
 use crate::store::{
@@ -38,7 +38,7 @@ impl Health<'_> {
         let path = self.store_path.display();
         let findings = match self.read_store() {
             Ok(findings) => findings,
-            Err(StoreError::Missing { .. }) => return Check::note(NAME, format!("{path}: nothing was stored yet")),
+            Err(StoreError::Missing { .. }) => return self.missing_store(),
             Err(error) => return Check::error(NAME, error),
         };
         if let Some(problems) = findings.problems.as_ref().filter(|problems| !problems.is_empty()) {
@@ -60,7 +60,8 @@ impl Health<'_> {
         }
         if let Some(last) = condition.recoveries.iter().rfind(|recovery| recovery.is_kept) {
             let (recovered, lost) = (last.recovered, last.lost);
-            text.push_str(&format!("; its file was damaged: {recovered} messages were recovered, {lost} are lost"));
+            let recovered = count(recovered, "message");
+            text.push_str(&format!("; its file was damaged: {recovered} recovered, {lost} lost"));
             let aside = &last.set_aside;
             return Check::warning(NAME, text, format!("check the disk; delete {aside} once you don't need it"));
         }
@@ -72,6 +73,23 @@ impl Health<'_> {
             false if backlog.held() > 0 || near_id_window_ms.is_some() => Check::warning(NAME, text, id_window::REMEDY),
             false => Check::good(NAME, text),
         }
+    }
+
+    /// Returns the check of a store that is not there. Before the first start of an agent that is as it should be, but
+    /// whoever names a path may have misspelled it.
+    fn missing_store(&self) -> Check {
+        const NAME: &str = "store";
+        let path = self.store_path.display();
+        let Some(origin) = &self.store_named_by else {
+            return Check::note(NAME, format!("{path}: nothing was stored yet"));
+        };
+        let folder = self.store_path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let folder = folder.map_or(String::new(), |folder| format!(", nor a folder {}", folder.display()));
+        Check::warning(
+            NAME,
+            format!("{path}: there is no message store{folder}, named by {origin}"),
+            "check the path; an agent makes the file when it starts",
+        )
     }
 
     /// Reads the state of the store. A store whose last sync failed is proven first.
@@ -94,17 +112,19 @@ impl Health<'_> {
         let (used, max) = (size(condition.file_bytes), size(self.store_limits.size_max));
         let mut text = format!("{}: {looked}, {used} of at most {max}", self.store_path.display());
         for (dropped, why) in [
-            (condition.dropped, "the store was full"),
-            (condition.rejected_dropped, "rejected ones held more than rejected_share"),
-            (condition.expired, "they were older than max_age"),
+            (condition.dropped, "because the store was full"),
+            (condition.rejected_dropped, "because rejected ones held more than rejected_share"),
+            (condition.expired, too_old(condition.expired)),
         ] {
             if dropped > 0 {
-                text.push_str(&format!("; {dropped} messages were dropped because {why}"));
+                let were = if dropped == 1 { "was" } else { "were" };
+                text.push_str(&format!("; {} {were} dropped {why}", count(dropped, "message")));
             }
         }
         if backlog.held() > 0 {
-            let held = backlog.held();
-            text.push_str(&format!("; {held} messages are held, because their ids are outside the server's window"));
+            let (are, their) = if backlog.held() == 1 { ("is", "its") } else { ("are", "their") };
+            let held = count(backlog.held(), "message");
+            text.push_str(&format!("; {held} {are} held, because {their} ids are outside the server's window"));
         } else if let Some(at_ms) = near_id_window_ms {
             let since = time(*at_ms);
             text.push_str(&format!("; a create has been waiting since {since}: servers may refuse ids older than 24h"));

@@ -275,7 +275,7 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
         let (result, reason) = match pong {
             // Waiting messages have keys of their own: whether these are valid is checked lane by lane.
             Ok(presence @ (Presence::There | Presence::Unauthorised(_))) => (Ok(()), presence.reason()),
-            Ok(presence @ (Presence::Unhealthy(_) | Presence::Foreign(_))) => (Err(Met::Somebody), presence.reason()),
+            Ok(presence @ (Presence::Unhealthy(..) | Presence::Foreign(_))) => (Err(Met::Somebody), presence.reason()),
             Err(failed) => (Err(failed.met), Some(failed.failure.to_string())),
         };
         let answered = result.is_ok();

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::details::AgentsView;
 use super::{AgentOverview, LiveWrites, ServerOverview};
 use crate::figures::count;
+use crate::hint;
 use crate::printable::shell_word;
 use crate::store::{AgentRecord, StoreIdentity};
 use crate::upstream::{Upstream, UpstreamSettings};
@@ -121,7 +122,8 @@ impl AskedAgent {
                 version: text(&agent["version"]).unwrap_or_default(),
                 listen: listen.to_owned(),
                 uptime_seconds: agent["uptime_seconds"].as_u64().unwrap_or_default(),
-                files_problem: text(&agent["files_problem"]),
+                // Its second half is shown as a remedy.
+                files_problem: text(&agent["files_problem"]).map(|problem| hint::foreign(&problem)),
                 client_problem: text(&agent["client_problem"]),
             },
             server: ready.get("server").map(server),

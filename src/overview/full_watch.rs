@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use crate::hint;
 use crate::store::full_state::{FullChange, FullEpisode, FullState};
 use crate::store::slot::StoreSlot;
 use crate::store::{Condition, FullLimit, Fullness, StoreError, now_ms};
@@ -62,7 +63,8 @@ impl FullWatch {
             warn!(
                 target: "db_manager",
                 "the message store is full: {reason}. Writes that the Opik server does not take at once are refused with 503 \
-                 until there is room; `opik-offline status` says what to do"
+                 until there is room; {} says what to do",
+                hint::command("status")
             );
         }
         Some(*limit)

@@ -149,6 +149,9 @@ impl Foreign {
             (_, 401..=403 | 407) => {
                 "a gate in front of the server wants to know who asks: check OPIK_API_KEY and the proxy"
             }
+            (_, 500..=599) => {
+                "a proxy in front of the server can't reach it, or the server fails: start the server, or check its log"
+            }
             _ => {
                 "a sign-in page, a proxy or a router answers in the server's place, or --upstream does not name the API, \
                  such as http://127.0.0.1:5173/api"
@@ -173,6 +176,19 @@ fn hub_hint(status: u16) -> &'static str {
 const LACKS_API: &str =
     "this may be the UI's web server: --upstream needs the API's path, such as http://127.0.0.1:5173/api";
 
+/// Prefix of the reason of a server that is available and not healthy.
+pub(crate) const UNHEALTHY: &str = "the ping was answered with ";
+
+/// Returns what to do about an answer of a server that can't do its work for now; `None` if the status says something
+/// about the request.
+pub(crate) fn unwell_hint(status: u16) -> Option<&'static str> {
+    match status {
+        408 | 425 | 429 => Some("the server takes no more requests for now: try again later"),
+        500..=599 => Some("the server has a problem of its own: check its log and its databases"),
+        _ => None,
+    }
+}
+
 /// The result of a ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -181,8 +197,8 @@ pub enum Presence {
     /// A gate rejects the ping's own key, or requires one; with this error text. Queued messages have keys of their
     /// own, so this does not stop delivery.
     Unauthorised(String),
-    /// Opik is available and not healthy; with this error text.
-    Unhealthy(String),
+    /// Opik is available and not healthy; with the status and this error text.
+    Unhealthy(u16, String),
     /// Not Opik.
     Foreign(Box<Foreign>),
 }
@@ -193,7 +209,7 @@ impl Presence {
         match self {
             Self::There => None,
             Self::Unauthorised(said) => Some(format!("its ping is not authorised: {said}")),
-            Self::Unhealthy(said) => Some(format!("the ping was answered with {said}")),
+            Self::Unhealthy(_, said) => Some(format!("{UNHEALTHY}{said}")),
             Self::Foreign(foreign) => Some(format!("{foreign}; {}", foreign.hint())),
         }
     }
@@ -203,8 +219,21 @@ impl Presence {
         match self {
             Self::There => format!("{url} answers its ping"),
             Self::Unauthorised(said) => format!("{url} does not authorise its ping: {said}"),
-            Self::Unhealthy(said) => format!("{url} answers its ping with {said}"),
+            Self::Unhealthy(_, said) => format!("{url} answers its ping with {said}"),
             Self::Foreign(foreign) => format!("{url} is {foreign}"),
+        }
+    }
+
+    /// Returns the hint for operators; `None` if Opik is healthy.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::There => None,
+            Self::Unauthorised(_) => Some("check OPIK_API_KEY and OPIK_WORKSPACE"),
+            Self::Unhealthy(status, _) => Some(
+                unwell_hint(*status)
+                    .unwrap_or("check that --upstream is the URL of the API, such as http://127.0.0.1:5173/api"),
+            ),
+            Self::Foreign(foreign) => Some(foreign.hint()),
         }
     }
 }
@@ -239,7 +268,7 @@ pub(crate) fn presence(recognised: Recognised, status: u16, said: &str) -> Prese
         (Recognised::Foreign(foreign), 401 | 403) => Presence::Unauthorised(foreign.to_string()),
         (Recognised::Refused, 401 | 403) => Presence::Unauthorised(with_words(status, said)),
         (Recognised::Foreign(foreign), _) => Presence::Foreign(foreign),
-        (Recognised::Refused, _) => Presence::Unhealthy(with_words(status, said)),
+        (Recognised::Refused, _) => Presence::Unhealthy(status, with_words(status, said)),
     }
 }
 

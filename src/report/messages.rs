@@ -25,7 +25,7 @@ const COLUMNS: &[MessageColumn] = &[
     MessageColumn { name: "status", head: "status", text: |line, _| line.word.to_owned() },
     MessageColumn { name: "type", head: "…type", text: |line, _| type_text(line) },
     MessageColumn { name: "name", head: "…name", text: |line, _| line.subject.name.clone().unwrap_or_default() },
-    MessageColumn { name: "trace", head: "trace", text: |line, _| trace_text(&line.subject.trace_ids) },
+    MessageColumn { name: "trace", head: "…trace", text: |line, _| trace_text(&line.subject.trace_ids) },
     MessageColumn { name: "workspace", head: "…workspace", text: |line, _| line.workspace.clone() },
     MessageColumn { name: "project", head: "…project", text: |line, _| line.project.clone().unwrap_or_default() },
     MessageColumn {
@@ -100,15 +100,15 @@ impl MessageColumns {
         self.0.iter().any(|column| ["name", "trace"].contains(&column.name))
     }
 
-    /// Returns a table of messages.
-    pub(crate) fn table(&self, renderer: &Renderer, lines: &[ListedMessage], clock: Clock) -> Shown {
+    /// Returns a table of messages, and whether the ends of its rows are left out.
+    pub(crate) fn table(&self, renderer: &Renderer, lines: &[ListedMessage], clock: Clock) -> (Shown, bool) {
         let heads: Vec<&str> = self.0.iter().map(|column| column.head).collect();
         let mut table = renderer.table(&heads);
         table.paint("status", MessageStatus::Rejected.word(), Style::Red);
         for line in lines {
             table.add_row(self.0.iter().map(|column| (column.text)(line, clock)));
         }
-        table.shown()
+        (table.shown(), table.is_cut())
     }
 }
 

@@ -59,6 +59,7 @@ use super::rescue;
 use super::said::Said;
 use super::traits::Store;
 use super::view::{BacklogSeen, Unproven};
+use crate::hint;
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
 use crate::printable::shell_word;
 
@@ -750,9 +751,9 @@ impl StoreSlot {
                     warn!(
                         target: "db_manager",
                         "{words} {0} are refused with 503: it was moved away while it was in use; move it back, or deliver \
-                         what it holds with `opik-offline replay --db {1}`",
+                         what it holds with {1}",
                         path.display(),
-                        shell_word(path.as_os_str())
+                        hint::command(&format!("replay --db {}", shell_word(path.as_os_str())))
                     );
                 }
                 return;

@@ -298,7 +298,7 @@ pub struct Condition {
     pub agents: Vec<AgentRecord>,
     /// How the last replay ended.
     pub last_replay: Option<ReplayRecord>,
-    /// Lanes on hold, and those that are retried after one.
+    /// Lanes on hold in which messages wait, and those that are retried after one.
     pub held: Vec<(Lane, Hold)>,
     /// Which servers were given messages of earlier versions.
     pub adoptions: Vec<AdoptionRecord>,

@@ -18,6 +18,7 @@ use crate::fleet::marks::{Mark, MarksReader};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::parallel::in_parallel;
 use crate::fleet::record::{FleetRecord, ShippedFile};
+use crate::hint;
 use crate::sealing::{Identity, OpenReader, SealError, is_sealed};
 
 /// How often bundles are listed until all that were shipped are there, and the pause between: a listing may lag behind.
@@ -106,9 +107,10 @@ impl StreamReader {
             if lists == LISTS_MAX {
                 let object = format!("{}/{first}", names::bundles_of(&stream));
                 let messages = missing.len() as u64;
+                let purge = hint::command(&format!("purge --fleet URL --stream {stream}"));
                 let reason = format!(
                     "{} of {shipped} that were shipped are not there, or the listing does not show them; if they were \
-                     deleted, their messages are lost: `opik-offline purge --fleet URL --stream {stream}` deletes the rest",
+                     deleted, their messages are lost: {purge} deletes the rest",
                     crate::figures::count(messages, "bundle")
                 );
                 return Ok((bundles, Some(UnreadableObject { object, messages, reason })));

@@ -29,7 +29,7 @@ use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::{hint, printable};
+use crate::printable;
 
 /// The targets that our rooms log to. The first three names are the SDK's.
 pub(crate) const CONNECTION_MONITOR: &str = "connection_monitor";
@@ -222,7 +222,7 @@ impl HarmlessVisitor<'_> {
             (name, true) => write!(self.writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m")?,
             (name, false) => write!(self.writer, "{name}=")?,
         }
-        self.writer.write_str(&hint::completed(&printable::line(value)))
+        self.writer.write_str(&printable::line(value))
     }
 }
 

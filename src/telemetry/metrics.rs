@@ -79,6 +79,12 @@ macro_rules! metrics {
         }
 
         impl Metrics {
+            /// Counts a write whose client gets the server's own answer, with this status.
+            pub fn answered_at_once(&self, status: http::StatusCode) {
+                self.requests_forwarded.add(1);
+                self.requests_forwarded_refused.add(u64::from(!status.is_success()));
+            }
+
             /// Returns the Prometheus text exposition, version 0.0.4.
             pub fn render(&self) -> String {
                 let mut text = String::new();
@@ -106,6 +112,7 @@ metrics! {
     intake_foreign_hosts: Counter = "opik_offline_intake_foreign_total{by=\"host\"}", "Requests refused because of a Host that is not the agent's (allowed_hosts), or because a web page of another site may have sent them";
     intake_foreign_pages: Counter = "opik_offline_intake_foreign_total{by=\"page\"}", "Requests refused because of a Host that is not the agent's (allowed_hosts), or because a web page of another site may have sent them";
     requests_forwarded: Counter = "opik_offline_requests_forwarded_total", "Protected writes that the Opik server answered at once";
+    requests_forwarded_refused: Counter = "opik_offline_requests_forwarded_refused_total", "Those of them that the Opik server refused, as its answer told the client";
     requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
     replay_requests: Counter = "opik_offline_replay_requests_total", "Requests sent to replay stored messages";
     backlog_messages: Gauge = "opik_offline_backlog_messages", "Messages that still have to reach the Opik server";

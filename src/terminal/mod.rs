@@ -13,7 +13,7 @@ pub(crate) mod yaml;
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::{hint, printable};
+use crate::printable;
 
 /// A standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,11 +209,6 @@ impl Shown {
     /// Appends other text for people.
     pub(crate) fn add(&mut self, other: &Self) {
         self.0.push_str(&other.0);
-    }
-
-    /// Returns the text with every suggested command completed ([`hint`]).
-    pub(crate) fn completed(&self) -> Self {
-        Self(hint::completed(&self.0).into_owned())
     }
 
     /// Returns the text, for tests and the pager.

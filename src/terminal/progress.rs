@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use super::render::hanging;
 use super::{OutputStream, Shown};
 use crate::figures::{separated, time_range};
-use crate::printable;
+use crate::{hint, printable};
 
 /// Shows progress and notes to the user.
 pub(crate) struct ProgressDisplay {
@@ -80,7 +80,7 @@ pub(crate) fn say(text: &str) {
 pub(crate) fn say_error(message: &str, hint: Option<&str>) {
     let mut shown = hanging_line(&format!("error: {message}"));
     if let Some(hint) = hint {
-        shown.add(&hanging_line(&format!("hint: {hint}")));
+        shown.add(&hanging_line(&format!("hint: {}", hint::completed(hint))));
     }
     show(&shown);
 }

@@ -79,7 +79,7 @@ impl Renderer {
         people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            OutputFormat::Table | OutputFormat::Wide => output.show(&people(self, result).completed())?,
+            OutputFormat::Table | OutputFormat::Wide => output.show(&people(self, result))?,
             OutputFormat::Json | OutputFormat::Jsonl => self.json_to(output, result)?,
             OutputFormat::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }
@@ -158,11 +158,11 @@ pub(crate) fn hanging(text: &str, columns: usize, indent: usize) -> String {
 }
 
 /// Wraps a text between words. A word that is longer than a line, such as a path, stays whole. Suggested commands in it
-/// are completed ([`hint`]), and stay whole as well: they are pasted.
+/// stay whole as well: they are pasted.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
-    for word in hint::words(&hint::completed(text)) {
+    for word in hint::words(text) {
         let length = cells(word);
         if column > 0 && column + 1 + length > width {
             lines.push('\n');

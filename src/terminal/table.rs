@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
 
-use super::{Shown, Style, terminal};
+use super::{COLUMNS_MIN, Shown, Style, terminal};
 use crate::printable::{self, cells};
 
 /// Cells between two columns.
@@ -85,15 +85,23 @@ impl TextTable {
         self.shown_in(terminal().map(|terminal| terminal.columns))
     }
 
+    /// Returns whether the ends of rows are left out on the terminal of stdout.
+    pub(crate) fn is_cut(&self) -> bool {
+        let is_cut = |columns: usize| columns >= COLUMNS_MIN && self.taken(&self.widths(columns)) > columns;
+        terminal().is_some_and(|terminal| is_cut(terminal.columns))
+    }
+
     fn shown_in(&self, columns: Option<usize>) -> Shown {
         let widths = self.widths(columns.unwrap_or(usize::MAX));
         let laid_out = match columns {
             Some(_) => self.laid_out_in(&widths),
             None => self.laid_out(),
         };
+        // A row that the terminal wraps is no longer a row. A terminal that is too narrow for words shows everything.
+        let room = columns.filter(|columns| *columns >= COLUMNS_MIN).unwrap_or(usize::MAX);
         let mut shown = Shown::default();
         for (number, line) in laid_out.lines().enumerate() {
-            let line = line.trim_end();
+            let line = &*printable::cut(line.trim_end(), room);
             match self.painted_at(line, &widths).filter(|_| number > 0) {
                 Some((from, to, style)) => {
                     shown.add_text(&line[..from]);
@@ -158,6 +166,11 @@ impl TextTable {
         table
     }
 
+    /// Returns the cells of a row with columns of these widths.
+    fn taken(&self, widths: &[usize]) -> usize {
+        widths.iter().sum::<usize>() + usize::from(GAP) * self.heads.len().saturating_sub(1)
+    }
+
     /// Returns the width of each column on a terminal of `columns` cells.
     fn widths(&self, columns: usize) -> Vec<usize> {
         let natural = self.heads.iter().enumerate().map(|(column, (head, _))| {
@@ -177,17 +190,15 @@ impl TextTable {
             natural[column].min(least)
         };
         let mut widths: Vec<usize> = (0..natural.len()).map(least).collect();
-        let gaps = usize::from(GAP) * widths.len().saturating_sub(1);
-        let taken = |widths: &[usize]| widths.iter().sum::<usize>() + gaps;
         let may_shrink = |column: usize, widths: &[usize]| {
             !matches!(fits(column), Fit::Whole | Fit::Number) && widths[column] > ELIDED_MIN
         };
-        while taken(&widths) > columns {
+        while self.taken(&widths) > columns {
             let wide = (0..widths.len()).filter(|column| may_shrink(*column, &widths));
             let Some(widest) = wide.max_by_key(|column| widths[*column]) else { break };
             widths[widest] -= 1;
         }
-        let mut left = columns.saturating_sub(taken(&widths));
+        let mut left = columns.saturating_sub(self.taken(&widths));
         // A long name takes nothing from the other columns: it is widened last. In each step the narrowest comes first.
         let steps =
             [(&[Fit::Elided][..], NAME_FAIR), (&[Fit::Wrapped, Fit::Cut], usize::MAX), (&[Fit::Elided], usize::MAX)];
@@ -273,6 +284,18 @@ mod tests {
         }
         let narrow = shown(&[">id", "…workspace", ">size"], &[&["123456789", long, "1,024.0 KiB"]], Some(20));
         assert!(narrow.contains("123456789") && narrow.contains("1,024.0 KiB"), "a figure is cut: {narrow}");
+    }
+
+    #[test]
+    fn a_row_that_is_too_wide_is_cut_and_never_wrapped() {
+        let heads = ["first head", "second head", "third head", "fourth head", "fifth head"];
+        let rows: &[&[&str]] = &[&["日本語日本語", "b", "c", "a text that can't be shortened", "e"]];
+        let narrow = shown(&heads, rows, Some(60));
+        assert_eq!(narrow.lines().count(), 2, "{narrow}");
+        assert!(narrow.lines().all(|line| cells(line) <= 60 && line.ends_with('…')), "{narrow}");
+        let all = shown(&heads, rows, Some(100));
+        assert!(all.lines().all(|line| !line.contains('…')), "{all}");
+        assert!(shown(&heads, rows, None).contains("fifth head"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::sandbox::{BINARY, OTHER_TRACE, Sandbox, assert_text, create_trace, me
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::process::run;
+use crate::support::pty::OnTerminal;
 use crate::support::{PATIENCE, uuid7, wait_until};
 
 fn db(sandbox: &Sandbox) -> std::path::PathBuf {
@@ -143,4 +144,45 @@ fn following_begins_with_a_heading() {
     assert_eq!(words, ["accepted", "id", "status", "type", "size", "workspace", "project"]);
     kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::INT).unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_wide_list_has_one_row_for_each_message_on_every_terminal() {
+    let sandbox = Sandbox::filled();
+    for columns in [80, 200] {
+        let args = ["inspect", "-o", "wide", "--no-pager", "--no-color"];
+        let (status, text) = OnTerminal::start(&mut sandbox.command(&args), columns).finish();
+        assert_eq!(status.code(), Some(0), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= columns.into()), "{columns}: {text}");
+        let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit()));
+        assert_eq!(rows.count(), 5, "{text}");
+        assert_eq!(text.contains("rows are cut at the edge of the terminal: --columns"), columns == 80, "{text}");
+    }
+    let piped = sandbox.run(&["inspect", "-o", "wide"]);
+    assert!(piped.contains("400 start_time must not be null") && !piped.contains("rows are cut"), "{piped}");
+}
+
+#[test]
+fn one_command_completes_in_every_shell() {
+    let sandbox = Sandbox::new();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("completions");
+    for (shell, file) in [
+        ("bash", "opik-offline.bash"),
+        ("zsh", "_opik-offline"),
+        ("fish", "opik-offline.fish"),
+        ("powershell", "_opik-offline.ps1"),
+        ("elvish", "opik-offline.elv"),
+    ] {
+        let script = std::fs::read_to_string(folder.join(file)).unwrap();
+        let found = sandbox.output(&["--completions", shell]);
+        assert_eq!((found.stdout == script, found.code()), (true, Some(0)), "{shell}: {}", found.stderr);
+    }
+    let mut bash = Command::new("bash");
+    let source = format!(". <({BINARY} --completions bash) && complete -p opik-offline");
+    let found = run(bash.env("PATH", "/usr/bin:/bin").args(["--norc", "-c", &source]));
+    assert!(found.code() == Some(0) && found.stdout.contains("_opik"), "{}{}", found.stdout, found.stderr);
+    for wrong in [&["--completions"][..], &["--completions", "tcsh"], &["--completions", "bash", "status"]] {
+        let found = sandbox.run(wrong);
+        assert!(found.contains("hint: bash, zsh, fish, ") && found.ends_with("--- exit 2\n"), "{wrong:?}: {found}");
+    }
 }

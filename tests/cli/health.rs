@@ -7,10 +7,12 @@ use opik_offline::shutdown::Shutdown;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
 use serde_json::json;
 
-use crate::sandbox::{API_KEY, Sandbox, TRACE, assert_text, message, open, team};
+use crate::sandbox::{API_KEY, BINARY, Sandbox, TRACE, assert_text, create_trace, message, open, team, team_of};
+use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{Answer, FakeOpik, FilesIn, Then, When};
-use crate::support::{PATIENCE, noise};
+use crate::support::process::run;
+use crate::support::{PATIENCE, noise, wait_until};
 
 #[test]
 fn healthcheck_reports_every_check_and_the_origin_of_every_setting() {
@@ -47,7 +49,7 @@ ok disk          N UNIT free, of which 256.0 MiB are reserved
 -- agent         not running
                  hint: start it with `opik-offline agent --db HOME/opik_messages.db`, or in front of a command: `opik-offline agent --db HOME/opik_messages.db -- COMMAND`
 xx messages      4 messages wait for SERVER, and no agent delivers them; 1 message was rejected
-                 hint: start `opik-offline agent --db HOME/opik_messages.db`, or deliver them with `opik-offline replay --db HOME/opik_messages.db`; see `opik-offline inspect --rejected --db HOME/opik_messages.db`; then send them again with `opik-offline replay --rejected --db HOME/opik_messages.db`, or delete them with `opik-offline purge --rejected --db HOME/opik_messages.db`
+                 hint: start `opik-offline agent --db HOME/opik_messages.db`, or deliver them with `opik-offline replay --db HOME/opik_messages.db`; see `opik-offline inspect --rejected --db HOME/opik_messages.db`; then send it again with `opik-offline replay --rejected --db HOME/opik_messages.db`, or delete it with `opik-offline purge --rejected --db HOME/opik_messages.db`
 --- exit 4
 ",
     );
@@ -64,7 +66,8 @@ ok configuration no known mistakes
 xx server        cannot connect to SERVER: connection refused
                  hint: start the server, check the network, or choose another server with --upstream
 -- access        not checked without a server
--- store         HOME/opik_messages.db: nothing was stored yet
+!! store         HOME/opik_messages.db: there is no message store, named by environment OPIK_OFFLINE_DB
+                 hint: check the path; an agent makes the file when it starts
 -- encryption    off
 ok disk          N UNIT free, of which 256.0 MiB are reserved
 -- agent         not running
@@ -81,6 +84,15 @@ ok disk          N UNIT free, of which 256.0 MiB are reserved
     let refused = Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]);
     assert!(refused.contains("xx access        the server answers 401 for workspace default\n"), "{refused}");
     assert!(refused.ends_with("--- exit 5\n"), "{refused}");
+    for (status, mark, exit) in
+        [(400, "xx", 5), (404, "--", 0), (409, "xx", 5), (429, "xx", 3), (500, "xx", 3), (503, "xx", 3)]
+    {
+        server.clear_script();
+        server.script(When::path("/v1/private/auth"), Then::status(status));
+        let found = Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]);
+        assert!(found.contains(&format!("{mark} access        the server ")), "{status}: {found}");
+        assert!(found.ends_with(&format!("--- exit {exit}\n")), "{status}: {found}");
+    }
     server.clear_script();
     let broken = Sandbox::new().with_server(&server);
     std::fs::write(broken.home.db(), "no database").unwrap();
@@ -230,4 +242,98 @@ fn healthcheck_waits_until_all_is_well() {
     assert_eq!(code, Some(0), "{stdout}");
     server.stop();
     assert_eq!(sandbox.output(&["healthcheck", "--wait", "100ms"]).code(), Some(3));
+}
+
+#[test]
+fn an_agent_whose_own_server_is_away_is_not_healthy_beside_another_server() {
+    let (away, healthy) = (FakeOpik::new_stopped(), FakeOpik::start_new());
+    let agent = Agent::builder(&away.url()).impatient().start();
+    open(&agent.db()).register(&[create_trace(0, &team_of(&away.url()), TRACE)]).unwrap();
+    let check = || {
+        let mut command = agent.home().command(BINARY);
+        run(command.args(["healthcheck", "-q", "--upstream", &healthy.url(), "--db"]).arg(agent.db()))
+    };
+    let says = format!(
+        "xx agent         running on 127.0.0.1:{}, and its server {} is unavailable: cannot connect to ",
+        agent.port(),
+        away.url()
+    );
+    wait_until("it is seen", PATIENCE, || check().stdout.contains(&says));
+    let found = check();
+    let waits = format!("!! messages      1 message waits for {}, and the agent delivers it once ", away.url());
+    assert!(found.stdout.contains(&waits), "{}", found.stdout);
+    assert!(found.stdout.contains("ok server        "), "{}", found.stdout);
+    assert_eq!(found.code(), Some(3), "{}", found.stdout);
+    away.start();
+    let delivers = format!("delivers to {}, another server than the one checked here", away.url());
+    wait_until("all is well", PATIENCE, || check().stdout.contains(&delivers));
+    assert_eq!(check().code(), Some(0), "{}", check().stdout);
+}
+
+#[test]
+fn messages_for_another_server_are_delivered_by_the_command_that_is_suggested() {
+    let (own, other) = (FakeOpik::start_new(), FakeOpik::start_new());
+    let sandbox = Sandbox::new().with_server(&own);
+    open(&sandbox.home.db()).register(&[create_trace(0, &team_of(&other.url()), TRACE)]).unwrap();
+    let found = sandbox.run(&["healthcheck", "-q"]);
+    let way = format!("`opik-offline replay --upstream {} --db HOME/opik_messages.db`", other.url());
+    assert!(found.contains(&way), "{found}");
+    let replayed = sandbox.run(&["replay", "--upstream", &other.url()]);
+    assert!(replayed.starts_with("delivered 1 message "), "{replayed}");
+}
+
+#[test]
+fn a_server_that_fails_is_not_blamed_on_its_url() {
+    let server = FakeOpik::start_new();
+    for answer in [Answer::error(500, "Not Healthy"), Answer::raw(502, "text/html", "<title>Bad Gateway</title>")] {
+        server.clear_script();
+        server.script(When::any(), Then::Answer(answer));
+        for args in [&["healthcheck", "-q"][..], &["status"], &["replay"]] {
+            let found = Sandbox::filled().with_server(&server).run(args);
+            assert!(found.contains("Not Healthy") || found.contains("Bad Gateway"), "{args:?}: {found}");
+            assert!(found.contains("check its log") || found.contains("check the server's log"), "{args:?}: {found}");
+            assert!(!found.contains("--upstream"), "{args:?}: {found}");
+        }
+    }
+    server.clear_script();
+    server.status_all(404);
+    let found = Sandbox::filled().with_server(&server).run(&["replay"]);
+    assert!(found.contains("check that --upstream is the URL of the API"), "{found}");
+}
+
+/// Only hints of our own are completed with the options in force.
+#[test]
+fn a_command_in_the_words_of_a_server_stays_as_the_server_wrote_it() {
+    let server = FakeOpik::start_new();
+    server.script(When::any(), Then::Answer(Answer::error(500, "run `opik-offline purge --yes` now")));
+    for (args, is_shown) in [
+        (&["healthcheck", "-q"][..], true),
+        (&["status"], true),
+        (&["replay"], true),
+        (&["agent", "--", "true"], false),
+    ] {
+        let sandbox = Sandbox::filled().with_server(&server).with_env("OPIK_OFFLINE_LISTEN", "127.0.0.1:0");
+        let found = sandbox.run(args);
+        assert!(!is_shown || found.contains("run `opik-offline purge --yes` now"), "{args:?}: {found}");
+        assert!(!found.contains("purge --yes --db"), "it looks like a hint of ours: {args:?}: {found}");
+        assert!(found.contains("`opik-offline replay --db HOME/") || args[0] == "replay", "{args:?}: {found}");
+    }
+}
+
+#[test]
+fn a_log_in_json_has_the_commands_that_a_log_in_text_has() {
+    let server = FakeOpik::start_new();
+    let command = "`opik-offline replay --upstream http://127.0.0.1:9/api --db HOME/opik_messages.db`";
+    for format in ["text", "json"] {
+        let sandbox = Sandbox::filled()
+            .with_env("OPIK_OFFLINE_UPSTREAM", &server.url())
+            .with_env("OPIK_OFFLINE_LISTEN", "127.0.0.1:0")
+            .with_env("OPIK_OFFLINE_LOG_FORMAT", format);
+        let found = sandbox.run(&["agent", "--", "true"]);
+        assert!(
+            found.contains("4 messages in this store are for http://127.0.0.1:9/api: ") || found.contains("SERVER: "),
+            "{found}"
+        );
+        assert!(found.replace("SERVER", "http://127.0.0.1:9/api").contains(command), "{format}: {found}");
+    }
 }

@@ -6,6 +6,7 @@ use crate::sandbox::{Sandbox, assert_text, create_trace, open, team_of};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::pty::OnTerminal;
 use crate::support::{PATIENCE, uuid7, wait_until};
 
 #[test]
@@ -70,4 +71,19 @@ fn a_purge_leaves_alone_what_an_agent_is_sending() {
     held.clear();
     agent.wait_until_delivered();
     assert_eq!(server.count("team", Kind::Trace), 1);
+}
+
+#[test]
+fn the_question_breaks_between_words_only() {
+    let sandbox = Sandbox::filled();
+    let mut running = OnTerminal::start(&mut sandbox.command(&["purge", "--no-color"]), 60);
+    running.wait_for("[y/N] ");
+    running.type_in("n\n");
+    let (status, text) = running.finish();
+    assert_eq!(status.code(), Some(1), "{text}");
+    let from = text.find("permanently delete").unwrap();
+    let question = text[from..].split("[y/N] ").next().unwrap();
+    assert!(question.lines().count() > 1, "{text}");
+    assert!(question.lines().all(|line| line.chars().count() <= 60), "{text}");
+    assert!(question.replace('\n', " ").contains("permanently delete 5 messages"), "{text}");
 }

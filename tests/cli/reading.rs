@@ -60,7 +60,7 @@ fn status_of_a_backlog() {
     assert_text(
         &Sandbox::filled().with_server(&server).run(&["status"]),
         "
-4 messages are safe on disk, and nobody delivers them; 1 was rejected: `opik-offline replay --db HOME/opik_messages.db`
+4 messages are safe on disk, and nobody delivers them: `opik-offline replay --db HOME/opik_messages.db`; 1 was rejected
 
 !! a create was accepted AGE ago: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
    deliver it: `opik-offline replay --db HOME/opik_messages.db`
@@ -74,7 +74,7 @@ encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
 rejected     1 message (1 x 400)
 time to go   nobody delivers it: start the agent or `opik-offline replay --db HOME/opik_messages.db`
-last replay  AGE ago: 7 delivered, 1 rejected, 4 remaining
+last replay  AGE ago: 7 delivered, 1 rejected, 4 remained then
 
 status    type              workspace  messages  items   size
 waiting   CreateTrace       default           1      1  121 B
@@ -217,11 +217,30 @@ fn a_running_agent_is_seen() {
     assert!(status.contains("waiting      1 message with 1 item ("), "{status}");
     let health = agent.cli(&["healthcheck", "-q"]);
     assert!(
-        health.stdout.contains(&format!("ok agent         running on 127.0.0.1:{}\n", agent.port())),
+        health.stdout.contains(&format!(
+            "!! agent         running on 127.0.0.1:{}, and does not reach {}: ",
+            agent.port(),
+            server.url()
+        )),
         "{}",
         health.stdout
     );
     assert_eq!(health.code(), Some(3));
+    let stored = format!("1 message waits for {}, and the agent delivers it once that server is back", server.url());
+    assert!(health.stdout.contains(&stored), "{}", health.stdout);
+    server.start();
+    wait_until("it is delivered", PATIENCE, || agent.backlog() == 0);
+    let health = agent.cli(&["healthcheck", "-q"]);
+    let running = format!("ok agent         running on 127.0.0.1:{}, delivers to {}\n", agent.port(), server.url());
+    assert!(health.stdout.contains(&running) && health.code() == Some(0), "{}", health.stdout);
+}
+
+#[test]
+fn without_an_agent_nothing_begins_when_the_server_is_back() {
+    let status = Sandbox::filled().run(&["status"]);
+    let begins = "time to go   begins when the server is back and `opik-offline agent --db HOME/opik_messages.db` or \
+                  `opik-offline replay --db HOME/opik_messages.db` runs\n";
+    assert!(status.contains(begins), "{status}");
 }
 
 #[test]

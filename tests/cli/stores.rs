@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::sandbox::{Sandbox, assert_text, fill};
+use opik_offline::message::Bucket;
+use opik_offline::store::{self, Filter, Hold, Owner};
+
+use crate::sandbox::{Sandbox, assert_text, fill, open};
+use crate::support::fake_opik::FakeOpik;
 
 const COMMANDS: [&[&str]; 4] = [&["status"], &["inspect"], &["replay"], &["purge", "--yes"]];
 
@@ -197,4 +202,48 @@ fn an_agent_that_cannot_use_its_store_says_that_nothing_is_protected() {
     assert!(found.contains(" ERROR db_manager: NOT PROTECTED: some network resiliency features"), "{found}");
     assert!(found.contains("\nopik-offline: NOT PROTECTED: nothing could be stored: "), "{found}");
     assert!(found.ends_with("--- exit 0\n"), "the command's own code: {found}");
+}
+
+#[test]
+fn healthcheck_names_a_store_that_is_named_and_not_there() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::without_store().with_server(&server);
+    let check = |path: &Path| sandbox.run(&["healthcheck", "-q", "--db", &path.to_string_lossy()]);
+    let found = check(&sandbox.home.path().join("typo.db"));
+    assert!(
+        found.contains("!! store         HOME/typo.db: there is no message store, named by flag --db\n"),
+        "{found}"
+    );
+    assert!(found.ends_with("--- exit 0\n"), "an agent makes it: {found}");
+    let found = check(&sandbox.home.path().join("folder/typo.db"));
+    let says = "!! store         HOME/folder/typo.db: there is no message store, nor a folder HOME/folder, named by flag --db\n";
+    assert!(found.contains(says) && found.ends_with("--- exit 0\n"), "an agent makes the folder, too: {found}");
+    let found = sandbox.run(&["healthcheck", "-q"]);
+    assert!(found.contains("-- store ") && found.contains(": nothing was stored yet\n"), "nobody named it: {found}");
+    assert!(!sandbox.home.path().join("typo.db").exists() && !sandbox.home.path().join("folder").exists());
+}
+
+#[test]
+fn a_lane_without_messages_is_not_shown_as_held() {
+    let sandbox = Sandbox::filled();
+    let store = open(&sandbox.home.db());
+    let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
+    let hold = |bucket| Hold {
+        until_ms: store::now_ms() + 3_600_000,
+        reason: "the server limits the rate (429)".into(),
+        probe: false,
+        status: Some(429),
+        bucket,
+    };
+    for lane in store.lanes(&Filter::default(), store::now_ms()).unwrap() {
+        store.hold(&lease, lane.id, Some(&hold(None))).unwrap();
+        store.hold(&lease, lane.id, Some(&hold(Some(Bucket::Events)))).unwrap();
+    }
+    store.release(&lease).unwrap();
+    assert_eq!(store.condition().unwrap().held.len(), 4, "two lanes, and a bucket of each");
+    assert!(sandbox.run(&["status"]).contains(" lanes are held"), "they hold what waits");
+    store.purge(&Filter::default(), 1000).unwrap();
+    assert_eq!(store.condition().unwrap().held, Vec::new());
+    let status = sandbox.run(&["status"]);
+    assert!(!status.contains("held"), "nothing waits there: {status}");
 }

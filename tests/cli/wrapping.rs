@@ -1,7 +1,7 @@
 //! `agent -- COMMAND`: the agent's lines around the command's own output.
 
 use crate::sandbox::{Sandbox, assert_text};
-use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::{FakeOpik, Then, When};
 
 const SEND: &str = r#"curl -sf -o /dev/null "$OPIK_URL_OVERRIDE/v1/private/traces" -H 'Content-Type: application/json' -d '{"start_time": "2026-01-02T03:04:05Z", "project_name": "demo"}'; exit 3"#;
 
@@ -34,6 +34,39 @@ opik-offline: nothing waits to be delivered: 1 write went straight to SERVER
     assert_text(&sandbox(&server).run(&["agent", "-q", "--", "sh", "-c", SEND]), "--- exit 3\n");
 }
 
+/// `curl -f` fails at the same answers.
+#[test]
+fn writes_that_the_server_refused_are_counted_apart() {
+    for status in [400, 401, 404] {
+        let server = FakeOpik::start_new();
+        server.script(When::path("/v1/private/traces"), Then::status(status));
+        let found = sandbox(&server).run(&["agent", "--", "sh", "-c", SEND]);
+        let says = "opik-offline: nothing waits to be delivered\n\
+                    opik-offline: SERVER refused 1 write, as sh was told: nothing of it is kept\n--- exit 3\n";
+        assert!(found.ends_with(says), "{status}: {found}");
+        server.clear_script();
+        server.script_times(1, When::path("/v1/private/traces"), Then::status(status));
+        let twice = format!("({SEND}); {SEND}");
+        let found = sandbox(&server).run(&["agent", "--", "sh", "-c", &twice]);
+        assert!(
+            found.contains("nothing waits to be delivered: 1 write went straight to SERVER\n"),
+            "{status}: {found}"
+        );
+        assert!(found.contains("SERVER refused 1 write, as sh was told"), "{status}: {found}");
+    }
+}
+
+#[test]
+fn an_answer_of_5xx_while_nothing_can_be_stored_is_no_success() {
+    let server = FakeOpik::start_new();
+    server.script(When::path("/v1/private/traces"), Then::status(500));
+    let sandbox = sandbox(&server).with_env("OPIK_CONSOLE_LOGGING_LEVEL", "CRITICAL");
+    std::fs::write(sandbox.home.db(), "dear diary").unwrap();
+    let found = sandbox.run(&["agent", "--", "sh", "-c", SEND]);
+    assert!(found.contains("opik-offline: 0 writes went straight to SERVER; "), "{found}");
+    assert!(found.contains("opik-offline: SERVER refused 1 write, as sh was told: nothing of it is kept\n"), "{found}");
+}
+
 #[test]
 fn remaining_messages_are_reported_with_reason_and_next_step() {
     let server = FakeOpik::new_stopped();
@@ -44,7 +77,7 @@ fn remaining_messages_are_reported_with_reason_and_next_step() {
 --- stderr
 opik-offline: sh sends to http://127.0.0.1:PORT/api, which forwards to SERVER
 opik-offline: 1 message stays safely stored in HOME/opik_messages.db: the Opik server is away (cannot connect to SERVER: connection refused)
-opik-offline: deliver later with `opik-offline replay --db HOME/opik_messages.db`, or by any agent on this store
+opik-offline: deliver later with `opik-offline replay --db HOME/opik_messages.db`, or with an agent for that server
 --- exit 3
 ",
     );

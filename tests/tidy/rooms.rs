@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("protocol", &["message"]),
     ("delivery", &["figures", "protocol", "message"]),
     ("figures", &[]),
-    ("diagnosis", &["delivery", "figures", "printable"]),
+    ("diagnosis", &["delivery", "figures", "printable", "protocol"]),
     ("give_way", &[]),
     ("liveness", &[]),
     ("shutdown", &["liveness"]),
@@ -21,12 +21,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("terminal", &["hint", "printable", "figures", "signals"]),
     ("memory", &[]),
     ("config", &[]),
-    ("telemetry", &["hint", "printable"]),
+    ("telemetry", &["printable"]),
     ("sqlite_format", &[]),
     ("sealing", &[]),
-    ("store", &["give_way", "printable", "sqlite_format", "message", "telemetry", "shutdown"]),
+    ("store", &["give_way", "hint", "printable", "sqlite_format", "message", "telemetry", "shutdown"]),
     ("sdk", &["store", "private_folder", "sqlite_format", "protocol", "message", "shutdown"]),
-    ("fleet", &["depot", "sealing", "store", "delivery", "message", "printable", "figures", "shutdown", "telemetry"]),
+    (
+        "fleet",
+        &["depot", "hint", "sealing", "store", "delivery", "message", "printable", "figures", "shutdown", "telemetry"],
+    ),
     ("moving", &["sealing", "sdk", "store", "private_folder", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("depot", &["upstream", "protocol"]),
@@ -34,6 +37,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "replay",
         &[
+            "hint",
             "figures",
             "give_way",
             "monitor",
@@ -51,6 +55,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "takeover",
         &[
+            "hint",
             "depot",
             "fleet",
             "sealing",
@@ -65,10 +70,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "figures",
         ],
     ),
-    ("health", &["depot", "figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
+    (
+        "health",
+        &[
+            "depot",
+            "figures",
+            "printable",
+            "replay",
+            "store",
+            "upstream",
+            "delivery",
+            "protocol",
+            "message",
+            "shutdown",
+        ],
+    ),
     (
         "overview",
         &[
+            "hint",
             "diagnosis",
             "figures",
             "printable",
@@ -104,6 +124,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "hint",
             "takeover",
             "fleet",
             "sdk",
@@ -180,6 +201,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "failure",
         &[
+            "hint",
             "agent",
             "config",
             "depot",

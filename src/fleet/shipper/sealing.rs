@@ -3,6 +3,7 @@
 use super::super::fleet_file::FleetFile;
 use super::super::seals::Seals;
 use super::{DepotError, ObjectName, ShipError, Shipper, depot_name};
+use crate::hint;
 
 impl Shipper {
     /// Returns for whom to seal. From then on the ledger knows that, and how secrets are named.
@@ -66,18 +67,19 @@ impl Shipper {
     fn no_recipients(&self) -> String {
         format!(
             "nothing is shipped to {}: no public key is known for which bodies and keys could be sealed; name the \
-             replayers' keys with fleet_recipients (`opik-offline replay --make-identity FILE` makes a pair), or set \
-             fleet_plain if the depot's own encryption is enough",
-            self.ledger.depot.describe()
+             replayers' keys with fleet_recipients ({} makes a pair), or set fleet_plain if the depot's own encryption \
+             is enough",
+            self.ledger.depot.describe(),
+            hint::command("replay --make-identity FILE")
         )
     }
 
     fn no_fleet_id(&self) -> String {
         let depot = self.ledger.depot.describe();
+        let make = hint::command("replay --make-identity FILE --fleet URL");
         format!(
             "nothing is shipped to {depot}: fleet_credentials is reference, and the depot has no v1/fleet.json that \
-             this agent can read, whose id keys are named with; `opik-offline replay --make-identity FILE --fleet URL` \
-             makes it, or set fleet_credentials to sealed"
+             this agent can read, whose id keys are named with; {make} makes it, or set fleet_credentials to sealed"
         )
     }
 }

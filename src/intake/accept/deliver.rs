@@ -175,7 +175,11 @@ impl Write {
     /// Forwards a write that can't be stored; its client gets any answer of the server's.
     async fn forward_only(&self, held: &mut Held) -> ClientAnswer {
         match self.forward(WaitFor::Answer).await {
-            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => self.settle(answer, held).await,
+            Forwarded::Answered(answer) => self.settle(answer, held).await,
+            Forwarded::Keep { fallback: Some(answer) } => {
+                self.shared.metrics.answered_at_once(answer.status());
+                self.settle(answer, held).await
+            }
             Forwarded::Keep { fallback: None } => {
                 self.shared.metrics.intake_refused.add(1);
                 let text = match self.needs_answer {

@@ -74,7 +74,7 @@ impl Write {
         let (source, client) = (shared.answer_source(), &self.client);
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
-                shared.metrics.requests_forwarded.add(1);
+                shared.metrics.answered_at_once(head.status);
                 if let Some(partial) = partial {
                     self.record_partial(head.status, &partial);
                 }

@@ -194,7 +194,7 @@ fn answer_to_client(
         }
         _ => {}
     }
-    shared.metrics.requests_forwarded.add(1);
+    shared.metrics.answered_at_once(head.status);
     forward::begun_answer(head, body, shared.answer_source(), || client.base())
 }
 

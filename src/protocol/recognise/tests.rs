@@ -260,7 +260,7 @@ fn pings_must_be_answered_by_opik() {
             500,
             JSON,
             r#"{"message":"Not Healthy","healthy":false}"#,
-            Presence::Unhealthy(r#"500: {"message":"Not Healthy","healthy":false}"#.into()),
+            Presence::Unhealthy(500, r#"500: {"message":"Not Healthy","healthy":false}"#.into()),
         ),
         (
             401,

@@ -37,6 +37,7 @@ use super::verify::{Verified, Verifier};
 use super::{DrainEnd, ReplaySettings, Replayer};
 use crate::delivery::pacing::PaceSettings;
 use crate::figures::{count, short_duration};
+use crate::hint;
 use crate::memory::Budget;
 use crate::message::{Lane, MessageStatus, Server};
 use crate::monitor::MonitorSettings;
@@ -536,8 +537,8 @@ impl Session {
         let is_any_away = !connections.away.is_empty();
         let is_key_refused = conclusion.remaining > 0 && self.is_key_refused(&plan.filter)?;
         if is_key_refused {
-            let remedy = "check that key; `opik-offline replay --rekey` gives these messages the configured one";
-            conclusion.reasons.push(remedy.to_owned());
+            let rekey = hint::command("replay --rekey");
+            conclusion.reasons.push(format!("check that key; {rekey} gives these messages the configured one"));
         }
         let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away, is_key_refused };
         conclusion.ending = ended.ending(&conclusion);
@@ -557,9 +558,8 @@ impl Session {
             let verb = if stranded.messages == 1 { "waits" } else { "wait" };
             let messages = count(stranded.messages, "message");
             let (create, status) = (stranded.create, stranded.status);
-            format!(
-                "{messages} {verb} for a create that the server refused ({status}): `opik-offline inspect {create}`"
-            )
+            let inspect = hint::command(&format!("inspect {create}"));
+            format!("{messages} {verb} for a create that the server refused ({status}): {inspect}")
         });
         Ok(lanes.collect())
     }
@@ -634,11 +634,11 @@ fn servers(backlog: &Backlog) -> Vec<Server> {
 /// Checks that the server is available, and returns what is unusual about its answer.
 fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, ServerAway> {
     let pong = upstream.ping(timeout).map_err(ServerAway::NoAnswer)?;
-    let hint = match &pong.presence {
+    match pong.presence.hint() {
+        Some(hint) if matches!(pong.presence, Presence::Foreign(_) | Presence::Unhealthy(..)) => {
+            Err(ServerAway::Unusable { sentence: pong.presence.sentence(upstream.base_url()), hint })
+        }
         // Stored messages carry their own credentials.
-        Presence::There | Presence::Unauthorised(_) => return Ok(pong.presence.reason()),
-        Presence::Foreign(foreign) => foreign.hint(),
-        Presence::Unhealthy(_) => "check that --upstream is the URL of the API, such as http://127.0.0.1:5173/api",
-    };
-    Err(ServerAway::Unusable { sentence: pong.presence.sentence(upstream.base_url()), hint })
+        _ => Ok(pong.presence.reason()),
+    }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::figures::count;
+use crate::hint;
 use crate::printable::name;
 use crate::takeover::key_folder::UnusableKeyFile;
 use crate::takeover::reading::UnreadableObject;
@@ -187,7 +188,8 @@ impl FleetReplayReport {
                 shown.add_line(&format!("{name:<9} {}{what}", count(number, "message")));
             }
         };
-        row(self.rejected, "rejected", ": kept in the depot; see `opik-offline inspect --fleet URL --rejected`");
+        let see = hint::command("inspect --fleet URL --rejected");
+        row(self.rejected, "rejected", &format!(": kept in the depot; see {see}"));
         row(self.expired, "expired", ", older than max_age");
         row(self.held, "held", ": their ids are outside the server's window");
         row(self.elsewhere, "elsewhere", " for other servers: replay them with their --upstream");

@@ -56,7 +56,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     let store_overview = store_overview(config, &store, view.store, &Server::new(&server.url));
     let eta = details.map(|details| match view.eta {
         // The agent has seen how it went, but knows nothing of a store that it can't use.
-        Some(eta) if agent.as_ref().is_none_or(|agent| agent.store_problem.is_none()) => eta,
+        Some(eta) if agent.as_ref().is_none_or(|agent| agent.store_problem.is_none()) => eta.eta.into(),
         _ => eta(&details.situation(translate::pace(config), server.connection, latency, now)).into(),
     });
     let sample = Sample {
@@ -148,7 +148,7 @@ fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<Duratio
         Ok(Pong { presence, latency, hub, .. }) => {
             let word = match presence {
                 Presence::There | Presence::Unauthorised(_) => "available",
-                Presence::Unhealthy(_) | Presence::Foreign(_) => "unavailable",
+                Presence::Unhealthy(..) | Presence::Foreign(_) => "unavailable",
             };
             (word, presence.reason(), Some(latency), hub.map(|hub| HubOverview::from(*hub)))
         }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use self::copies::CopiesReport;
 use self::gather::Gathered;
 use crate::config::Config;
+use crate::delivery::eta::EtaState;
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, diagnose};
@@ -89,6 +90,7 @@ impl StatusReport {
         let adoptions = condition.map_or(&[][..], |condition| &condition.adoptions);
         let copies = CopiesReport::of(config, gathered);
         let eta = copies.as_ref().and_then(CopiesReport::eta).or_else(|| overview.eta.clone());
+        let eta = eta.map(|eta| worded(eta, gathered.agent.is_some()));
         let orphans = orphans();
         let deliver = copies.as_ref().and_then(CopiesReport::command);
         let facts = Facts { eta: eta.as_ref().map(|eta| eta.eta), ..facts::facts(config, gathered, &orphans, deliver) };
@@ -125,6 +127,18 @@ impl StatusReport {
     }
 }
 
+/// Returns an estimate with its commands completed. Without an agent, nothing begins when the server is back.
+fn worded(eta: EtaOverview, has_agent: bool) -> EtaOverview {
+    let text = match eta.eta.state {
+        EtaState::ServerAway if !has_agent => {
+            let (agent, replay) = (hint::command("agent"), hint::command("replay"));
+            format!("begins when the server is back and {agent} or {replay} runs")
+        }
+        _ => hint::completed(&eta.text).into_owned(),
+    };
+    EtaOverview { text, ..eta }
+}
+
 /// The verdict on everything.
 #[derive(Serialize)]
 pub(crate) struct VerdictReport {
@@ -139,10 +153,10 @@ pub(crate) struct VerdictReport {
 
 impl VerdictReport {
     fn of(verdict: OverallVerdict) -> Self {
+        let completed = |command: &String| hint::completed(&format!("`{command}`")).trim_matches('`').to_owned();
+        let verdict = OverallVerdict { command: verdict.command.as_ref().map(completed), ..verdict };
         let sentence = verdict.sentence();
-        let command =
-            verdict.command.map(|command| hint::completed(&format!("`{command}`")).trim_matches('`').to_owned());
-        Self { level: verdict.level, text: verdict.text, command, sentence }
+        Self { level: verdict.level, text: verdict.text, command: verdict.command, sentence }
     }
 }
 
@@ -517,7 +531,7 @@ impl EncryptionReport {
             ("on", "wrong") => format!("on ({key}), and another key is set"),
             ("on", _) => format!("on ({key})"),
             ("off", _) => "off".to_owned(),
-            _ => format!("being changed to {key}: finish it with `opik-offline healthcheck --reseal`"),
+            _ => format!("being changed to {key}: finish it with {}", hint::command("healthcheck --reseal")),
         }
     }
 }

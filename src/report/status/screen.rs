@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::StatusReport;
 use crate::diagnosis::Severity;
 use crate::figures::{Clock, count, separated, short_duration, size};
+use crate::hint;
 use crate::overview::edges::EdgeOverview;
 use crate::overview::{FleetOverview, FleetReplayOverview};
 use crate::printable::{self, name};
@@ -105,7 +106,8 @@ fn problems(renderer: &Renderer, report: &StatusReport) -> Shown {
     }
     let more = report.problems.len().saturating_sub(PROBLEMS_MAX);
     if more > 0 {
-        shown.add_line(&format!("   and {more} more: `opik-offline status --format json` lists them"));
+        let all = hint::command("status --format json");
+        shown.add_line(&format!("   and {more} more: {all} lists them"));
     }
     shown
 }
@@ -262,7 +264,7 @@ fn replay(fleet: &FleetOverview) -> Option<StatusLine> {
 fn dial(fleet: &FleetOverview) -> impl Iterator<Item = StatusLine> {
     let (dial, depot) = (&fleet.dial, &fleet.depot);
     let hold = dial.hold.as_ref().map(|hold| {
-        let resume = format!("`opik-offline replay --fleet {depot} --resume` ends that");
+        let resume = format!("{} ends that", hint::command(&format!("replay --fleet {depot} --resume")));
         let held = hold_words(hold.until_ms, hold.seconds_left, &hold.by);
         let text = format!("{held}: nothing that waits is delivered; {resume}");
         line("fleet", text).painted(StatusMark::Warn, "held")
@@ -387,8 +389,9 @@ fn replaying(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
 
 fn last_replay(report: &StatusReport, clock: Clock) -> Vec<StatusLine> {
     let lines = report.last_replay.iter().map(|last| {
+        // What remains now is above.
         let text = format!(
-            "{}: {} delivered, {} rejected, {} remaining",
+            "{}: {} delivered, {} rejected, {} remained then",
             clock.at(last.ended_at_ms),
             separated(last.delivered),
             separated(last.rejected),

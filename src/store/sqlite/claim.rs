@@ -37,6 +37,7 @@ use super::stranded::{self, Memo, Refused};
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, record, rows, shipped};
 use crate::give_way::give_way;
+use crate::hint;
 use crate::message::Claimed;
 use crate::message::{Buckets, Effect, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
 use crate::store::clock::now_ms;
@@ -470,7 +471,8 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
     for Broken { id, reason, group, size } in broken {
         if mark.execute([id.0, epoch])? == 1 {
             let text = format!("damaged in the message store, and not sent: {reason}");
-            error!(target: "db_manager", "message {id} is rejected, see `opik-offline inspect {id}`: {text}");
+            let inspect = hint::command(&format!("inspect {id}"));
+            error!(target: "db_manager", "message {id} is rejected, see {inspect}: {text}");
             tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
             record::keep_answer(tx, sealer, id, &LastAnswer { status: None, text, at_ms: now_ms() })?;
             changes.take(group, size);

@@ -83,7 +83,7 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
 }
 
-/// Returns the lanes whose hold is in force, or has expired without a success since.
+/// Returns the lanes in which messages wait, and whose hold is in force or has expired without a success since.
 pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
     let lanes = statement.query_map([now_ms], |row| row.get(0))?;

@@ -26,6 +26,7 @@ use super::place::examine::{create_or_examine, vet};
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::unproven::{self, UnprovenWatch};
 use super::{ballast, checkpoint, in_place, key_change, proof, quick_check, recovery, schema, upgrade};
+use crate::hint;
 use crate::store::error::StoreError;
 use crate::store::limits::OpenMode;
 use crate::store::os::{FileId, os_words};
@@ -186,7 +187,8 @@ fn examine_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> 
     let no_recovery = FolderLock::shared(path)?;
     if recovery::pending(path).is_some() {
         let how = if ballast::is_full(path) { "; its disk is full, free some space there" } else { "" };
-        let reason = format!("its recovery is not finished; the agent and `opik-offline replay` resume it{how}");
+        let replay = hint::command("replay");
+        let reason = format!("its recovery is not finished; the agent and {replay} resume it{how}");
         return Err(StoreError::Damaged { at: path.into(), reason });
     }
     ballast::rename_to_log_if_needed(path);

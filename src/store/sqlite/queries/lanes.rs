@@ -135,11 +135,14 @@ pub(crate) const SERVER_COUNTS: &str = "
     FROM summary WHERE lane_id IN (SELECT lane_id FROM lanes WHERE server = ?1)";
 /// Lanes with a hold: in force, or expired and with messages that it still affects.
 pub(crate) const HELD_LANES: &str = "
-    SELECT lane_id FROM lanes WHERE held_until_ms IS NOT NULL AND (held_until_ms > ?1 OR hold_passed = 0 AND EXISTS (
-        SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3)))
+    SELECT lane_id FROM lanes WHERE held_until_ms IS NOT NULL AND (held_until_ms > ?1 OR hold_passed = 0) AND EXISTS (
+        SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3))
     ORDER BY lane_id";
 pub(crate) const LIMITS: &str = "SELECT bucket, until_ms, reason, held_at_ms FROM limits WHERE lane_id = ?1";
 pub(crate) const ANY_LIMIT: &str = "SELECT 1 FROM limits";
 pub(crate) const LIMIT: &str = "INSERT OR REPLACE INTO limits VALUES (?1, ?2, ?3, ?4, ?5)";
 /// Lanes with a limit in force.
-pub(crate) const LIMITED_LANES: &str = "SELECT DISTINCT lane_id FROM limits WHERE until_ms > ?1 AND lane_id IN (SELECT lane_id FROM lanes) ORDER BY lane_id";
+pub(crate) const LIMITED_LANES: &str = "
+    SELECT DISTINCT lane_id FROM limits WHERE until_ms > ?1 AND lane_id IN (SELECT lane_id FROM lanes) AND EXISTS (
+        SELECT 1 FROM summary WHERE summary.lane_id = limits.lane_id AND status IN (1, 3))
+    ORDER BY lane_id";
