@@ -220,7 +220,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l sta
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l credentials-dir -d 'With --fleet: read the API keys that messages only name from this folder, one file for each' -r -f -a "(__fish_complete_directories)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l stream -d 'With --fleet: only messages of this stream (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l pace -d 'With --fleet: let the whole fleet deliver at most this many messages a second, such as 20000/s, or `none`' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l hold -d 'With --fleet: let the whole fleet deliver nothing that waits for this long, such as 30m; 7d at most' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l hold -d 'Let nothing that waits be delivered for this long, such as 30m; 7d at most' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f
@@ -237,7 +237,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rek
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s y -l yes -d 'With --rekey or --readdress: don\'t ask for confirmation'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l follow -d 'With --fleet: keep running, and take over each stream whose agent goes away'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fail-if-backlog -d 'With --fleet: exit with 4 when messages remain in the depot, also those of agents that are alive'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l resume -d 'With --fleet: end a hold; the pace stays'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l resume -d 'End a hold; with --fleet the pace stays'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fleet-insecure -d 'Reach the depot of the fleet without TLS, and not only on this machine'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Print only the requested result and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Log more to standard error'

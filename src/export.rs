@@ -31,6 +31,8 @@ const SERVICES_BYTES_MAX: usize = 8 * 1024 * 1024;
 const NAMED_BYTES_MAX: u64 = 1024 * 1024;
 /// A body is searched in pieces of this size.
 const SEARCHED_BYTES: usize = 64 * 1024;
+/// Bodies that are read together have at most this many bytes, unless one alone has more.
+const READ_BYTES: u64 = 1024 * 1024;
 /// The body that names an attachment is not larger than this.
 const FILE_BODY_BYTES_MAX: u64 = 1024 * 1024;
 /// Bodies larger than this when decoded are exported as they were sent: an agent has little memory.
@@ -288,15 +290,7 @@ impl<'a> MessagePages<'a> {
             let listed = store.list(&self.filter, &page)?;
             let Some(last) = listed.last() else { return Ok(None) };
             self.after = Some(last.id);
-            let mut lines = Vec::with_capacity(listed.len());
-            for listed in listed {
-                let id = listed.id;
-                lines.extend(self.line(store, listed)?);
-                if lines.len() == self.left {
-                    self.after = Some(id);
-                    break;
-                }
-            }
+            let lines = self.lines(store, listed)?;
             self.left -= lines.len();
             if !lines.is_empty() {
                 return Ok(Some(lines));
@@ -304,19 +298,50 @@ impl<'a> MessagePages<'a> {
         }
     }
 
-    /// Returns a message of the list, if its body has the text that is searched for.
-    fn line(&self, store: &dyn Store, listed: Listed) -> Result<Option<ListedMessage>, StoreError> {
-        // The name of an attachment is in its body, which a list does not have.
-        let is_read = listed.attachment.is_some() || self.search.is_some() || self.has_subjects;
-        let message = if is_read { store.get(listed.id)? } else { None };
-        if let Some(search) = self.search
-            && !message.as_ref().is_some_and(|message| search.is_in(&message.request.body))
-        {
-            return Ok(None);
+    /// Returns the messages of a page whose bodies have the text that is searched for, as many as are left.
+    fn lines(&mut self, store: &dyn Store, listed: Vec<Listed>) -> Result<Vec<ListedMessage>, StoreError> {
+        let mut lines = Vec::with_capacity(listed.len().min(self.left));
+        let mut rest = listed.into_iter().peekable();
+        while rest.peek().is_some() {
+            // Bodies are read together: a transaction for each of a million would take most of the time.
+            let (mut batch, mut bytes) = (Vec::new(), 0_u64);
+            while let Some(next) = rest.next_if(|next| batch.is_empty() || bytes + next.body_bytes <= READ_BYTES) {
+                bytes += next.body_bytes;
+                batch.push(next);
+            }
+            let read: Vec<MessageId> =
+                batch.iter().filter(|listed| self.is_read(listed)).map(|listed| listed.id).collect();
+            let bodies = if read.is_empty() { Vec::new() } else { store.whole(&read)? };
+            let mut bodies = bodies.into_iter().peekable();
+            for listed in batch {
+                let id = listed.id;
+                let body = bodies.next_if(|body| body.listed.id == id);
+                lines.extend(self.line(listed, body.as_ref()));
+                if lines.len() == self.left {
+                    self.after = Some(id);
+                    return Ok(lines);
+                }
+            }
         }
-        let subject = message.as_ref().filter(|_| self.has_subjects).map(subject).unwrap_or_default();
-        let attachment = message.as_ref().and_then(file);
-        Ok(Some(ListedMessage { attachment, subject, ..listed_message(listed) }))
+        Ok(lines)
+    }
+
+    /// Returns whether the body of a message is needed. The name of an attachment is in its body, which a list does not
+    /// have.
+    fn is_read(&self, listed: &Listed) -> bool {
+        listed.attachment.is_some() || self.search.is_some() || self.has_subjects
+    }
+
+    /// Returns a message of the list, if its body has the text that is searched for.
+    fn line(&self, listed: Listed, message: Option<&StoredMessage>) -> Option<ListedMessage> {
+        if let Some(search) = self.search
+            && !message.is_some_and(|message| search.is_in(&message.request.body))
+        {
+            return None;
+        }
+        let subject = message.filter(|_| self.has_subjects).map(subject).unwrap_or_default();
+        let attachment = message.and_then(file);
+        Some(ListedMessage { attachment, subject, ..listed_message(listed) })
     }
 }
 

@@ -72,7 +72,8 @@ pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
 }
 
 impl OptionsInForce {
-    fn completed(&self, text: &str) -> String {
+    /// Returns a text of our own with every command in it completed.
+    pub(crate) fn completed(&self, text: &str) -> String {
         let (mut done, mut rest) = (String::new(), text);
         while let Some(at) = rest.find(BEGIN) {
             let (before, after) = rest.split_at(at + BEGIN.len());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::dial;
 use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
 use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
@@ -50,6 +51,9 @@ Examples:
   Carry a backlog to a machine that can reach the server:
     opik-offline replay --to backlog.age --recipient age1...
     opik-offline replay --from backlog.age --identity KEYFILE
+  Let nothing that waits be delivered while the server is maintained, and go on:
+    opik-offline replay --hold 30m
+    opik-offline replay --resume
   From cron, for at most a minute:
     opik-offline replay --timeout 60s --quiet
 
@@ -58,7 +62,7 @@ Exit codes:
   1    Failure, or a file of --from could not be read
   2    Invalid usage or configuration, or no store at --db
   3    The server is down or not Opik, or --verify can't read from it
-  4    Messages remain or were rejected, or --verify finds some missing
+  4    Messages remain (also because replay is held) or were rejected, or --verify finds some missing
   5    Messages remain whose key or workspace the server refuses
   130  Interrupted";
 
@@ -226,6 +230,9 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         return fleet::replay(common, &order);
     }
     args.refuse_without_fleet()?;
+    if args.fleet.dial.is_asked() {
+        return dial::set_of_store(common, &args.fleet.dial);
+    }
     let config = configuration(&flags)?;
     // Scripts tell by exit code 1 that there is nothing to seal yet.
     if args.from.is_empty() && args.moving.to.is_none() {
@@ -273,13 +280,13 @@ impl ReplayArgs {
             || self.fleet.fail_if_backlog
             || self.fleet.credentials_dir.is_some()
             || !self.fleet.stream.is_empty()
-            || self.fleet.dial.is_asked()
+            || self.fleet.dial.pace.is_some()
         {
             let hint =
                 "name the depot: --fleet s3://BUCKET/PREFIX; an agent delivers the local store as long as it runs";
             return Err(Failure::new(
                 Exit::Usage,
-                "--follow, --stream, --fail-if-backlog, --credentials-dir, --pace, --hold and --resume are for a depot",
+                "--follow, --stream, --fail-if-backlog, --credentials-dir and --pace are for a depot",
                 Some(hint),
             ));
         }
@@ -287,7 +294,24 @@ impl ReplayArgs {
             let hint = "name the sealed copy with --from FILE, or the depot with --fleet URL";
             return Err(Failure::new(Exit::Usage, "--identity opens nothing here", Some(hint)));
         }
-        Ok(())
+        if self.fleet.dial.is_asked() { self.refuse_beside_hold() } else { Ok(()) }
+    }
+
+    /// Refuses flags that a hold of the store can't be set or ended with: it is about everything in it.
+    fn refuse_beside_hold(&self) -> Result<(), Failure> {
+        let selects = self.selection.filter(now_ms()) != Filter::default();
+        let given = [
+            (selects, "a filter"),
+            (!self.from.is_empty(), "--from"),
+            (self.limit.is_some(), "--limit"),
+            (self.verify, "--verify"),
+            (self.dry_run, "--dry-run"),
+            (self.moving.to.is_some(), "--to"),
+            (self.reassign.is_asked(), "--readdress and --rekey"),
+        ];
+        let Some((_, what)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+        let text = format!("--hold and --resume are for the whole store: not with {what}");
+        Err(Failure::new(Exit::Usage, text, Some("leave it out")))
     }
 
     /// Refuses flags that a depot's streams can't be replayed with.
@@ -357,6 +381,13 @@ impl ReplayRun<'_> {
             return self.show(&selected);
         }
         self.preview(&selected, progress);
+        if let Some(held) = session.held()? {
+            // Before anything is requeued.
+            if self.common.prints_summary() {
+                self.show(&ReplayReport { reasons: vec![held], ..selected })?;
+            }
+            return Err(Failure::silent(Exit::Remaining));
+        }
         let connections =
             session.connect(&plan, &translate::upstream_settings(self.config)?, &|text| progress.note(text));
         if let Some(away) = connections.all_away() {

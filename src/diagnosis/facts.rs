@@ -1,5 +1,7 @@
 //! The facts of a diagnosis: a snapshot of server, agent and store as plain values.
 
+use serde::Serialize;
+
 use crate::delivery::eta::Eta;
 
 /// The facts about a server, an agent and a store.
@@ -39,6 +41,8 @@ pub(crate) struct Facts {
     pub near_window_since_ms: Option<i64>,
     /// `None` if the store can't be read.
     pub eta: Option<Eta>,
+    /// A person's hold of the replay, while it lasts.
+    pub replay_hold: Option<ReplayHoldFacts>,
     /// Lanes that are held: by a rate limit, a refused key, or to back off.
     pub held: Vec<HeldFacts>,
     /// Messages for other servers.
@@ -115,6 +119,14 @@ pub(crate) struct RecoveryFacts {
     pub set_aside: Option<String>,
 }
 
+/// A person's hold of the replay of the whole store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReplayHoldFacts {
+    pub until_ms: i64,
+    /// Who set it.
+    pub by: String,
+}
+
 /// A lane that is held until it is retried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeldFacts {
@@ -135,12 +147,13 @@ pub(crate) struct ElsewhereFacts {
     pub waiting: u64,
 }
 
-/// Messages that wait for a create that the server refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Messages of one workspace that wait for a create that the server refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct StrandedFacts {
     pub workspace: String,
+    /// There are at least this many.
     pub messages: u64,
-    /// The message that they wait for.
+    /// The refused message that the first of them waits for.
     pub create: i64,
     /// `held` or `rejected`.
     pub status: &'static str,

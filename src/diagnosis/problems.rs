@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::facts::{Facts, FullFacts, HeldFacts, OrphanFacts};
+use super::verdict::held_until;
 use crate::figures::{count, relative, separated, short_duration, size, them, too_old};
 use crate::printable::{name, shell_word};
 use crate::protocol::recognise::{NOT_OPIK, UNHEALTHY, unwell_hint};
@@ -50,6 +51,7 @@ pub(super) fn problems(facts: &Facts) -> Vec<Problem> {
         narrow_disk(facts),
         files(facts),
         client(facts),
+        replay_held(facts),
         held(facts),
         held_ids(facts),
         near_window(facts),
@@ -211,6 +213,16 @@ fn access(facts: &Facts) -> Vec<Problem> {
     };
     let fix = "check the key and the workspace: `opik-offline healthcheck`";
     vec![problem("access", Severity::Warning, format!("the Opik server answers, but {reason}"), vec![fix.to_owned()])]
+}
+
+/// A person's hold of the replay of the whole store.
+fn replay_held(facts: &Facts) -> Vec<Problem> {
+    let held = facts.replay_hold.iter().map(|hold| {
+        let text = format!("replay is {}: nothing that waits is delivered", held_until(facts.now_ms, hold));
+        let fix = "`opik-offline replay --resume` ends that; it also ends by itself".to_owned();
+        problem("replay_held", Severity::Warning, text, vec![fix])
+    });
+    held.collect()
 }
 
 /// Lanes that are held for one reason, such as a rate limit or an expired key, are one problem.

@@ -1,9 +1,9 @@
 //! The verdict: one sentence, and at most one command.
 
-use super::facts::Facts;
+use super::facts::{Facts, ReplayHoldFacts};
 use super::problems::{Problem, Severity, are, refused_words};
 use crate::delivery::eta::{Eta, EtaState};
-use crate::figures::{separated, them};
+use crate::figures::{separated, them, until};
 use crate::printable::shell_word;
 
 /// Is the data safe, is it moving, when will it be done; or what is wrong.
@@ -97,6 +97,9 @@ fn waiting(facts: &Facts) -> OverallVerdict {
     let safe = safe(facts);
     let warning = |text: String| verdict_of(Severity::Warning, text);
     let agent = "opik-offline agent";
+    if let Some(hold) = &facts.replay_hold {
+        return held_by_a_person(facts, &safe, hold);
+    }
     let Some(eta) = &facts.eta else { return warning(safe) };
     match eta.state {
         EtaState::ServerAway if facts.has_agent => {
@@ -125,6 +128,18 @@ fn waiting(facts: &Facts) -> OverallVerdict {
             }
         }
     }
+}
+
+/// A person holds the replay: that explains why nothing moves, whatever else is wrong.
+fn held_by_a_person(facts: &Facts, safe: &str, hold: &ReplayHoldFacts) -> OverallVerdict {
+    let away = if facts.available == Some(false) { "; the Opik server is unavailable" } else { "" };
+    let text = format!("{safe}, and {}{away}", held_until(facts.now_ms, hold));
+    verdict_of(Severity::Warning, text).with("opik-offline replay --resume")
+}
+
+/// `held until 14:02 UTC by ana`.
+pub(super) fn held_until(now_ms: i64, hold: &ReplayHoldFacts) -> String {
+    format!("held until {} by {}", until(now_ms, hold.until_ms), hold.by)
 }
 
 fn moving(facts: &Facts, safe: &str, eta: &Eta) -> OverallVerdict {
@@ -175,6 +190,10 @@ fn nothing_waits(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
             are(facts.held_ids, "message", "is", "are")
         );
         return verdict_of(Severity::Warning, text).with("opik-offline inspect --status held");
+    }
+    if let Some(hold) = &facts.replay_hold {
+        let text = format!("nothing waits; replay is {}", held_until(facts.now_ms, hold));
+        return verdict_of(Severity::Warning, text).with("opik-offline replay --resume");
     }
     match (problems.first(), facts.has_agent, facts.available) {
         (Some(problem), ..) => verdict_of(problem.level, "nothing waits, and something needs attention"),
@@ -294,6 +313,36 @@ mod tests {
         ] {
             let verdict = diagnose(&facts).verdict;
             assert_eq!((verdict.sentence().as_str(), verdict.level), (sentence, level));
+        }
+    }
+
+    #[test]
+    fn a_hold_of_a_person_says_until_when_and_how_it_ends() {
+        // 2026-11-22 20:07:08 UTC
+        const NOW_MS: i64 = 1_795_378_028_000;
+        let hold = |minutes: i64| {
+            Some(ReplayHoldFacts { until_ms: NOW_MS + minutes * 60_000, by: "ana (uid 1000 on host-a)".into() })
+        };
+        for (facts, sentence) in [
+            (
+                Facts { replay_hold: hold(30), ..facts(4, EtaState::Held) },
+                "4 messages are safe on disk, and held until 20:37 UTC by ana (uid 1000 on host-a): \
+                 `opik-offline replay --resume`",
+            ),
+            (
+                Facts { replay_hold: hold(300), ..facts(4, EtaState::ServerAway) },
+                "4 messages are safe on disk, and held until 2026-11-23 01:07 UTC by ana (uid 1000 on host-a); the Opik \
+                 server is unavailable: `opik-offline replay --resume`",
+            ),
+            (
+                Facts { replay_hold: hold(30), ..facts(0, EtaState::Nothing) },
+                "nothing waits; replay is held until 20:37 UTC by ana (uid 1000 on host-a): \
+                 `opik-offline replay --resume`",
+            ),
+        ] {
+            let found = diagnose(&Facts { now_ms: NOW_MS, ..facts });
+            assert_eq!((found.verdict.sentence().as_str(), found.verdict.level), (sentence, Severity::Warning));
+            assert_eq!(found.problems[0].name, "replay_held", "{found:?}");
         }
     }
 

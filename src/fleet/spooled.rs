@@ -18,9 +18,9 @@ use uuid::Uuid;
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 use crate::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
-    Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, Store, StoreError, StoreIdentity,
-    StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
+    Hold, Holdable, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner,
+    Page, Purged, Replay, ReplayHold, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, Store, StoreError,
+    StoreIdentity, StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 
 /// Why messages were deleted that no server confirmed.
@@ -216,6 +216,13 @@ impl Maintain for Spooled {
         fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError>;
         fn has_to_be_reopened(&self) -> bool;
         fn close(&self) -> ();
+    }
+}
+
+impl Holdable for Spooled {
+    delegate! {
+        fn set_replay_hold(&self, hold: Option<&ReplayHold>) -> Result<(), StoreError>;
+        fn replay_hold(&self) -> Result<Option<ReplayHold>, StoreError>;
     }
 }
 

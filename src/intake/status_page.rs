@@ -194,6 +194,8 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.backlog_body_bytes.set(waiting.map(|group| group.body_bytes).sum::<u64>() as f64);
         let held = condition.held.iter().filter(|(_, hold)| hold.until_ms > now_ms()).map(|(lane, _)| lane);
         shared.metrics.lanes_held.set(held.collect::<std::collections::HashSet<_>>().len() as f64);
+        let replay_hold = condition.replay_hold.as_ref().and_then(|hold| hold.left(now_ms()));
+        shared.metrics.replay_held.set(if replay_hold.is_some() { 1.0 } else { 0.0 });
         shared.metrics.rejected_messages.set(backlog.rejected() as f64);
         shared.metrics.held_messages.set(backlog.held() as f64);
         let stranded = shared.slot.try_with(|store| store.stranded()).unwrap_or_default();

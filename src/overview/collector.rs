@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::edges::EdgeRegistry;
 use super::full_watch::FullWatch;
 use super::lanes::{LaneOverview, LargestLanes, held_for};
-use super::page::CommandOptions;
+use super::page::{CommandOptions, file_system};
 use super::projects::{ProjectCensus, ProjectsOverview};
 use super::rejections::RejectionsOverview;
 use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
@@ -265,7 +265,8 @@ impl OverviewCollector {
             Ok(reading) => (self.usable(reading), &reading.lanes[..]),
         };
         store.moved_stores = self.sources.slot.moved().iter().map(|path| path.display().to_string()).collect();
-        let situation = self.situation(&store, held_for(lanes, now), &history);
+        let held_by_a_person = store.replay_hold.as_ref().map(|hold| Duration::from_secs(hold.seconds_left));
+        let situation = self.situation(&store, held_for(lanes, now).max(held_by_a_person), &history);
         Overview {
             schema_version: 1,
             at_ms: now,
@@ -289,9 +290,12 @@ impl OverviewCollector {
         let options =
             CommandOptions { db: self.sources.store_option.clone(), server: self.server.base_url().to_owned() };
         let past = self.history.past(now);
-        let Some(reading) = reading else { return PageDetails { past, options, ..PageDetails::default() } };
+        let file_system = file_system(&self.sources.store_path);
+        let Some(reading) = reading else {
+            return PageDetails { past, options, file_system, ..PageDetails::default() };
+        };
         let (projects, rejections) = (reading.projects.clone(), reading.rejections.clone());
-        PageDetails { past, lanes: LargestLanes::of(&reading.lanes), projects, rejections, options }
+        PageDetails { past, lanes: LargestLanes::of(&reading.lanes), projects, rejections, options, file_system }
     }
 
     /// Returns the server's answers to dead letters, cached until their number changes, or for a few seconds.

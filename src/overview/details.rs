@@ -98,7 +98,9 @@ impl StoreDetails {
             stored_per_second: 0.0,
             last_per_second: condition.and_then(|condition| condition.last_replay.as_ref()).and_then(pace_of),
             latency,
-            held_for: self.held_for(now_ms),
+            held_for: self
+                .held_for(now_ms)
+                .max(condition.and_then(|condition| condition.replay_hold.as_ref()?.left(now_ms))),
             is_stalled: false,
         }
     }

@@ -1,6 +1,8 @@
-//! The decisions of people about the pace of a fleet, as a sender knows it.
+//! The decisions of people about the pace of a fleet and of a store, as a sender knows them.
 
 use serde::{Deserialize, Serialize};
+
+use crate::store::ReplayHold;
 
 /// The pace and the hold in force.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,7 +30,7 @@ pub struct PaceOverview {
     pub since_ms: u64,
 }
 
-/// A hold of a fleet.
+/// A hold of a fleet or of a store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HoldOverview {
     /// How long it lasts from now, in seconds.
@@ -39,4 +41,17 @@ pub struct HoldOverview {
     pub by: String,
     /// When, by their clock, in milliseconds since the Unix epoch.
     pub since_ms: u64,
+}
+
+impl HoldOverview {
+    /// Returns the hold of a store; `None` if it is over.
+    pub(crate) fn of(hold: &ReplayHold, now_ms: i64) -> Option<Self> {
+        let ms = |ms: i64| u64::try_from(ms).unwrap_or(0);
+        Some(Self {
+            seconds_left: hold.left(now_ms)?.as_secs(),
+            until_ms: ms(hold.ends_at_ms()),
+            by: hold.by.clone(),
+            since_ms: ms(hold.since_ms),
+        })
+    }
 }

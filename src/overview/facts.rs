@@ -6,7 +6,8 @@ use super::lanes::LaneOverview;
 use super::store::{FullOverview, RejectedOverview};
 use crate::delivery::id_window;
 use crate::diagnosis::{
-    DroppedFacts, ElsewhereFacts, Facts, FullFacts, HeldFacts, RecoveryFacts, StoreSituation, UnprovenFacts,
+    DroppedFacts, ElsewhereFacts, Facts, FullFacts, HeldFacts, RecoveryFacts, ReplayHoldFacts, StoreSituation,
+    UnprovenFacts,
 };
 use crate::figures::separated;
 use crate::message::MessageStatus;
@@ -41,6 +42,8 @@ impl Overview {
             held_ids_remedy: id_window::REMEDY,
             near_window_since_ms: None,
             eta: self.eta.as_ref().map(|eta| eta.eta),
+            replay_hold: (store.replay_hold.as_ref())
+                .map(|hold| ReplayHoldFacts { until_ms: hold.until_ms.cast_signed(), by: hold.by.clone() }),
             held: self.lanes.iter().filter_map(held).collect(),
             elsewhere: (store.elsewhere.iter())
                 .map(|other| ElsewhereFacts { server: other.server.clone(), waiting: other.waiting })
@@ -69,7 +72,7 @@ impl Overview {
                 .unproven_since_ms
                 .map(|since_ms| UnprovenFacts { since_ms, reason: store.reason.clone().unwrap_or_default() }),
             full: store.full.as_ref().map(|full| full_facts(full, store.refused_writes)),
-            file_system: None,
+            file_system: self.page.file_system.clone(),
             moved: store.moved_stores.clone(),
             dropped: DroppedFacts {
                 full: store.dropped_messages,

@@ -51,8 +51,6 @@ pub struct LargestLanes {
     pub total: u64,
     /// How many of them are held.
     pub held: u64,
-    /// How many of these have a key that the server refused.
-    pub key_refused: u64,
     /// Messages in lanes that are not listed.
     pub others_waiting: u64,
 }
@@ -75,12 +73,10 @@ impl LargestLanes {
                 list.push(LaneOverview::of(work));
             }
         }
-        let is_refused = |work: &&LaneWork| work.holds().next().is_some_and(Hold::is_credential_refused);
         let waiting = |count: u64, lane: &LaneOverview| count + lane.waiting;
         Self {
             total: lanes.len() as u64,
             held: lanes.iter().filter(|work| work.holds().next().is_some()).count() as u64,
-            key_refused: lanes.iter().filter(is_refused).count() as u64,
             others_waiting: lanes
                 .iter()
                 .map(|work| work.failed)
@@ -150,7 +146,7 @@ mod tests {
         let lanes: Vec<LaneWork> =
             (1..=1000).map(|number| LaneWork { failed: number, ..lane((number % 100 == 0).then_some(5000)) }).collect();
         let found = LargestLanes::of(&lanes);
-        assert_eq!((found.total, found.held, found.key_refused), (1000, 10, 0));
+        assert_eq!((found.total, found.held), (1000, 10));
         let waiting: Vec<u64> = found.list.iter().map(|lane| lane.waiting).collect();
         let expected: Vec<u64> = (981..=1000).rev().chain((1..=9).rev().map(|hundred| hundred * 100)).collect();
         assert_eq!(waiting, expected, "the 20 largest, and the held ones behind them");

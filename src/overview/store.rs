@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::dial::HoldOverview;
 use crate::message::{MessageStatus, Server};
 use crate::store::slot::{SlotState, StoreSlot};
-use crate::store::{Backlog, BacklogSeen, Condition, RecoveryRecord};
+use crate::store::{Backlog, BacklogSeen, Condition, RecoveryRecord, now_ms};
 
 /// The state of the store. Without `usable` only `reason` and what follows from it mean anything.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -47,6 +48,8 @@ pub struct StoreOverview {
     pub recoveries: Vec<RecoveryOverview>,
     /// The process that replays now.
     pub replaying: Option<String>,
+    /// A person's hold of the replay, while it lasts.
+    pub replay_hold: Option<HoldOverview>,
     /// Messages in the store that were accepted for other servers: this agent does not deliver them.
     pub elsewhere: Vec<ElsewhereOverview>,
     /// Stores that were moved away with messages in them while they were in use. Writes that may conflict with those
@@ -88,6 +91,7 @@ impl StoreOverview {
                 .map(RecoveryOverview::of)
                 .collect(),
             replaying: condition.lease.as_ref().map(ToString::to_string),
+            replay_hold: condition.replay_hold.as_ref().and_then(|hold| HoldOverview::of(hold, now_ms())),
             elsewhere: Vec::new(),
             moved_stores: Vec::new(),
         }

@@ -44,11 +44,6 @@ impl ReplaySettings {
         self.dial.as_ref()?.held_for(since_boot())
     }
 
-    /// Returns whether a person limits what the fleet sends: then every batch is taken from the dial.
-    pub(super) fn is_dial_limited(&self) -> bool {
-        self.dial.as_ref().is_some_and(|dial| dial.is_limited(since_boot()))
-    }
-
     /// Returns what the circuit breaker of a lane depends on.
     pub(super) fn breaker(&self) -> BreakerSettings {
         BreakerSettings { retry_interval: self.retry_interval, attempts_max: self.attempts_max }
@@ -71,7 +66,7 @@ pub enum DrainEnd {
     LimitReached,
     /// Shutdown was requested.
     Stopped,
-    /// A person holds the fleet.
+    /// A person holds the fleet, or this store.
     Held,
 }
 
@@ -104,4 +99,18 @@ pub struct Replayer<'a> {
     pub observer: Option<&'a dyn Observer>,
     /// Ends the round early.
     pub shutdown: &'a Shutdown,
+}
+
+impl Replayer<'_> {
+    /// Returns how long nothing is sent because a person holds the fleet, or this store.
+    pub(super) fn held_for(&self) -> Option<Duration> {
+        self.settings.held_for().max(self.state.hold().held_for())
+    }
+
+    /// Returns whether a person limits what is sent: then each lane is sent alone, and every batch is taken from the
+    /// dial.
+    pub(super) fn is_limited(&self) -> bool {
+        let dial = self.settings.dial.as_ref();
+        dial.is_some_and(|dial| dial.is_limited(since_boot())) || self.state.hold().held_for().is_some()
+    }
 }

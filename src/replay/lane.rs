@@ -119,7 +119,8 @@ impl<'a> LaneWorker<'a> {
     fn replay_batch(&mut self) -> Result<ControlFlow<()>, StoreError> {
         let replay = self.sender.replay;
         replay.shutdown.beat();
-        if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() {
+        let opens = !replay.shutdown.sleep(self.gate.opens_in());
+        if !opens || !self.sender.keeper.may_send() || replay.state.hold().held_for().is_some() {
             return Ok(Break(()));
         }
         let started = Instant::now();

@@ -14,6 +14,7 @@
 //! | `sender` | sends for one lane, and settles outcomes in the store |
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
 //! | `outage` | ends the waits that an outage caused |
+//! | `hold_watch` | a person's hold of the store |
 //! | `state` | what is remembered between rounds, by lane: [`lane_health`](crate::delivery::lane_health) |
 //! | `otlp`, `attachment` | requests that need more than one exchange |
 //! | [`session`], [`verify`], [`report`], [`reassign`] | for the command line |
@@ -53,6 +54,7 @@ mod attachment;
 mod batch;
 mod bounds;
 mod context;
+mod hold_watch;
 mod lane;
 mod lane_pages;
 mod lease;
@@ -93,6 +95,10 @@ use crate::upstream::Upstream;
 use lane_pages::lane_pages;
 use round::has_held;
 
+/// The wait after an error of the store.
+const ERROR_PAUSE: Duration = Duration::from_secs(2);
+/// The interval between checks whether a person still holds the fleet, or this store.
+const HELD_PAUSE: Duration = Duration::from_millis(500);
 /// How often the agent checks the age of the oldest waiting create.
 const AGE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -139,10 +145,6 @@ pub struct ReplayManager<'a> {
 impl ReplayManager<'_> {
     /// Replays whenever the server is available and something is due, until shutdown.
     pub fn run(&self) {
-        /// The wait after an error of the store.
-        const ERROR_PAUSE: Duration = Duration::from_secs(2);
-        /// The interval between checks whether a person still holds the fleet.
-        const HELD_PAUSE: Duration = Duration::from_millis(500);
         let mut pause = Duration::ZERO;
         let mut reported = String::new();
         let state = ReplayState::default();
@@ -166,16 +168,15 @@ impl ReplayManager<'_> {
                 pause = delay;
                 continue;
             }
-            if let Some(left) = self.settings.held_for() {
-                // It may end sooner than it says.
-                pause = left.min(self.tick_interval.max(HELD_PAUSE));
-                continue;
-            }
             // The thread that opens the store reports why it is unavailable.
             let store = self.slot.get();
             // Opening may have taken longer than the liveness check allows.
             self.shutdown.beat();
             let Ok(store) = store else { continue };
+            if let Some(held) = self.held_for(&store, &state, &mut reported) {
+                pause = held;
+                continue;
+            }
             if let Some(own) = &self.rekey
                 && let Err(error) = reassign::rekey_refused(store.as_ref(), &self.owner, own, self.shutdown)
             {
@@ -215,6 +216,17 @@ impl ReplayManager<'_> {
                 }
             }
         }
+    }
+
+    /// Returns how long to wait because a person holds the fleet or this store, or because the store can't be asked.
+    fn held_for(&self, store: &Arc<dyn Store>, state: &ReplayState, reported: &mut String) -> Option<Duration> {
+        if let Err(error) = state.hold().look(store.as_ref()) {
+            self.report_failure(store, error, reported);
+            return Some(ERROR_PAUSE);
+        }
+        let left = self.settings.held_for().max(state.hold().held_for())?;
+        // It may end sooner than it says.
+        Some(left.min(self.tick_interval.max(HELD_PAUSE)))
     }
 
     /// Returns how long to wait before a hub gets the backlog, or the server of a fleet, once for each return; `returned`

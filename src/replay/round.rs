@@ -43,10 +43,14 @@ impl Replayer<'_> {
         self.state.begin(self.store.identity(), keeper.lease.epoch);
         let started_at_ms = now_ms();
         let before = self.delivered_and_rejected();
-        let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
+        let looked = self.state.hold().look(self.store);
+        let result = looked.and_then(|()| self.store.return_in_flight(&keeper.lease)).and_then(|returned| {
             if returned > 0 {
                 self.state.interrupted();
                 info!(target: "replay_manager", "returned {returned} in-flight messages to the queue");
+            }
+            if self.held_for().is_some() {
+                return Ok(DrainEnd::Held);
             }
             self.retry_held(&keeper)?;
             self.replay_lanes(&keeper)
@@ -122,7 +126,7 @@ impl Replayer<'_> {
         std::thread::scope(|scope| {
             loop {
                 self.shutdown.beat();
-                if let Err(error) = keeper.renew_if_due() {
+                if let Err(error) = keeper.renew_if_due().and_then(|()| self.state.hold().look_if_due(self.store)) {
                     round.fail(error);
                 }
                 while round.failed.is_none() && self.stop_reason(&quota).is_none() {
@@ -182,7 +186,7 @@ impl Replayer<'_> {
             Some(DrainEnd::Stopped)
         } else if self.connection.availability() == Availability::Unavailable {
             Some(DrainEnd::Unavailable)
-        } else if self.settings.held_for().is_some() {
+        } else if self.held_for().is_some() {
             Some(DrainEnd::Held)
         } else if quota.is_spent() {
             Some(DrainEnd::LimitReached)
@@ -276,7 +280,7 @@ impl<'r> Round<'r> {
     {
         self.note_sending();
         self.start_shared_workers(scope, WORKERS);
-        let are_limited = self.replay.settings.is_dial_limited();
+        let are_limited = self.replay.is_limited();
         let are_shared_stuck = are_limited || self.workers.are_shared_stuck(Instant::now());
         if are_shared_stuck {
             match self.small.give_back() {

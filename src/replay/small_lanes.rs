@@ -218,7 +218,7 @@ impl<'r> SmallLanes<'r> {
     pub(super) fn take(&self, work: LaneWork, may_take: bool) -> Option<LaneWork> {
         let settings = self.replay.settings;
         let is_small = work.failed < BATCH_DEFAULT as u64 && work.body_bytes <= BYTES_MAX / 8;
-        let is_free = settings.limit.is_none() && !settings.pace.is_shared() && !settings.is_dial_limited();
+        let is_free = settings.limit.is_none() && !settings.pace.is_shared() && !self.replay.is_limited();
         let is_well = work.holds().next().is_none() && !self.replay.connection.lanes().is_failing(&work.lane);
         let mut shared = lock(&self.shared);
         if shared.unsent.contains(&work.id) {
@@ -343,12 +343,12 @@ impl<'r> SmallLanes<'r> {
         }
     }
 
-    /// Returns whether nothing more is sent: a person may limit the fleet at any time, and then each lane is sent alone.
+    /// Returns whether nothing more is sent: a person may limit or hold it at any time, and then each lane is sent alone.
     fn stops(&self) -> bool {
         self.replay.shutdown.is_requested()
             || !self.keeper.may_send()
             || self.is_unavailable()
-            || self.replay.settings.is_dial_limited()
+            || self.replay.is_limited()
     }
 
     fn is_unavailable(&self) -> bool {

@@ -1,4 +1,5 @@
-//! A replayer's memory between its rounds: the health of each lane, and outcomes that it could not settle.
+//! A replayer's memory between its rounds: the health of each lane, outcomes that it could not settle, and the hold of
+//! the store.
 //!
 //! In memory only: a new process starts empty. Messages and lanes are remembered by their ids, which are valid in one
 //! store only, and the server's decision about a message is valid only while no other replayer works on the store. Both
@@ -8,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::hold_watch::HoldWatch;
 use crate::delivery::id_window::{IdWindow, Outside};
 use crate::delivery::lane_health::{BreakerSettings, Decision, Event, LaneHealth, LaneTurn};
 use crate::delivery::pacing::Pace;
@@ -27,6 +29,7 @@ const UNSETTLED_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct ReplayState {
     remembered: Mutex<Remembered>,
+    hold: HoldWatch,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +63,11 @@ impl Drop for ExtendedTimeout<'_> {
 }
 
 impl ReplayState {
+    /// Returns the watch over the store's hold.
+    pub(super) fn hold(&self) -> &HoldWatch {
+        &self.hold
+    }
+
     /// Begins a round under the lease of this epoch.
     ///
     /// Forgets everything if it is another store. In the same store, an epoch that does not follow the previous one

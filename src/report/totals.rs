@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::figures::{separated, size};
 use crate::message::MessageStatus;
-use crate::store::{Filter, Listed, Page, Store, StoreError};
+use crate::store::{Backlog, BacklogGroup, Filter, Page, Store, StoreError};
 use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
 
@@ -35,14 +35,15 @@ impl TotalsBy {
         }
     }
 
-    /// Returns what a message is counted under; `None` if it names nothing of the kind.
-    fn of(self, listed: &Listed) -> Option<String> {
+    /// Returns what a group of a backlog is counted under; `None` if it names nothing of the kind.
+    fn of(self, group: &BacklogGroup) -> Option<String> {
         match self {
-            Self::Project => listed.project.clone(),
-            Self::Workspace => Some(listed.lane.workspace_name().to_owned()),
-            Self::Server => listed.lane.server.as_ref().map(ToString::to_string),
-            Self::Type => Some(listed.message_type.name().to_owned()),
-            Self::Status => Some(listed.status.name().to_owned()),
+            // A store does not count by project.
+            Self::Project => None,
+            Self::Workspace => Some(group.workspace.clone()),
+            Self::Server => group.server.as_ref().map(ToString::to_string),
+            Self::Type => Some(group.message_type.name().to_owned()),
+            Self::Status => Some(group.status.name().to_owned()),
         }
     }
 }
@@ -63,13 +64,16 @@ pub(crate) struct TotalsRow {
 }
 
 impl TotalsRow {
-    fn add(&mut self, listed: &Listed) {
-        self.messages += 1;
-        self.waiting += u64::from(listed.status.is_on_its_way());
-        self.rejected += u64::from(listed.status == MessageStatus::Rejected);
-        self.held += u64::from(listed.status == MessageStatus::Held);
-        self.items += u64::from(listed.items);
-        self.body_bytes += listed.body_bytes;
+    fn add(&mut self, status: MessageStatus, (messages, items, body_bytes): (u64, u64, u64)) {
+        self.messages += messages;
+        match status {
+            MessageStatus::Rejected => self.rejected += messages,
+            MessageStatus::Held => self.held += messages,
+            _ if status.is_on_its_way() => self.waiting += messages,
+            _ => {}
+        }
+        self.items += items;
+        self.body_bytes += body_bytes;
     }
 
     fn plus(mut self, other: &Self) -> Self {
@@ -95,26 +99,53 @@ pub(crate) struct TotalsReport {
 /// How many messages are read at a time.
 const PAGE_MESSAGES: usize = 1000;
 
+/// Sums by name.
+type Sums = BTreeMap<Option<String>, TotalsRow>;
+
+fn projects(store: &dyn Store, filter: &Filter) -> Result<Sums, StoreError> {
+    let mut sums = Sums::new();
+    let mut page = Page { after: None, limit: PAGE_MESSAGES, newest_first: false };
+    loop {
+        let listed = store.list(filter, &page)?;
+        let Some(last) = listed.last() else { return Ok(sums) };
+        page.after = Some(last.id);
+        for listed in listed {
+            let figures = (1, u64::from(listed.items), listed.body_bytes);
+            sums.entry(listed.project).or_default().add(listed.status, figures);
+        }
+    }
+}
+
+/// Sums a backlog by one of the properties that a store counts by.
+pub(crate) fn totals(backlog: &Backlog, by: TotalsBy) -> Vec<TotalsRow> {
+    let mut sums = Sums::new();
+    for group in &backlog.groups {
+        let figures = (group.messages, group.items, group.body_bytes);
+        sums.entry(by.of(group)).or_default().add(group.status, figures);
+    }
+    sorted(sums)
+}
+
+/// Returns the rows, the largest number of messages first.
+fn sorted(sums: Sums) -> Vec<TotalsRow> {
+    let mut rows: Vec<TotalsRow> = sums.into_iter().map(|(name, row)| TotalsRow { name, ..row }).collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.messages));
+    rows
+}
+
 impl TotalsReport {
-    /// Counts the messages of a filter. It reads all of them, because a store counts by other properties than a project,
-    /// and keeps a row for each name.
+    /// Counts the messages of a filter. Projects take a read of all of them, because a store counts by the other
+    /// properties only; it keeps a row for each name.
     ///
     /// # Errors
     ///
     /// Fails if the store can't be read.
     pub(crate) fn read(store: Option<&dyn Store>, filter: &Filter, by: TotalsBy) -> Result<Self, StoreError> {
-        let mut sums: BTreeMap<Option<String>, TotalsRow> = BTreeMap::new();
-        let mut page = Page { after: None, limit: PAGE_MESSAGES, newest_first: false };
-        while let Some(store) = store {
-            let listed = store.list(filter, &page)?;
-            let Some(last) = listed.last() else { break };
-            page.after = Some(last.id);
-            for listed in &listed {
-                sums.entry(by.of(listed)).or_default().add(listed);
-            }
-        }
-        let mut totals: Vec<TotalsRow> = sums.into_iter().map(|(name, row)| TotalsRow { name, ..row }).collect();
-        totals.sort_by_key(|row| std::cmp::Reverse(row.messages));
+        let totals = match (store, by) {
+            (None, _) => Vec::new(),
+            (Some(store), TotalsBy::Project) => sorted(projects(store, filter)?),
+            (Some(store), _) => totals(&store.backlog(filter)?, by),
+        };
         Ok(Self { schema_version: 1, by, totals })
     }
 

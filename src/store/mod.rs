@@ -1,8 +1,8 @@
 //! The durable queue: messages that were acknowledged and are not on the server yet.
 //!
 //! [`Store`] keeps promises about bytes and order and decides nothing: what an answer means, when to retry and how fast
-//! to go are policy ([`crate::delivery`]), and neither room knows the other. It is six small traits, one per caller:
-//! [`Intake`], [`Attachments`], [`Replay`], [`Browse`], [`Maintain`] and [`Shipped`]. No SQL, row, path or error of an engine
+//! to go are policy ([`crate::delivery`]), and neither room knows the other. It is seven small traits, one per caller:
+//! [`Intake`], [`Attachments`], [`Replay`], [`Browse`], [`Maintain`], [`Holdable`] and [`Shipped`]. No SQL, row, path or error of an engine
 //! crosses them; [`open()`] is the only function that names one. There is one engine, [`sqlite`]; tests have two more in
 //! memory.
 //!
@@ -78,6 +78,7 @@ mod open;
 pub(crate) mod os;
 pub(crate) mod place;
 pub mod rejected_room;
+mod replay_hold;
 mod rescue;
 pub(crate) mod room;
 mod said;
@@ -99,9 +100,10 @@ pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
 pub(crate) use self::open::is_store;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
+pub use self::replay_hold::{REPLAY_HOLD_MAX, ReplayHold};
 pub use self::sqlite::{SnapshotMessage, SnapshotStep, StoreSnapshot};
 pub use self::stream::{ShippedMessage, StreamRecord, StreamState, UnshippedCount};
-pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped, Store};
+pub use self::traits::{Attachments, Browse, Holdable, Intake, Maintain, Replay, Shipped, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,
     Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoredMessage, Stranded, Unproven, Whose,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::error::StoreError;
 use super::identity::StoreIdentity;
+use super::replay_hold::ReplayHold;
 use super::stream::{ShippedMessage, StreamRecord, UnshippedCount};
 use super::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use crate::message::{Attachment, Claimed, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
 /// Messages that survive the process, and the right to replay them: all verbs of a store together.
-pub trait Store: Intake + Attachments + Replay + Browse + Maintain + Shipped {
+pub trait Store: Intake + Attachments + Replay + Browse + Maintain + Holdable + Shipped {
     /// Returns one message whole, or `None` if it does not exist.
     ///
     /// # Errors
@@ -35,7 +36,7 @@ pub trait Store: Intake + Attachments + Replay + Browse + Maintain + Shipped {
     }
 }
 
-impl<T: Intake + Attachments + Replay + Browse + Maintain + Shipped> Store for T {}
+impl<T: Intake + Attachments + Replay + Browse + Maintain + Holdable + Shipped> Store for T {}
 
 /// Accepting messages, and what has to be known before a new one is forwarded.
 pub trait Intake: Send + Sync {
@@ -373,6 +374,15 @@ pub trait Maintain: Send + Sync {
 
     /// Closes the store for good, for all its holders. Every later call fails with [`StoreError::Unproven`].
     fn close(&self);
+}
+
+/// The hold of a whole store, for all its replayers: a decision of a person.
+pub trait Holdable: Send + Sync {
+    /// Holds the replay of everything that waits, in place of an earlier hold, or ends the hold. Needs no key.
+    fn set_replay_hold(&self, hold: Option<&ReplayHold>) -> Result<(), StoreError>;
+
+    /// Returns the last hold that nobody has ended; it may be over ([`ReplayHold::left`]). Costs one look-up.
+    fn replay_hold(&self) -> Result<Option<ReplayHold>, StoreError>;
 }
 
 /// The record of what was copied to a depot, where copies outlive this store.

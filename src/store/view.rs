@@ -3,6 +3,7 @@
 use super::encryption::state::Encryption;
 use super::full_state::Fullness;
 use super::location::Location;
+use super::replay_hold::ReplayHold;
 use super::work::{Hold, LaneId, LastAnswer, Owner, SalvagedRow};
 use crate::message::{
     Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256, Touch,
@@ -300,6 +301,8 @@ pub struct Condition {
     pub last_replay: Option<ReplayRecord>,
     /// Lanes on hold in which messages wait, and those that are retried after one.
     pub held: Vec<(Lane, Hold)>,
+    /// The last hold of the whole store that nobody has ended; it may be over.
+    pub replay_hold: Option<ReplayHold>,
     /// Which servers were given messages of earlier versions.
     pub adoptions: Vec<AdoptionRecord>,
     /// Messages dropped because the store was full, since it was made.

@@ -119,6 +119,7 @@ metrics! {
     backlog_elsewhere_messages: Gauge = "opik_offline_backlog_elsewhere_messages", "Messages in the store that were accepted for other servers";
     backlog_body_bytes: Gauge = "opik_offline_backlog_body_bytes", "Bytes of the bodies and files of these messages";
     lanes_held: Gauge = "opik_offline_lanes_held", "Lanes that are held by a rate limit, or because the server refuses their key";
+    replay_held: Gauge = "opik_offline_replay_held", "1 while a person holds the replay of the store (replay --hold)";
     rejected_messages: Gauge = "opik_offline_rejected_messages", "Rejected messages that are kept";
     held_messages: Gauge = "opik_offline_held_messages", "Messages held because the server refuses the time in their ids";
     stranded_messages: Gauge = "opik_offline_stranded_messages", "Messages that wait for a rejected or held create, at least";

@@ -72,6 +72,7 @@ agent        not running
 store        HOME/opik_messages.db, SIZE
 encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
+workspaces   team 3 waiting, 1 rejected; default 1 waiting
 rejected     1 message (1 x 400)
 time to go   nobody delivers it: start the agent or `opik-offline replay --db HOME/opik_messages.db`
 last replay  AGE ago: 7 delivered, 1 rejected, 4 remained then

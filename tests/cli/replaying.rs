@@ -63,6 +63,64 @@ fn a_backlog_is_delivered_and_rejected_ones_stay() {
 }
 
 #[test]
+fn a_held_store_is_not_replayed_and_says_why() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    let held = sandbox.output(&["replay", "--hold", "30m"]);
+    assert_eq!(held.code(), Some(0), "{}", held.stderr);
+    assert!(
+        held.stdout.starts_with("replay is held until ") && held.stdout.contains("4 messages wait"),
+        "{}",
+        held.stdout
+    );
+    for args in [&["replay"][..], &["replay", "--rejected"], &["replay", "--id", "2"]] {
+        let refused = sandbox.output(args);
+        assert_eq!(refused.code(), Some(4), "{args:?}: {}{}", refused.stdout, refused.stderr);
+        assert!(
+            refused.stdout.contains("replay is held until ")
+                && refused.stdout.contains("`opik-offline replay --resume --db ")
+        );
+        let quiet = sandbox.output(&[args, &["--quiet"]].concat());
+        assert_eq!((quiet.code(), quiet.stdout.as_str()), (Some(4), ""));
+    }
+    assert_eq!(server.requests().iter().map(|request| request.writes.len()).sum::<usize>(), 0);
+    let status = sandbox.output(&["status", "--format", "json"]).json();
+    assert_eq!(status["rejected"]["messages"], 1, "it was requeued");
+    assert!(sandbox.run(&["replay", "--dry-run"]).starts_with("would replay 4 messages"));
+    // A second hold takes the place of the first.
+    assert_eq!(
+        sandbox.output(&["replay", "--hold", "2h", "--format", "json"]).json()["hold"]["seconds_left"]
+            .as_u64()
+            .map(|left| left > 7_000),
+        Some(true)
+    );
+    assert!(sandbox.run(&["replay", "--resume"]).starts_with("the hold has ended; 4 messages wait in "));
+    assert!(sandbox.run(&["replay", "--resume"]).starts_with("nothing was held; 4 messages wait in "));
+    assert_eq!(sandbox.output(&["replay"]).code(), Some(0));
+}
+
+#[test]
+fn a_hold_is_bounded_and_about_a_whole_store() {
+    let sandbox = Sandbox::filled();
+    for (args, said) in [
+        (&["--hold", "8d"][..], "not between 1s and 7d"),
+        (&["--hold", "0s"], "not between 1s and 7d"),
+        (&["--hold", "1m", "--workspace", "team"], "not with a filter"),
+        (&["--resume", "--limit", "1"], "not with --limit"),
+        (&["--resume", "--hold", "1m"], "cannot be used with"),
+        (&["--hold", "1m", "--pace", "none"], "are for a depot"),
+        (&["--hold", "1m", "--stream", "01a20445-0b55-7feb-b47d-9a6087614672"], "are for a depot"),
+    ] {
+        let output = sandbox.output(&[&["replay"], args].concat());
+        assert_eq!(output.code(), Some(2), "{args:?}: {}{}", output.stdout, output.stderr);
+        assert!(output.stderr.contains(said), "{args:?}: {}", output.stderr);
+    }
+    assert_eq!(sandbox.output(&["replay", "--hold", "1m", "--db", "/nowhere/x.db"]).code(), Some(2));
+    let nothing = Sandbox::without_store().output(&["replay", "--hold", "1m"]);
+    assert!(nothing.code() == Some(1) && nothing.stderr.contains("nothing was stored in "), "{}", nothing.stderr);
+}
+
+#[test]
 fn a_debug_log_shows_what_the_store_does() {
     let server = FakeOpik::start_new();
     let found = Sandbox::filled().with_server(&server).run(&["replay", "-v", "--rejected"]);

@@ -85,6 +85,10 @@ fn documents() -> Documents {
     }
     found.of_lines("inspect-line", &filled.output(&["inspect", "--format", "jsonl"]));
     found.of_command("replay", &filled, &["replay", "--dry-run"]);
+    found.of_command("replay-hold", &filled, &["replay", "--hold", "5m"]);
+    found.of_command("status", &filled, &["status"]);
+    found.of_command("replay", &filled, &["replay"]);
+    found.of_command("replay-hold", &filled, &["replay", "--resume"]);
     found.of_command("purge", &filled, &["purge", "--dry-run"]);
     found.of_command("replay", &filled, &["replay", "--verify", "--type", "CreateTrace"]);
     found.of_command("purge", &filled, &["purge", "--yes", "--rejected"]);
@@ -194,6 +198,10 @@ fn of_an_agent(found: &mut Documents) {
     wait_until("the agent has measured its rates", PATIENCE, || !told()["rates"].is_null());
     assert_eq!(told()["lanes"].as_array().map(Vec::len), Some(1));
     found.0.push(("agent-status", told()));
+    assert_eq!(agent.cli(&["replay", "--hold", "5m"]).code(), Some(0));
+    wait_until("the hold is told", PATIENCE, || told()["store"]["replay_hold"].is_object());
+    found.0.push(("agent-status", told()));
+    assert_eq!(agent.cli(&["replay", "--resume"]).code(), Some(0));
     let status = agent.cli(&["status", "--format", "json"]).json();
     assert_eq!(status["eta"]["state"], "server_away", "the agent's estimate is not told: {status}");
     found.0.push(("status", status));

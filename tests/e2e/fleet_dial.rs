@@ -205,7 +205,7 @@ fn a_dial_that_cannot_be_set_says_so() {
     let home = Home::new();
     for (args, code, said) in [
         (&["replay", "--pace", "7/s"][..], 2, "for a depot"),
-        (&["replay", "--resume"], 2, "for a depot"),
+        (&["replay", "--resume"], 1, "nothing was stored"),
         (&["replay", "--fleet", &fleet.url(), "--pace", "0"], 2, "--hold"),
         (&["replay", "--fleet", &fleet.url(), "--pace", "20k"], 2, "20000/s"),
         (&["replay", "--fleet", &fleet.url(), "--hold", "8d"], 2, "7d"),

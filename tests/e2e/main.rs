@@ -88,6 +88,7 @@ mod proxy;
 mod python_module;
 mod rate_limits;
 mod recovery;
+mod replay_hold;
 mod replay_order;
 mod rolling_upgrade;
 mod salvage;

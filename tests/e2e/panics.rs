@@ -20,9 +20,9 @@ use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
-    Hold, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page,
-    Purged, Replay, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, Store, StoreError, StoreIdentity,
-    StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
+    Hold, Holdable, Intake, LaneId, LaneListed, LanePage, LaneRange, LaneWork, Lease, Listed, Maintain, Outcome, Owner,
+    Page, Purged, Replay, ReplayHold, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, Store, StoreError,
+    StoreIdentity, StoredMessage, Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -221,6 +221,13 @@ impl Maintain for Panicking {
         fn keep_room(&self) -> ();
         fn announce(&self, agent: Option<&AgentRecord>) -> ();
         fn note_replay(&self, record: &ReplayRecord) -> ();
+    }
+}
+
+impl Holdable for Panicking {
+    delegate! {
+        fn set_replay_hold(&self, hold: Option<&ReplayHold>) -> ();
+        fn replay_hold(&self) -> Option<ReplayHold>;
     }
 }
 

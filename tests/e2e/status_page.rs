@@ -132,7 +132,7 @@ fn a_rejection_shows_the_servers_words_and_no_key() {
     server.script(When::ids([bad]), Then::Answer(Answer::error(400, &words)));
     server.start();
     let page = || Client::new(&agent.origin()).get("/-/").text();
-    wait_until("the rejection is shown", PATIENCE, || page().contains("1 message was rejected by it"));
+    wait_until("the rejection is shown", PATIENCE, || page().contains("1 message was rejected by the server"));
     let text = page();
     for shown in [
         "&lt;b&gt;no such project&lt;/b&gt; for ***",

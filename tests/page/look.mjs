@@ -135,7 +135,7 @@ async function agentAlive(browser) {
     check((await write("team")).status === 201, "a write was not taken");
     const { page, complaints } = await open(browser, origin, { width: 1280, dark: false, javascript: true });
     const verdict = () => page.evaluate(() => document.querySelector(".verdict").textContent);
-    await until("the server is there", async () => (await verdict()).includes("takes everything"));
+    await until("the server is there", async () => (await verdict()).includes("all is well"));
     check(page.url() === `${origin}/-/`, `the page is at ${page.url()}`);
     const links = await page.$$eval("footer a", (found) => found.map((link) => link.href));
     check(links.length === 2, `the page has other links: ${links}`);

@@ -9,8 +9,8 @@ use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     AgentRecord, BacklogSeen, Browse, Claim, ClaimLimits, Claimed, EncryptionKey, Filter, FullRecord, Hold, Keys,
-    LastAnswer, Lease, Limits, Maintain, OpenMode, Outcome, Owner, Page, ReplayRecord, SalvagedRow, Standing, Store,
-    StoreError, WhenFull, Whose,
+    LastAnswer, Lease, Limits, Maintain, OpenMode, Outcome, Owner, Page, ReplayHold, ReplayRecord, SalvagedRow,
+    Standing, Store, StoreError, WhenFull, Whose,
 };
 
 use crate::memory_store::MemoryStore;
@@ -271,6 +271,17 @@ fn story(store: &dyn Store) {
     store.note_full(None, 2).unwrap();
     assert_eq!(store.condition().unwrap().full_record, FullRecord { since_ms: None, refused: 5 });
     store.keep_room().unwrap();
+    let hold = ReplayHold { until_ms: 9, since_ms: 5, by: "ana (uid 7 on host-a)".into() };
+    assert_eq!(store.replay_hold().unwrap(), None);
+    store.set_replay_hold(Some(&ReplayHold { until_ms: 7, ..hold.clone() })).unwrap();
+    store.set_replay_hold(Some(&hold)).unwrap();
+    assert_eq!(
+        (store.replay_hold().unwrap().as_ref(), store.condition().unwrap().replay_hold.as_ref()),
+        (Some(&hold), Some(&hold))
+    );
+    assert_eq!(store.check().unwrap(), Vec::<String>::new(), "its row is taken for damage");
+    store.set_replay_hold(None).unwrap();
+    assert_eq!((store.replay_hold().unwrap(), store.condition().unwrap().replay_hold), (None, None));
     assert_eq!(store.identity(), store.identity());
     let condition = store.condition().unwrap();
     assert_eq!((condition.agents, condition.last_replay), (vec![agent], Some(record)));

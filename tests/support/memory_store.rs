@@ -17,10 +17,10 @@ use opik_offline::message::{
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
-    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
-    LaneWork, LastAnswer, Lease, Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord,
-    SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord,
-    UnshippedCount, WaitEnd, Whose, now_ms,
+    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Holdable, Intake, LaneId, LaneListed, LanePage,
+    LaneRange, LaneWork, LastAnswer, Lease, Listed, Location, Maintain, Outcome, Owner, Page, Purged, Replay,
+    ReplayHold, ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage,
+    Stranded, StreamRecord, UnshippedCount, WaitEnd, Whose, now_ms,
 };
 
 use uuid::Uuid;
@@ -58,6 +58,7 @@ struct Contents {
     expired: u64,
     adoptions: Vec<AdoptionRecord>,
     full: FullRecord,
+    replay_hold: Option<ReplayHold>,
     is_closed: bool,
     shipped: ShippedBook,
 }
@@ -1020,6 +1021,7 @@ impl Browse for MemoryStore {
             file_bytes: contents.by_id().values().map(|item| item.bytes()).sum(),
             room_bytes: u64::MAX,
             full_record: contents.full,
+            replay_hold: contents.replay_hold.clone(),
             lease: contents.holder().cloned(),
             agents: contents.agents.clone(),
             last_replay: contents.last_replay.clone(),
@@ -1163,6 +1165,17 @@ impl Maintain for MemoryStore {
 
     fn close(&self) {
         self.lock().is_closed = true;
+    }
+}
+
+impl Holdable for MemoryStore {
+    fn set_replay_hold(&self, hold: Option<&ReplayHold>) -> Result<(), StoreError> {
+        self.open()?.replay_hold = hold.cloned();
+        Ok(())
+    }
+
+    fn replay_hold(&self) -> Result<Option<ReplayHold>, StoreError> {
+        Ok(self.open()?.replay_hold.clone())
     }
 }
 

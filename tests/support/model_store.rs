@@ -14,10 +14,10 @@ use opik_offline::message::{
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
-    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LanePage, LaneRange,
-    LaneWork, LastAnswer, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow,
-    Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, StreamRecord,
-    UnshippedCount, WaitEnd, Whose,
+    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Holdable, Intake, LaneId, LaneListed, LanePage,
+    LaneRange, LaneWork, LastAnswer, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayHold,
+    ReplayRecord, SalvagedRow, Shipped, ShippedMessage, Standing, StoreError, StoreIdentity, StoredMessage, Stranded,
+    StreamRecord, UnshippedCount, WaitEnd, Whose,
 };
 use uuid::Uuid;
 
@@ -71,6 +71,7 @@ struct State {
     expired: u64,
     adoptions: Vec<AdoptionRecord>,
     full: FullRecord,
+    replay_hold: Option<ReplayHold>,
     is_closed: bool,
     shipped: ShippedBook,
 }
@@ -1067,6 +1068,7 @@ impl Browse for ModelStore {
         Ok(Condition {
             file_bytes: state.bytes(),
             full_record: state.full,
+            replay_hold: state.replay_hold.clone(),
             room_bytes: u64::MAX,
             lease: state.holder(),
             agents: state.agents.clone(),
@@ -1239,6 +1241,17 @@ impl Maintain for ModelStore {
 
     fn close(&self) {
         self.lock().is_closed = true;
+    }
+}
+
+impl Holdable for ModelStore {
+    fn set_replay_hold(&self, hold: Option<&ReplayHold>) -> Result<(), StoreError> {
+        self.state()?.replay_hold = hold.cloned();
+        Ok(())
+    }
+
+    fn replay_hold(&self) -> Result<Option<ReplayHold>, StoreError> {
+        Ok(self.state()?.replay_hold.clone())
     }
 }
 

@@ -107,6 +107,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "intake",
         &[
             "diagnosis",
+            "hint",
             "printable",
             "overview",
             "monitor",

@@ -59,7 +59,7 @@ pub(super) fn document(overview: &Overview) -> String {
     };
     part("tiles", tiles(overview));
     part("full", full(overview));
-    part("problems", problems(overview));
+    part("problems", problems(overview, &verdict.diagnosis.problems));
     part("plots", plots(overview));
     part("rejected", rejected(overview));
     part("lanes", lanes(overview));
@@ -83,7 +83,7 @@ pub(super) fn document(overview: &Overview) -> String {
 <body>
 <header>
 <h1>opik-offline status</h1>
-<div data-part id="verdict"><p class="verdict">{}{}</p></div>
+<div data-part id="verdict">{}</div>
 </header>
 <p id="lost" role="status" hidden></p>
 <p id="said" class="unseen" role="status"></p>
@@ -98,8 +98,7 @@ pub(super) fn document(overview: &Overview) -> String {
         escaped(&verdict.title()),
         verdict.badge.icon(),
         Badge::Bad.icon(),
-        verdict.badge.html(),
-        escaped(&verdict.text),
+        verdict.html(&overview.page.options),
         moment(overview.at_ms),
     )
 }

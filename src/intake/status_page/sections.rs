@@ -4,20 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::badge::Badge;
-use super::command::ShownCommand;
+use super::command::{LENGTH_MAX, ShownCommand, with_commands};
 use super::table::{HtmlCell, HtmlTable, short};
 use super::text::{ago, elided, escaped, moment, number, rate, since, size, words};
-use super::verdict::{held, waits_for};
-use crate::delivery::eta::{EtaState, in_words};
+use crate::delivery::eta::in_words;
+use crate::diagnosis::{Problem, Severity};
 use crate::overview::rejections::RejectionOverview;
 use crate::overview::{LaneOverview, Overview, ReplayOverview};
 
 /// How many edges the page lists.
 const EDGES_MAX: usize = 50;
-/// How many other servers it lists.
-const SERVERS_MAX: usize = 5;
-/// A URL that is longer is no help in a command.
-const COMMAND_URL_MAX: usize = 500;
+/// How many problems it lists.
+const PROBLEMS_MAX: usize = 12;
 /// How many corrupt files that the store was recovered from it lists.
 const RECOVERIES_MAX: usize = 5;
 /// How many statuses of the server's answers it lists.
@@ -26,57 +24,34 @@ const STATUSES_MAX: usize = 8;
 /// Messages, items and bytes of each type.
 type SumsByType<'a> = BTreeMap<&'a str, (u64, u64, u64)>;
 
-/// The problems that need a person, each with the command that helps, if there is one.
-pub(super) fn problems(overview: &Overview) -> String {
-    let (store, options) = (&overview.store, &overview.page.options);
+/// The problems that need a person, each with the commands that help. Those that have a section of their own are left
+/// out.
+pub(super) fn problems(overview: &Overview, problems: &[Problem]) -> String {
+    let options = &overview.page.options;
     let mut items = String::new();
-    let mut item = |text: &str, command: Option<ShownCommand>| {
-        let command = command.map_or(String::new(), |command| command.html());
-        let _ = write!(items, "<li><p>{}{}</p>{command}</li>", Badge::Warn.html(), escaped(&elided_words(text)));
-    };
-    let own = |words: &str| ShownCommand::new(words, options).with_server("--upstream", &options.server);
-    if overview.eta.as_ref().is_some_and(|eta| eta.eta.state == EtaState::Stalled) {
-        item(
-            "Nothing gets through, although the Opik server answers. This checks every part:",
-            Some(own("healthcheck")),
-        );
-    }
-    let refused = overview.page.lanes.key_refused;
-    if refused > 0 {
-        let are = if refused == 1 { "is" } else { "are" };
-        let text = format!(
-            "{} {are} held because the Opik server refuses the key. Once OPIK_API_KEY or ~/.opik.config has a key that \
-             works, this gives it to their messages, after a preview:",
-            words(refused, "lane")
-        );
-        item(&text, Some(own("replay --rekey")));
-    }
-    let held = held(overview);
-    if held > 0 {
-        let were = if held == 1 { "was" } else { "were" };
-        let text = format!(
-            "{} {were} refused because the time in the ids is outside the window of the Opik server. The agent tries now \
-             and then; once the server's window was widened, this sends them at once:",
-            words(held, "message")
-        );
-        item(&text, Some(own("replay --status held")));
-    }
-    for other in store.elsewhere.iter().filter(|other| other.waiting > 0).take(SERVERS_MAX) {
-        let text =
-            |server: &str| format!("{} {server}, which this agent does not deliver to.", waits_for(other.waiting));
-        match &other.server {
-            Some(url) => {
-                let command = ShownCommand::new("replay", options).with_server("--upstream", url);
-                item(&text(&elided(url)), Some(command).filter(|_| url.len() <= COMMAND_URL_MAX));
-            }
-            None => item(&text("a server that was not recorded"), None),
+    let mut item = |badge: Badge, text: &str, fixes: &[String]| {
+        let _ = write!(items, "<li><p>{}{}</p>", badge.html(), escaped(&elided_words(text)));
+        for fix in fixes.iter().filter(|fix| fix.len() <= LENGTH_MAX) {
+            let _ = write!(items, "<p>{}</p>", with_commands(fix, options));
         }
+        items.push_str("</li>");
+    };
+    let problems: Vec<&Problem> = problems
+        .iter()
+        .filter(|problem| !["full", "rejected", "dropped", "recovered"].contains(&problem.name))
+        .collect();
+    for problem in problems.iter().take(PROBLEMS_MAX) {
+        let badge = if problem.level == Severity::Failed { Badge::Bad } else { Badge::Warn };
+        item(badge, &problem.text, &problem.fixes);
     }
-    if let Some(problem) = &overview.agent.files_problem {
-        item(problem, None);
+    let more = problems.len().saturating_sub(PROBLEMS_MAX);
+    if more > 0 {
+        let text =
+            format!("{} more are not listed: `opik-offline status --format json` lists them", number(more as u64));
+        item(Badge::Warn, "There is more.", &[text]);
     }
     if let Some(problem) = overview.fleet.as_ref().and_then(|fleet| fleet.problem.as_ref()) {
-        item(&format!("Nothing can be copied to the depot: {problem}"), None);
+        item(Badge::Warn, &format!("Nothing can be copied to the depot: {problem}"), &[]);
     }
     if items.is_empty() {
         return items;

@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use super::badge::Badge;
 use super::text::{ago, escaped, number, rate, since, size, words};
-use super::verdict::held;
 use crate::delivery::eta::{EtaState, in_words};
 use crate::overview::{EtaOverview, Overview};
 
@@ -121,4 +120,9 @@ fn eta_tile(overview: &Overview) -> String {
         }
     };
     tile("t-eta", "Done in", badge, &big, &[line])
+}
+
+/// Returns how many messages the server refused for the time in their ids.
+fn held(overview: &Overview) -> u64 {
+    overview.store.groups.iter().filter(|group| group.status == "held").map(|group| group.messages).sum()
 }

@@ -36,7 +36,7 @@ use tracing::debug;
 use super::verify::{Verified, Verifier};
 use super::{DrainEnd, ReplaySettings, Replayer};
 use crate::delivery::pacing::PaceSettings;
-use crate::figures::{count, short_duration};
+use crate::figures::{count, short_duration, time};
 use crate::hint;
 use crate::memory::Budget;
 use crate::message::{Lane, MessageStatus, Server};
@@ -457,7 +457,7 @@ impl Session {
             }
             DrainEnd::Stopped => reasons.push("interrupted; nothing is lost, run it again to continue".to_owned()),
             DrainEnd::LimitReached => reasons.push("the limit was reached".to_owned()),
-            DrainEnd::Held => reasons.push("a person holds the fleet".to_owned()),
+            DrainEnd::Held => reasons.extend(self.held()?),
             DrainEnd::NotDue { next_due_at_ms } => {
                 for (lane, hold) in self.store.condition()?.held {
                     reasons.push(format!("{lane}: {}", hold.reason));
@@ -468,6 +468,21 @@ impl Session {
             DrainEnd::Empty => {}
         }
         Ok(reasons)
+    }
+
+    /// Returns until when a person holds the replay of this store, by whom, and what ends that; `None` if nobody does.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the store can't be read.
+    pub(crate) fn held(&self) -> Result<Option<String>, StoreError> {
+        let hold = self.store.replay_hold()?;
+        let held = hold.and_then(|hold| hold.left(now_ms()).map(|left| (hold, left)));
+        Ok(held.map(|(hold, left)| {
+            let (until, left) = (time(hold.ends_at_ms()), short_duration(left));
+            let by = hold.by;
+            format!("replay is held until {until} (for {left}) by {by}: `opik-offline replay --resume` ends that")
+        }))
     }
 
     /// Closes the store and recovers what can be read of it if `error` is that it was damaged; returns the error to

@@ -3,16 +3,15 @@
 
 use super::gather::Gathered;
 use crate::config::Config;
-use crate::diagnosis::{
-    Facts, FileSystemFacts, FullFacts, HeldFacts, RecoveryFacts, StoreSituation, StrandedFacts, UnprovenFacts,
-};
+use crate::diagnosis::{Facts, FullFacts, HeldFacts, RecoveryFacts, StoreSituation, StrandedFacts, UnprovenFacts};
 use crate::figures::separated;
 use crate::message::Lane;
 use crate::overview::Overview;
 use crate::overview::asked::{AskedAgent, degraded_text};
 use crate::overview::details::{REASONS_OF_NEWEST, Reason, StoreDetails};
+use crate::overview::page::file_system;
 use crate::report::orphans::{self, OrphanLine};
-use crate::store::{Hold, Stranded, mount};
+use crate::store::{Hold, Stranded};
 
 /// How many of the server's reasons are named.
 const REASONS_MAX: usize = 3;
@@ -55,10 +54,7 @@ fn store(config: &Config, gathered: &Gathered, known: StoreSituation) -> StoreSi
             true => full,
             false => FullFacts { refused: None, passed_on: None, ..full },
         }),
-        file_system: mount::look_at(path).map(|found| FileSystemFacts {
-            problem: format!("on {}: {}", found.name, found.problem()),
-            remedy: found.hint().to_owned(),
-        }),
+        file_system: file_system(path),
         recoveries: recoveries
             .map(|(facts, recovery)| RecoveryFacts { set_aside: Some(recovery.set_aside.clone()), ..facts })
             .collect(),

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::delivery::eta::EtaState;
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
-use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, diagnose};
+use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, StrandedFacts, diagnose};
 use crate::figures::time;
 use crate::hint;
 use crate::message::Lane;
@@ -26,7 +26,9 @@ use crate::overview::{
 };
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
-use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount, now_ms};
+use crate::report::replay_hold::ReplayHoldLine;
+use crate::report::totals::{TotalsBy, TotalsRow, totals};
+use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, mount, now_ms};
 use crate::telemetry::history::{Rates, Sample};
 use crate::translate;
 
@@ -50,7 +52,7 @@ pub(crate) struct StatusReport {
     /// Messages whose ids are outside the server's window; `null` when the store can't be read.
     pub held_ids: Option<HeldIds>,
     /// Messages that wait for a create that the server refused, by workspace; `null` when the store can't be read.
-    pub stranded: Option<Vec<StrandedLine>>,
+    pub stranded: Option<Vec<StrandedFacts>>,
     /// The throughput; `null` when no agent answers.
     pub rates: Option<Rates>,
     /// When the backlog will have reached the server; `null` when the store can't be read.
@@ -109,7 +111,7 @@ impl StatusReport {
             backlog: details.map(|details| BacklogReport::of(config, overview, details)),
             rejected: details.map(RejectedReport::of),
             held_ids: details.map(HeldIds::of),
-            stranded: details.map(|details| details.stranded.iter().map(StrandedLine::of).collect()),
+            stranded: details.map(|_| facts.stranded),
             rates: overview.rates,
             eta,
             store: StoreReport::of(config, gathered),
@@ -295,6 +297,8 @@ pub(crate) struct BacklogReport {
     /// At the configured pace; replay is faster while the server keeps up.
     pub eta_seconds_max: f64,
     pub groups: Vec<GroupRow>,
+    /// Sums of all stored messages by workspace, the largest first.
+    pub workspaces: Vec<TotalsRow>,
 }
 
 impl BacklogReport {
@@ -309,6 +313,7 @@ impl BacklogReport {
             oldest_age_seconds: oldest.map(|oldest| u64::try_from(age_ms(oldest) / 1000).unwrap_or(0)),
             eta_seconds_max: Pace::start(translate::pace(config)).pauses_for(waiting).as_secs_f64(),
             groups: groups(&details.backlog),
+            workspaces: totals(&details.backlog, TotalsBy::Workspace),
         }
     }
 }
@@ -375,29 +380,6 @@ impl HeldIds {
     }
 }
 
-/// Messages of one workspace that wait for a create that the server refused.
-#[derive(Serialize)]
-pub(crate) struct StrandedLine {
-    pub workspace: String,
-    /// There are at least this many.
-    pub messages: u64,
-    /// The refused message that the first of them waits for.
-    pub create: i64,
-    /// `held` or `rejected`.
-    pub status: &'static str,
-}
-
-impl StrandedLine {
-    fn of(stranded: &Stranded) -> Self {
-        Self {
-            workspace: stranded.lane.workspace_name().to_owned(),
-            messages: stranded.messages,
-            create: stranded.create.0,
-            status: stranded.status.name(),
-        }
-    }
-}
-
 #[derive(Serialize)]
 pub(crate) struct StoreReport {
     pub path: String,
@@ -431,6 +413,8 @@ pub(crate) struct StoreReport {
     /// Stores that were moved away under the running agent, with messages in them.
     pub moved_stores: Vec<String>,
     pub replaying: Option<String>,
+    /// A person's hold of the replay; `null` if there is none in force.
+    pub replay_hold: Option<ReplayHoldLine>,
     /// `null` when there is no store, or none that can be read.
     pub encryption: Option<EncryptionReport>,
 }
@@ -466,6 +450,7 @@ impl StoreReport {
             recoveries: store.recoveries.iter().map(RecoveryReport::of).collect(),
             moved_stores: store.moved_stores.clone(),
             replaying: store.replaying.clone(),
+            replay_hold: store.replay_hold.as_ref().map(ReplayHoldLine::of),
             encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),
         }
     }

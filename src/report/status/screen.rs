@@ -11,6 +11,7 @@ use crate::overview::{FleetOverview, FleetReplayOverview};
 use crate::printable::{self, name};
 use crate::report::fleet::dial::{hold_words, pace_words};
 use crate::report::groups::groups_text;
+use crate::report::totals::TotalsRow;
 use crate::terminal::render::{Renderer, StatusMark, hanging, wrapped};
 use crate::terminal::{OutputStream, Shown};
 
@@ -29,6 +30,7 @@ const SECTIONS: &[Section] = &[
     store,
     was_full,
     waiting,
+    workspaces,
     rejected,
     adopted,
     rates,
@@ -41,6 +43,8 @@ const SECTIONS: &[Section] = &[
 const INDENT: usize = 13;
 /// How many edges are shown; `--format json` has 200.
 const EDGES_SHOWN_MAX: usize = 10;
+/// How many workspaces are shown; `inspect --totals workspace` shows all.
+const WORKSPACES_MAX: usize = 3;
 /// How many problems are shown; `--format json` has all.
 const PROBLEMS_MAX: usize = 12;
 /// Columns before the text of a problem.
@@ -331,6 +335,26 @@ fn waiting(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
         short_duration(oldest),
     );
     vec![line("waiting", text)]
+}
+
+/// Whose messages are stored, if they are of several workspaces.
+fn workspaces(report: &StatusReport, _: Clock) -> Vec<StatusLine> {
+    let rows = report.backlog.as_ref().map_or(&[][..], |backlog| &backlog.workspaces);
+    if rows.len() < 2 {
+        return Vec::new();
+    }
+    let row = |row: &TotalsRow| {
+        let counts = [(row.waiting, "waiting"), (row.rejected, "rejected"), (row.held, "held")];
+        let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+        let counts: Vec<String> = counts.map(|(count, word)| format!("{} {word}", separated(count))).collect();
+        format!("{} {}", name(row.name.as_deref().unwrap_or("none")), counts.join(", "))
+    };
+    let more = match rows.len().saturating_sub(WORKSPACES_MAX) {
+        0 => String::new(),
+        more => format!("; {} more: `opik-offline inspect --totals workspace`", separated(more as u64)),
+    };
+    let shown: Vec<String> = rows.iter().take(WORKSPACES_MAX).map(row).collect();
+    vec![line("workspaces", format!("{}{more}", shown.join("; ")))]
 }
 
 /// The server that messages of earlier versions were assigned to, as long as messages wait.

@@ -1,5 +1,7 @@
 //! Browsing: the backlog, lists of messages, who uses the store, and whether it is sound.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -37,25 +39,46 @@ pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlo
 }
 
 fn groups(connection: &Connection, selection: &SqlFilter) -> Result<Vec<BacklogGroup>, Fault> {
-    let mut statement = connection.prepare_cached(&queries::groups(selection))?;
+    let mut statement = connection.prepare_cached(&queries::counted(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
-    let mut groups = Vec::new();
+    let mut sums: HashMap<(MessageStatus, MessageType, i64), [u64; 3]> = HashMap::new();
     while let Some(row) = found.next()? {
-        groups.push(BacklogGroup {
-            status: rows::status(row, 0)?,
-            message_type: rows::message_type(row, 1)?,
-            workspace: workspace_shown(&row.get::<_, String>(2)?).to_owned(),
-            server: row.get::<_, Option<String>>(6)?.as_deref().map(Server::new),
-            messages: rows::unsigned(row, 3)?,
-            items: rows::unsigned(row, 4)?,
-            body_bytes: rows::unsigned(row, 5)?,
-        });
+        let sum = sums.entry((rows::status(row, 0)?, rows::message_type(row, 1)?, row.get(2)?)).or_default();
+        for (column, sum) in (3..).zip(sum) {
+            *sum += rows::unsigned(row, column)?;
+        }
+    }
+    let mut lane_shown = connection.prepare_cached(queries::LANE_SHOWN)?;
+    let mut lanes: HashMap<i64, (String, Option<Server>)> = HashMap::new();
+    let mut groups = Vec::with_capacity(sums.len());
+    for ((status, message_type, lane), [messages, items, body_bytes]) in sums {
+        let (workspace, server) = match lanes.entry(lane) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let (workspace, server): (String, Option<String>) =
+                    lane_shown.query_row([lane], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                unknown.insert((workspace_shown(&workspace).to_owned(), server.as_deref().map(Server::new)))
+            }
+        };
+        let (workspace, server) = (workspace.clone(), server.clone());
+        groups.push(BacklogGroup { status, message_type, workspace, server, messages, items, body_bytes });
     }
     let place = |status| MessageStatus::STORED.iter().position(|stored| *stored == status);
-    groups.sort_by(|a, b| {
-        let key = |group: &'_ BacklogGroup| (place(group.status), group.message_type);
+    let order = |a: &BacklogGroup, b: &BacklogGroup| {
+        let key = |group: &BacklogGroup| (place(group.status), group.message_type);
         key(a).cmp(&key(b)).then_with(|| (&a.workspace, &a.server).cmp(&(&b.workspace, &b.server)))
+    };
+    groups.sort_by(order);
+    // A workspace has a lane for each of its keys.
+    groups.dedup_by(|later, first| {
+        let is_same = order(later, first).is_eq();
+        if is_same {
+            first.messages += later.messages;
+            first.items += later.items;
+            first.body_bytes += later.body_bytes;
+        }
+        is_same
     });
     Ok(groups)
 }

@@ -27,9 +27,10 @@ use crate::store::error::StoreError;
 use crate::store::full_state::USUAL_BYTES;
 use crate::store::identity::StoreIdentity;
 use crate::store::limits::{Limits, WhenFull};
+use crate::store::replay_hold::ReplayHold;
 use crate::store::room;
 use crate::store::stream::{ShippedMessage, StreamRecord, UnshippedCount};
-use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay, Shipped};
+use crate::store::traits::{Attachments, Browse, Holdable, Intake, Maintain, Replay, Shipped};
 use crate::store::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
     StoredMessage, Stranded, Whose,
@@ -415,6 +416,7 @@ impl Browse for SqliteStore {
                 agents: browse::agents(connection)?,
                 last_replay: browse::last_replay(connection)?,
                 held: hold::held(connection, sealer, now_ms)?,
+                replay_hold: counters::replay_hold(connection)?,
                 adoptions: reassign::adoptions(connection)?,
                 dropped: counters::counter(connection, "dropped")?,
                 expired: counters::counter(connection, "expired")?,
@@ -576,6 +578,16 @@ impl Maintain for SqliteStore {
         for connection in [&self.writer, &self.reader] {
             guard::close(&mut lock(connection), &self.watch);
         }
+    }
+}
+
+impl Holdable for SqliteStore {
+    fn set_replay_hold(&self, hold: Option<&ReplayHold>) -> Result<(), StoreError> {
+        self.write(|tx, _| counters::set_replay_hold(tx, hold))
+    }
+
+    fn replay_hold(&self) -> Result<Option<ReplayHold>, StoreError> {
+        self.read(&self.reader, |connection, _| counters::replay_hold(connection))
     }
 }
 

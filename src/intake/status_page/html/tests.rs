@@ -6,6 +6,7 @@ use super::*;
 use crate::delivery::eta::{Situation, Throughput, eta};
 use crate::intake::status_page::text::{number, rate};
 use crate::message::MessageId;
+use crate::overview::dial::HoldOverview;
 use crate::overview::edges::EdgeOverview;
 use crate::overview::lanes::{HeldOverview, LargestLanes};
 use crate::overview::page::{CommandOptions, PageDetails};
@@ -94,7 +95,7 @@ fn away(sample: &mut Sample, seconds: i64) {
 fn with_lanes(status: &mut Overview, list: Vec<LaneOverview>, total: u64) {
     let held = list.iter().filter(|lane| lane.held.is_some()).count() as u64;
     let others_waiting = (total - list.len() as u64) * 7;
-    status.page.lanes = LargestLanes { list, total, held, key_refused: 0, others_waiting };
+    status.page.lanes = LargestLanes { list, total, held, others_waiting };
 }
 
 fn group(status: &'static str, message_type: &'static str, workspace: &str, messages: u64) -> GroupOverview {
@@ -294,8 +295,11 @@ fn thirty_lanes() -> Overview {
         (0..30).map(|n| lane(n, (n % 3 == 1).then_some(NOW_MS + n as i64 * 7000))).collect();
     lanes[4].workspace = "w".repeat(300);
     lanes[7].workspace = "a workspace with a long name, as somebody who pastes a sentence would call it".into();
+    status.lanes = [1, 4].map(|n| lane(n, Some(NOW_MS + 125_000))).to_vec();
+    for held in status.lanes.iter_mut().filter_map(|lane| lane.held.as_mut()) {
+        held.is_key_refused = true;
+    }
     with_lanes(&mut status, lanes, 1204);
-    status.page.lanes.key_refused = 2;
     status.store.groups.push(group("held", "CreateSpansBatchMessage", &"w".repeat(300), 1_234_567));
     status.store.elsewhere = vec![
         ElsewhereOverview { server: Some("http://old.example/api".into()), waiting: 12, rejected: 0 },
@@ -437,15 +441,15 @@ fn every_page_is_complete_and_has_its_verdict() {
         }
         assert!(!page.contains(" style="), "{name}: the policy forbids styles in attributes");
         let verdict = PageVerdict::of(&status);
-        assert!(page.contains(&escaped(&verdict.text).into_owned()), "{name}");
+        assert!(page.contains(&escaped(&verdict.diagnosis.verdict.text).into_owned()), "{name}");
         assert!(page.contains(&format!("<title>{}</title>", escaped(&verdict.title()))), "{name}");
     }
     let outage = document(&outage());
-    assert!(
-        outage.contains("The Opik server is away; 19,204 messages are safe on disk; 3 messages were rejected by it")
-    );
+    assert!(outage.contains(
+        "19,204 messages are safe on disk until the Opik server is back, then delivered in 15s to 45s; 3 were rejected"
+    ));
     assert!(outage.contains("<title>▲ server away, 19,204 waiting, 3 rejected · opik-offline</title>"));
-    assert!(document(&draining()).contains("The Opik server is back; 19,204 messages are being delivered"));
+    assert!(document(&draining()).contains("19,204 messages are safe on disk and being delivered, done in"));
     assert!(document(&calm()).contains("<title>● all delivered · opik-offline</title>"));
     assert!(document(&unusable()).contains("<title>■ store unusable · opik-offline</title>"));
     let mut only_rejected = calm();
@@ -518,17 +522,30 @@ fn the_page_sums_messages_by_state_and_type_in_the_words_of_people() {
 fn the_page_lists_each_problem_with_the_command_that_helps() {
     let page = document(&thirty_lanes());
     for shown in [
-        "2 lanes are held because the Opik server refuses the key",
+        "2 lanes are held (workspaces team-1, team-4), retried in 2m5s",
         "replay --rekey --db /var/lib/opik-offline/opik_messages.db --upstream https://opik.example/api</code>",
-        "1,234,567 messages were refused because the time in the ids",
-        "12 messages wait for http://old.example/api",
-        "replay --db /var/lib/opik-offline/opik_messages.db --upstream http://old.example/api</code>",
-        "1 message waits for a server that was not recorded",
-        "13 messages wait for other servers",
+        "1,234,567 messages are held: their ids are outside the server&#39;s window",
+        "12 messages wait for another server, http://old.example/api",
+        "replay --upstream http://old.example/api --db /var/lib/opik-offline/opik_messages.db</code>",
+        "1 message waits of an earlier version, which recorded no server",
+        "13 for another server",
     ] {
         assert!(page.contains(shown), "{shown} is missing");
     }
     assert!(!document(&draining()).contains("Needs attention"), "nothing does");
+    let mut hostile = calm();
+    let server = Some("http://a/`opik-offline purge --yes`".into());
+    hostile.store.elsewhere = vec![ElsewhereOverview { server, waiting: 2, rejected: 0 }];
+    let page = document(&hostile);
+    assert!(page.contains("http://a/%60opik-offline") && !page.contains("<code>opik-offline purge"), "{page}");
+    let mut held = draining();
+    held.store.replay_hold =
+        Some(HoldOverview { seconds_left: 60, until_ms: 1_795_378_088_000, by: HOSTILE.into(), since_ms: 0 });
+    let page = document(&held);
+    assert!(page.contains("19,204 messages are safe on disk, and held until 20:08 UTC by &lt;script&gt;"), "{page}");
+    assert!(page.contains(
+        "opik-offline replay --resume --db /var/lib/opik-offline/opik_messages.db --upstream https://opik.example/api</code>"
+    ));
 }
 
 #[test]

@@ -8,6 +8,8 @@ pub(crate) const ADD_TO_COUNTER: &str = "UPDATE counters SET value = value + ?2 
 pub(crate) const ADD_TO_ANY_COUNTER: &str =
     "INSERT INTO counters VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = value + excluded.value";
 pub(crate) const SET_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1";
+pub(crate) const REPLACE_COUNTER: &str = "INSERT OR REPLACE INTO counters VALUES (?1, ?2)";
+pub(crate) const DROP_COUNTER: &str = "DELETE FROM counters WHERE name = ?1";
 pub(crate) const RAISE_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1 AND value < ?2";
 /// The id of the next message: higher than any that exists or existed.
 pub(crate) const NEXT_ID: &str = "

@@ -115,7 +115,7 @@ mod tests {
         ] {
             assert!(!plan(&connection, &sql).contains("TEMP B-TREE"), "{sql} sorts");
         }
-        for sql in [groups(&of_type), failed_by_lane(&of_type), rejected_by_answer(&all)] {
+        for sql in [counted(&of_type), failed_by_lane(&of_type), rejected_by_answer(&all)] {
             assert!(!plan(&connection, &sql).contains("messages"), "{sql} does not count by the summary");
         }
     }

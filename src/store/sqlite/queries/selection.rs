@@ -84,6 +84,11 @@ impl SqlFilter {
         if self.fine { "count(*)" } else { "sum(messages)" }
     }
 
+    /// Returns the expression for the number of messages in a row of [`SqlFilter::source`].
+    pub(super) fn messages(&self) -> &'static str {
+        if self.fine { "1" } else { "messages" }
+    }
+
     /// Returns a condition on `:lane`. If single messages are named, it keeps SQLite from walking the whole lane for
     /// them.
     pub(super) fn lane_condition(&self) -> &'static str {
