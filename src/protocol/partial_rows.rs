@@ -1,12 +1,12 @@
 //! The partial rows of a project: traces and spans of which the server has an update and no create.
 //!
-//! They decide how a create is sent: a batch create stays hidden behind a partial row, and a single create completes it
-//! (Opik issue 8121). One request asks about all entities of a project: a partial row has no start, and an unset time is
-//! the epoch in a column without nulls (the server's `TraceDAO.java` and `SpanDAO.java`), so `start_time <` finds it
+//! A batch create stays hidden behind a partial row, and a single create completes it (Opik issue 8121). One request
+//! reads back those of a whole project: a partial row has no start, and an unset time is the epoch in a column without
+//! nulls (the server's `TraceDAO.java` and `SpanDAO.java`), so `start_time <` finds it
 //! (`FilterQueryBuilder.java`).
 //!
-//! "Not among them" is believed only of a page that ends by itself and shows nothing else: a server that ignores the
-//! filter shows whole entities, and one that fails in the middle of a stream ends it with an error.
+//! A missing id counts only in a response that is complete and lists partial rows only: a server that ignores the filter
+//! lists whole entities, and one that fails in the middle of a stream ends it with an error.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ pub(crate) fn search(kind: ReadableKind, project: &str) -> Option<Read> {
     Some(Read { method: "POST", path: format!("v1/private/{list}/search"), body: Some(body.to_string()) })
 }
 
-/// Returns the ids of all partial rows; `None` if this answer does not tell.
+/// Returns the ids of all partial rows; `None` if this response does not list them all.
 pub(crate) fn ids(answer: &[u8]) -> Option<BTreeSet<String>> {
     let mut ids = BTreeSet::new();
     let lines = answer.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());

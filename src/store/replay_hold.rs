@@ -13,7 +13,7 @@ const CLOCK_STEP_MS_MAX: i64 = 60 * 1000;
 /// A hold of a whole store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayHold {
-    /// When it ends, in milliseconds since the Unix epoch.
+    /// Its deadline, in milliseconds since the Unix epoch.
     pub until_ms: i64,
     /// When it was set.
     pub since_ms: i64,
@@ -22,7 +22,7 @@ pub struct ReplayHold {
 }
 
 impl ReplayHold {
-    /// Returns when it ends: never later than the longest hold allows.
+    /// Returns its deadline: never later than the longest hold allows.
     pub fn ends_at_ms(&self) -> i64 {
         let longest = i64::try_from(REPLAY_HOLD_MAX.as_millis()).unwrap_or(i64::MAX);
         self.until_ms.min(self.since_ms.saturating_add(longest))

@@ -5,8 +5,8 @@
 //!                                                  (while the stage has room)        └─▶ or give back what can't be delivered
 //! ```
 //!
-//! While one thread imports, others take the next streams and delete those that are finished, several at a time: a depot
-//! answers in milliseconds and has many connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
+//! While one thread imports bundles into the scratch store, others take over the next streams and delete finished ones,
+//! several requests at a time: a depot's latency is milliseconds, and it accepts many connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
 //! rejected messages keep those that depend on them from being delivered.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -278,7 +278,7 @@ impl<'a> Feeder<'a> {
         messages < MESSAGES_MAX / share && bytes < self.settings.stage_bytes / share
     }
 
-    /// Takes the next streams, imports what was taken and deletes what is finished, all at the same time; returns whether
+    /// Takes the next streams, imports what was taken and deletes what is finished, concurrently; returns whether
     /// there was anything to do.
     fn work(&mut self, may_take: bool) -> Result<bool, TakeoverError> {
         let next = if may_take { self.next_free()? } else { Vec::new() };
@@ -502,7 +502,7 @@ impl<'a> Feeder<'a> {
 /// A stream that was taken, and what of it can't be read.
 type PreparedStream = (TakenStream, Option<UnreadableObject>);
 
-/// Takes streams and ends them, beside the thread that imports.
+/// Takes streams over and ends them, concurrently with the thread that imports.
 struct StreamAccess<'a> {
     depot: &'a dyn Depot,
     reader: StreamReader,

@@ -1,8 +1,8 @@
-//! Batch creates of which it is unknown whether an update reached the server first: the server is asked, once for each
-//! project of a claim.
+//! Batch creates of which it is unknown whether an update reached the server first: one request for each project of a
+//! claim reads the partial rows back.
 //!
-//! Without an answer such a message is sent as if there were an update: each entity singly, which is right as well, takes
-//! a request or two for each, and meets the server's limit for single requests.
+//! Without an answer, replay delivers such a batch as if there were an update: each entity as a single create. That is
+//! correct, takes a request or two for each entity, and meets the server's rate limit for single requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,44 +13,44 @@ use crate::message::Claimed;
 use crate::protocol::partial_rows;
 use crate::protocol::readback::{DEFAULT_PROJECT, ReadableKind, facts};
 
-/// Projects of one claim that are asked about.
+/// Search requests for one claim at most.
 const PROJECTS_MAX: usize = 16;
-/// Bytes of such an answer that are read: ids, and the names of scores.
+/// Bytes of a response that are read: ids, and the names of scores.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes of the content of a message that is asked about.
+/// Bytes of a message's body, decompressed, that are parsed.
 const CONTENT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The kind and project of entities.
-type Place = (ReadableKind, String);
+/// What one search is about: the kind and project of entities.
+type SearchScope = (ReadableKind, String);
 
 /// The unsure entities of one message: the id of each, and where it is.
-type Unsure = Vec<(String, Place)>;
+type Unsure = Vec<(String, SearchScope)>;
 
 impl Batch<'_, '_> {
-    /// Takes those entities off the lists of updates ahead of which the server has no partial row.
+    /// Removes the entities without a partial row on the server from the claimed messages' lists of updates ahead.
     ///
-    /// A message keeps its list where a note says that there was an update, or if the server does not tell.
+    /// A message keeps its list if a note in the store says that there was an update, or if no response lists the rows.
     pub(super) fn ask_about_unsure(&mut self, claimed: &mut [Claimed]) {
-        let mut asked: BTreeMap<Place, Option<BTreeSet<String>>> = BTreeMap::new();
+        let mut asked: BTreeMap<SearchScope, Option<BTreeSet<String>>> = BTreeMap::new();
         for message in claimed.iter_mut().filter(|message| message.is_unsure && !message.ahead.is_empty()) {
             let Some(unsure) = unsure_entities(message) else { continue };
-            for place in unsure.iter().map(|(_, place)| place) {
-                if !asked.contains_key(place) && asked.len() < PROJECTS_MAX && self.may_send() {
-                    let partial = self.partial_rows(place);
-                    asked.insert(place.clone(), partial);
+            for scope in unsure.iter().map(|(_, scope)| scope) {
+                if !asked.contains_key(scope) && asked.len() < PROJECTS_MAX && self.may_send() {
+                    let partial = self.partial_rows(scope);
+                    asked.insert(scope.clone(), partial);
                 }
             }
-            let is_whole = |id: &String, place: &Place| {
-                asked.get(place).and_then(Option::as_ref).is_some_and(|partial| !partial.contains(id))
+            let is_whole = |id: &String, scope: &SearchScope| {
+                asked.get(scope).and_then(Option::as_ref).is_some_and(|partial| !partial.contains(id))
             };
             let whole: BTreeSet<&String> =
-                unsure.iter().filter(|(id, place)| is_whole(id, place)).map(|(id, _)| id).collect();
+                unsure.iter().filter(|(id, scope)| is_whole(id, scope)).map(|(id, _)| id).collect();
             message.ahead.retain(|entity| !whole.contains(&entity.uuid().to_string()));
         }
     }
 
-    /// Returns the ids of the partial rows of a project; `None` if the server does not tell.
-    fn partial_rows(&self, (kind, project): &Place) -> Option<BTreeSet<String>> {
+    /// Returns the ids of the partial rows of a project; `None` without a response that lists them.
+    fn partial_rows(&self, (kind, project): &SearchScope) -> Option<BTreeSet<String>> {
         let read = partial_rows::search(*kind, project)?;
         let replay = self.sender.replay;
         let answer = replay.upstream.read_back(&self.sender.work.lane, &read, PAGE_BYTES_MAX).ok()?;
@@ -64,7 +64,7 @@ impl Batch<'_, '_> {
     }
 }
 
-/// Returns the entities of a batch create that may have an update ahead; `None` if it can't be asked about.
+/// Returns the entities of a batch create that may have an update ahead; `None` if the message can't be parsed.
 fn unsure_entities(message: &Claimed) -> Option<Unsure> {
     if !message.message_type.is_batch_create() {
         return None;
