@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::error::DepotError;
 use super::name::Name;
-use super::{Created, Depot, Version};
+use super::{Created, Depot};
 
 /// Rounds for each condition.
 const ROUNDS: usize = 6;
@@ -51,11 +51,13 @@ impl Proofs {
     }
 }
 
-/// The answers to the racers of one round.
-#[derive(Default)]
-struct RoundResult {
-    /// The winners' numbers.
-    winners: Vec<u8>,
+/// What one round found.
+struct ProofRound {
+    /// Whether the condition was kept. `None` if this can't be known without the right to read.
+    kept: Option<bool>,
+    can_read: bool,
+    /// How long a single write took.
+    write: Duration,
 }
 
 /// Finds out what a depot keeps and allows. Takes about a hundred small requests, below `v1/proofs/`.
@@ -65,23 +67,34 @@ struct RoundResult {
 /// [`DepotError`] if it can't be reached, or we may not write.
 pub fn prove(depot: &dyn Depot) -> Result<Proofs, DepotError> {
     let folder = folder()?;
-    let mut proof = Proof { depot, names: Vec::new(), times: Vec::new(), can_read: true };
-    let creates_kept = proof.creates(&folder)?;
-    let replaces_kept = proof.replaces(&folder)?;
+    let names = |condition: &str| -> Result<Vec<Name>, DepotError> {
+        (0..ROUNDS).map(|round| name(&format!("{folder}/{condition}-{round}"))).collect()
+    };
+    let (created, replaced) = (names("create")?, names("replace")?);
+    let creates = rounds(&created, |name| create_round(depot, name))?;
+    let replaces = rounds(&replaced, |name| replace_round(depot, name))?;
     let can_list = match depot.list(&folder, None, 1) {
         Ok(_) => true,
         Err(DepotError::NotAuthorised { .. }) => false,
         Err(error) => return Err(error),
     };
-    let can_delete = match depot.delete(&proof.names) {
+    let can_delete = match depot.delete(&[created, replaced].concat()) {
         Ok(()) => true,
         Err(DepotError::NotAuthorised { .. }) => false,
         Err(error) => return Err(error),
     };
-    proof.times.sort_unstable();
-    let write = proof.times.get(proof.times.len() / 2).copied().unwrap_or_default();
-    let weaknesses = depot.weaknesses()?;
-    Ok(Proofs { creates_kept, replaces_kept, can_read: proof.can_read, can_list, can_delete, write, weaknesses })
+    let all = || creates.iter().chain(&replaces);
+    let mut times: Vec<Duration> = all().map(|round| round.write).collect();
+    times.sort_unstable();
+    Ok(Proofs {
+        creates_kept: creates.iter().all(|round| round.kept == Some(true)),
+        replaces_kept: replaces.iter().map(|round| round.kept).reduce(|a, b| Some(a? && b?)).flatten(),
+        can_read: all().all(|round| round.can_read),
+        can_list,
+        can_delete,
+        write: times[times.len() / 2],
+        weaknesses: depot.weaknesses()?,
+    })
 }
 
 fn folder() -> Result<Name, DepotError> {
@@ -92,96 +105,87 @@ fn name(name: &str) -> Result<Name, DepotError> {
     Name::new(name).map_err(|error| DepotError::Unusable { at: name.to_owned(), reason: error.to_string() })
 }
 
-/// A proof at work.
-struct Proof<'a> {
-    depot: &'a dyn Depot,
-    /// The names of its objects.
-    names: Vec<Name>,
-    /// How long each single write took.
-    times: Vec<Duration>,
-    can_read: bool,
+/// Runs a round for each name, concurrently: some engines let a writer that lost a race wait for a second.
+fn rounds(
+    names: &[Name],
+    round: impl Fn(&Name) -> Result<ProofRound, DepotError> + Sync,
+) -> Result<Vec<ProofRound>, DepotError> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = names.iter().map(|name| scope.spawn(|| round(name))).collect();
+        let found = threads.into_iter();
+        found.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
-impl Proof<'_> {
-    /// Returns whether every round had one creator, and a name that is there is not created again.
-    fn creates(&mut self, folder: &Name) -> Result<bool, DepotError> {
-        let mut kept = true;
-        for round in 0..ROUNDS {
-            let name = name(&format!("{folder}/create-{round}"))?;
-            self.names.push(name.clone());
-            let round = u8::try_from(round).unwrap_or_default();
-            let raced = race(|racer| self.depot.create(&name, &[racer, round]).map(|created| created == Created::New))?;
-            // One after the other, which some keep that fail when two come together.
-            let started = Instant::now();
-            let again = self.depot.create(&name, b"again")?;
-            self.times.push(started.elapsed());
-            kept &= again == Created::AlreadyThere && self.is_won(&name, round, &raced)?;
-        }
-        Ok(kept)
-    }
+/// Checks that a name has one creator, and that a name that is there is not created again.
+fn create_round(depot: &dyn Depot, name: &Name) -> Result<ProofRound, DepotError> {
+    let winners = race(|racer| depot.create(name, &[racer]).map(|created| created == Created::New))?;
+    // One after the other, which some keep that fail when two come together.
+    let started = Instant::now();
+    let again = depot.create(name, b"again")?;
+    let write = started.elapsed();
+    let held = read(depot, name)?;
+    let kept = again == Created::AlreadyThere && is_won(&winners, &held);
+    Ok(ProofRound { kept: Some(kept), can_read: held != RacedObject::NotAllowed, write })
+}
 
-    /// Returns whether every version was replaced by one racer only, and a replaced version by none.
-    fn replaces(&mut self, folder: &Name) -> Result<Option<bool>, DepotError> {
-        let name = name(&format!("{folder}/replace"))?;
-        self.names.push(name.clone());
-        let started = Instant::now();
-        let Some(mut version) = unless_refused(self.depot.swap(&name, None, b"first"))? else { return Ok(None) };
-        self.times.push(started.elapsed());
-        let first = version.clone();
-        let mut kept = true;
-        for round in 0..ROUNDS {
-            let round = u8::try_from(round).unwrap_or_default();
-            let swap = |racer| match self.depot.swap(&name, Some(&version), &[racer, round]) {
-                Ok(_) => Ok(true),
-                Err(DepotError::Lost { .. }) => Ok(false),
-                Err(error) => Err(error),
-            };
-            let Some(raced) = unless_refused(race(swap))? else { return Ok(None) };
-            if !self.can_read {
-                return Ok(None);
-            }
-            kept &= self.is_won(&name, round, &raced)?;
-            version = match self.read(&name)? {
-                Some((_, version)) => version,
-                None => return Ok(self.can_read.then_some(false)),
-            };
-        }
-        match self.depot.swap(&name, Some(&first), b"late") {
-            Err(DepotError::Lost { .. }) => Ok(Some(kept)),
-            Ok(_) => Ok(Some(false)),
-            Err(error) => Err(error),
-        }
+/// Checks that a version is replaced by one racer only, and that a replaced version is replaced by none.
+fn replace_round(depot: &dyn Depot, name: &Name) -> Result<ProofRound, DepotError> {
+    let started = Instant::now();
+    let first = match depot.swap(name, None, b"first") {
+        Err(DepotError::UnknownOutcome { .. }) => depot.get(name)?.map(|(_, version)| version),
+        first => unless_refused(first)?,
+    };
+    let write = started.elapsed();
+    let found = |kept, can_read| Ok(ProofRound { kept, can_read, write });
+    let Some(first) = first else { return found(None, true) };
+    let swap = |racer| match depot.swap(name, Some(&first), &[racer]) {
+        Ok(_) => Ok(true),
+        Err(DepotError::Lost { .. }) => Ok(false),
+        Err(error) => Err(error),
+    };
+    let Some(winners) = unless_refused(race(swap))? else { return found(None, true) };
+    let held = read(depot, name)?;
+    if held == RacedObject::NotAllowed {
+        return found(None, false);
     }
-
-    /// Returns whether at most one racer was told that it won, and the bytes that are there are its. Without a winner,
-    /// the answer to one was lost, and its bytes are there.
-    fn is_won(&mut self, name: &Name, round: u8, raced: &RoundResult) -> Result<bool, DepotError> {
-        let is_one = raced.winners.len() + usize::from(raced.winners.is_empty()) == 1;
-        let held = self.read(name)?.map(|(bytes, _)| bytes);
-        let held = match held.as_deref() {
-            Some([racer, of]) if *of == round && usize::from(*racer) < RACERS => *racer,
-            Some(_) => return Ok(false),
-            None => return Ok(is_one && !self.can_read),
-        };
-        Ok(is_one && raced.winners.first().is_none_or(|winner| *winner == held))
-    }
-
-    fn read(&mut self, name: &Name) -> Result<Option<(Vec<u8>, Version)>, DepotError> {
-        if !self.can_read {
-            return Ok(None);
-        }
-        match self.depot.get(name) {
-            Err(DepotError::NotAuthorised { .. }) => {
-                self.can_read = false;
-                Ok(None)
-            }
-            read => read,
-        }
+    match depot.swap(name, Some(&first), b"late") {
+        Err(DepotError::Lost { .. }) => found(Some(is_won(&winners, &held)), true),
+        Ok(_) => found(Some(false), true),
+        Err(error) => Err(error),
     }
 }
 
-/// Runs [`RACERS`] callers at once; each returns true if it won.
-fn race(run: impl Fn(u8) -> Result<bool, DepotError> + Sync) -> Result<RoundResult, DepotError> {
+/// The content of an object after a race.
+#[derive(PartialEq, Eq)]
+enum RacedObject {
+    Bytes(Vec<u8>),
+    Nothing,
+    NotAllowed,
+}
+
+fn read(depot: &dyn Depot, name: &Name) -> Result<RacedObject, DepotError> {
+    match depot.get(name) {
+        Ok(Some((bytes, _))) => Ok(RacedObject::Bytes(bytes)),
+        Ok(None) => Ok(RacedObject::Nothing),
+        Err(DepotError::NotAuthorised { .. }) => Ok(RacedObject::NotAllowed),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether at most one racer was told that it won, and the bytes that are there are its. Without a winner, the
+/// answer to one was lost, and its bytes are there.
+fn is_won(winners: &[u8], held: &RacedObject) -> bool {
+    match (winners, held) {
+        ([], RacedObject::Bytes(bytes)) => matches!(&bytes[..], [racer] if usize::from(*racer) < RACERS),
+        ([winner], RacedObject::Bytes(bytes)) => bytes[..] == [*winner],
+        ([] | [_], RacedObject::NotAllowed) => true,
+        _ => false,
+    }
+}
+
+/// Runs [`RACERS`] callers at once, each of which returns true if it won; returns the winners.
+fn race(run: impl Fn(u8) -> Result<bool, DepotError> + Sync) -> Result<Vec<u8>, DepotError> {
     let start = Barrier::new(RACERS);
     let racers = (0..RACERS).map(|racer| u8::try_from(racer).unwrap_or_default());
     let answers: Vec<(u8, Result<bool, DepotError>)> = std::thread::scope(|scope| {
@@ -197,15 +201,15 @@ fn race(run: impl Fn(u8) -> Result<bool, DepotError> + Sync) -> Result<RoundResu
             .collect();
         threads.into_iter().filter_map(|(racer, thread)| thread.join().ok().map(|answer| (racer, answer))).collect()
     });
-    let mut result = RoundResult::default();
+    let mut winners = Vec::new();
     for (racer, answer) in answers {
         match answer {
-            Ok(true) => result.winners.push(racer),
+            Ok(true) => winners.push(racer),
             Ok(false) | Err(DepotError::UnknownOutcome { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(result)
+    Ok(winners)
 }
 
 fn unless_refused<T>(answer: Result<T, DepotError>) -> Result<Option<T>, DepotError> {
@@ -260,10 +264,6 @@ mod tests {
     fn lost_answers_do_not_count_against_a_depot() {
         let depot = ModelDepot::new();
         for verb in [Verb::Create, Verb::Swap] {
-            // The racers' calls come first, except for the swap that creates.
-            if verb == Verb::Swap {
-                depot.fail_next(verb, ModelFault::Slow(Duration::ZERO));
-            }
             (0..RACERS).for_each(|_| depot.fail_next(verb, ModelFault::DoneUnanswered));
         }
         assert!(prove(&depot).unwrap().are_conditions_kept());
