@@ -29,11 +29,11 @@ pub(super) struct DialArgs {
     /// The store's agent and every `replay` keep to it within a second, also after a restart, and it ends by itself.
     /// Writes of applications are forwarded as ever unless an earlier one about the same trace waits. Nothing is
     /// replayed by this command. With --fleet it holds the whole fleet: agents and replayers stop within 30 seconds.
-    #[arg(long, value_name = "DURATION", value_parser = hold, conflicts_with_all = NOT_DIALLING)]
+    #[arg(long, value_name = "DURATION", value_parser = hold, hide_short_help = true, conflicts_with_all = NOT_DIALLING)]
     pub hold: Option<Duration>,
 
     /// End a hold; with --fleet the pace stays
-    #[arg(long, conflicts_with = "hold", conflicts_with_all = NOT_DIALLING)]
+    #[arg(long, conflicts_with = "hold", hide_short_help = true, conflicts_with_all = NOT_DIALLING)]
     pub resume: bool,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tracing::info;
 
 use crate::figures::time;
+use crate::hint;
 use crate::store::{ReplayHold, Store, StoreError, now_ms, since_boot};
 
 /// How often the store is asked for its hold while messages are delivered.
@@ -40,11 +41,11 @@ impl HoldWatch {
         let hold = found.filter(|_| left.is_some());
         match &hold {
             Some(hold) if known.hold.as_ref() != Some(hold) => {
-                let (until, by) = (time(hold.ends_at_ms()), &hold.by);
+                let (until, by, resume) = (time(hold.ends_at_ms()), &hold.by, hint::command("replay --resume"));
                 info!(
                     target: "replay_manager",
                     "replay is held until {until} by {by}: nothing that waits is delivered; \
-                     `opik-offline replay --resume` ends that"
+                     {resume} ends that"
                 );
             }
             None if known.hold.is_some() => info!(target: "replay_manager", "the hold of replay has ended"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::figures::{count, short_duration, time};
+use crate::hint;
 use crate::overview::dial::HoldOverview;
 use crate::store::ReplayHold;
 use crate::terminal::Shown;
@@ -56,8 +57,9 @@ impl ReplayHoldReport {
                 let left = short_duration(Duration::from_secs(*seconds_left));
                 format!(
                     "replay is held until {until} (for {left}) by {by}; {wait}, and stay in {}: \
-                     `opik-offline replay --resume` ends that",
-                    self.db
+                     {} ends that",
+                    self.db,
+                    hint::command("replay --resume")
                 )
             }
             (None, true) => format!("the hold has ended; {wait} in {}", self.db),

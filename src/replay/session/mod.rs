@@ -481,7 +481,8 @@ impl Session {
         Ok(held.map(|(hold, left)| {
             let (until, left) = (time(hold.ends_at_ms()), short_duration(left));
             let by = hold.by;
-            format!("replay is held until {until} (for {left}) by {by}: `opik-offline replay --resume` ends that")
+            let resume = hint::command("replay --resume");
+            format!("replay is held until {until} (for {left}) by {by}: {resume} ends that")
         }))
     }
 
