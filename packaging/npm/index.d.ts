@@ -50,7 +50,7 @@ export interface FlushableClient {
   flush(): Promise<unknown>;
 }
 
-/** Finds or starts the agent, waits until it is ready, and leads clients that are made from now on to it. */
+/** Finds or starts the agent, waits until it is ready, and leads clients that are made from now on to it. May be called again. */
 export function protect(options?: ProtectOptions): Status;
 
 /** Leads clients that are made from now on to the server again. The agent goes on delivering. */

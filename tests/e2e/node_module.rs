@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 
 use crate::support::agent::{Home, program};
-use crate::support::background::{BackgroundHome, pid_of, signal, wait_until_gone};
+use crate::support::background::{BackgroundHome, imitate, pid_of, signal, wait_until_gone};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::process::run;
 use crate::support::sdk::SdkApp;
@@ -15,8 +15,14 @@ const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/protected.mjs"
 
 #[track_caller]
 fn start(home: &BackgroundHome) -> SdkApp {
+    start_with(home, &["--import", &format!("{MODULE}/auto.mjs")])
+}
+
+/// Starts the application with these options of Node.js.
+#[track_caller]
+fn start_with(home: &BackgroundHome, options: &[&str]) -> SdkApp {
     let mut command = home.command("node");
-    command.arg("--import").arg(format!("{MODULE}/auto.mjs")).arg(APP);
+    command.args(options).arg(APP);
     command.env("MODULE", MODULE).env("NODE_PATH", typescript_sdk()).env("OPIK_OFFLINE_BINARY", program());
     SdkApp::start_command(command, Home::new(), &home.server)
 }
@@ -53,6 +59,37 @@ fn an_application_in_node_is_protected_and_delivered_after_the_outage() {
     assert_eq!(app.run("flush 120")["delivered"], true);
     app.assert_all_on(&server);
     app.quit();
+}
+
+#[test]
+fn an_imitation_of_a_killed_agent_gets_no_application_in_node() {
+    let server = FakeOpik::start_new();
+    let home = BackgroundHome::new(&server.url());
+    let (mut unwatched, mut watched) = (start_with(&home, &[]), start_with(&home, &[]));
+    let first = unwatched.run(r#"protect {"watch":false}"#);
+    assert_eq!(unwatched.run("status")["protected"], true, "the agent itself is not believed");
+    assert_eq!(watched.run(r#"protect {"watchIntervalMs":200}"#)["pid"], first["pid"]);
+    // It must not look before the port is taken.
+    signal(watched.pid(), Signal::STOP);
+    signal(pid_of(&first), Signal::KILL);
+    wait_until_gone(pid_of(&first));
+    imitate(&first);
+
+    let status = unwatched.run("status");
+    assert_eq!(status["protected"], false, "traces and keys go to a stranger, and nobody says so: {status}");
+    let flushed = unwatched.run("flush 5");
+    assert_eq!(flushed["delivered"], false, "a stranger says what is on the server: {flushed}");
+    signal(watched.pid(), Signal::CONT);
+    wait_until("the agent is started again", PATIENCE, || {
+        let status = watched.run("status");
+        status["protected"] == true && status["url"] != first["url"]
+    });
+    let again = unwatched.run("protect");
+    assert_eq!(again["pid"], watched.run("status")["pid"], "two agents for one server");
+    assert_eq!(unwatched.run("env")["url"], again["url"]);
+    assert_eq!(unwatched.run("status")["protected"], true);
+    unwatched.quit();
+    watched.quit();
 }
 
 #[test]

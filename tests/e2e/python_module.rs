@@ -1,13 +1,9 @@
 //! The Python module of the wheel: `opik_offline.protect()` in real applications with the published SDKs.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
-
 use rustix::process::Signal;
-use serde_json::json;
 
 use crate::support::agent::{Home, program};
-use crate::support::background::{BackgroundHome, pid_of, signal, wait_until_gone};
+use crate::support::background::{BackgroundHome, imitate, pid_of, signal, wait_until_gone};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
 use crate::support::process::run;
@@ -209,13 +205,12 @@ fn a_killed_agent_is_started_again_and_what_it_had_is_delivered() {
     app.quit();
 }
 
-/// It answers `/-/ready` as the agent did: for the same server, with the same process id.
 #[test]
 fn a_program_on_the_port_of_a_killed_agent_is_not_taken_for_it() {
     let server = FakeOpik::start_new();
     let home = BackgroundHome::new(&server.url());
     let first = home.launch(&[]);
-    let (url, pid) = (first["url"].as_str().expect("a URL").to_owned(), first["pid"].clone());
+    let url = first["url"].as_str().expect("a URL").to_owned();
     let protect = |says: &str| {
         let script = format!("import opik_offline; status = opik_offline.protect(); print(bool(status), {says})");
         let mut command = home.home.command(python_sdk(OPIK_VERSION));
@@ -228,27 +223,7 @@ fn a_program_on_the_port_of_a_killed_agent_is_not_taken_for_it() {
     assert_eq!(protect("status.url"), format!("True {url}"), "the agent itself is found");
     signal(pid_of(&first), Signal::KILL);
     wait_until_gone(pid_of(&first));
-    let address = url.strip_prefix("http://").and_then(|url| url.strip_suffix("/api")).expect("an address").to_owned();
-    let mut listener = None;
-    wait_until("the port is free", PATIENCE, || {
-        listener = TcpListener::bind(&address).ok();
-        listener.is_some()
-    });
-    let listener = listener.expect("it was waited for");
-    let ready = json!({
-        "agent": { "pid": pid, "version": first["version"] },
-        "server": { "url": server.url(), "connection": "available" },
-        "store": { "usable": true, "waiting": 0 },
-        "proof": "00",
-    });
-    std::thread::spawn(move || {
-        for mut connection in listener.incoming().flatten() {
-            let head = BufReader::new(&connection).lines();
-            head.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
-            let ready = ready.to_string();
-            let _ = write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{ready}", ready.len());
-        }
-    });
+    imitate(&first);
     let said = protect(&format!("status.url != '{url}'"));
     assert_eq!(said, "True True", "traces and keys would go to a stranger");
 }

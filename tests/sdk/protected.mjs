@@ -1,6 +1,6 @@
-// An application in Node.js that is protected by `node --import opik-offline/auto`, driven like app.py:
+// An application in Node.js that is protected by `node --import opik-offline/auto` or its own call, driven like app.py:
 //
-//     traces N, sdkflush, status, flush SECONDS, unprotect, env, watch, quit
+//     traces N, sdkflush, status, flush SECONDS, protect [OPTIONS], unprotect, env, quit
 //
 // The SDK is found through NODE_PATH, which only `require` reads.
 
@@ -25,7 +25,7 @@ const commands = {
   status: () => opikOffline.status(),
   flush: (seconds) => opikOffline.flush(Number(seconds), { clients: [client] }),
   unprotect: () => opikOffline.unprotect(),
-  protect: () => opikOffline.protect(),
+  protect: (options = "{}") => opikOffline.protect(JSON.parse(options)),
   env: () => ({ url: process.env.OPIK_URL_OVERRIDE }),
 };
 

@@ -1,10 +1,12 @@
 //! The background agent of a home.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::agent::{Home, program};
 use super::process::{Output, run};
@@ -106,5 +108,36 @@ pub(crate) fn wait_until_gone(pid: u32) {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         test_kill_process(process).is_err() || state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+    });
+}
+
+/// Takes the port of a killed agent, which reported this, and answers every request as the agent answered `/-/ready` (for the
+/// same server, with the same process id) and a flush that delivered everything. Ends with the test process.
+#[track_caller]
+pub(crate) fn imitate(report: &Value) {
+    let url = report["url"].as_str().expect("a URL");
+    let address = url.strip_prefix("http://").and_then(|url| url.strip_suffix("/api")).expect("an address");
+    let mut listener = None;
+    wait_until("the port is free", PATIENCE, || {
+        listener = TcpListener::bind(address).ok();
+        listener.is_some()
+    });
+    let listener = listener.expect("it was waited for");
+    let answer = json!({
+        "agent": { "pid": report["pid"], "version": env!("CARGO_PKG_VERSION") },
+        "server": { "url": report["server"], "connection": "available" },
+        "store": { "usable": true, "waiting": 0 },
+        "proof": "00".repeat(32),
+        "delivered": true,
+        "remaining": 0,
+        "rejected": 0,
+    });
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let head = BufReader::new(&connection).lines();
+            head.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+            let answer = answer.to_string();
+            let _ = write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+        }
     });
 }

@@ -6,7 +6,10 @@
 "use strict";
 
 const { spawnSync } = require("node:child_process");
+const { createHmac, randomBytes, timingSafeEqual } = require("node:crypto");
+const { closeSync, constants, fstatSync, openSync, readFileSync } = require("node:fs");
 const http = require("node:http");
+const { dirname, join } = require("node:path");
 const { find } = require("./binary.cjs");
 
 const IDLE_EXIT = "10m";
@@ -14,6 +17,8 @@ const START_TIMEOUT_MS = 90_000;
 const ANSWER_TIMEOUT_MS = 5_000;
 const FLUSH_GRACE_MS = 10_000;
 const WATCH_INTERVAL_MS = 10_000;
+const TIMER_MS_MAX = 2 ** 31 - 1;
+const ANSWER_CHARACTERS_MAX = 1 << 20;
 const TOKEN_PREFIX = "/-/token/";
 
 class ProtectionError extends Error {
@@ -37,12 +42,15 @@ function protect(options = {}) {
     if (agent === null || process.env.OPIK_URL_OVERRIDE !== agent.url) {
       started = options;
       lead(options);
+    } else {
+      // A synchronous call can't ask it. The binary can, and takes nobody else for it.
+      leadAgain();
     }
     if (watch && timer === null) {
       timer = setInterval(lookAfter, Number(options.watchIntervalMs) || WATCH_INTERVAL_MS);
       timer.unref();
     }
-    return { protected: true, ...agent };
+    return { protected: true, ...shown(agent) };
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     if (strict) throw new ProtectionError(reason);
@@ -70,7 +78,22 @@ function adopt(report) {
   }
   Object.assign(process.env, set);
   for (const name of unset) delete process.env[name];
-  agent = { url: report.url, page: report.page, server: report.server, db: report.db, pid: report.pid };
+  const { url, page, server, db, pid } = report;
+  agent = { url, page, server, db, pid, folder: dirname(report.log) };
+}
+
+/** Finds or starts the agent of the last call, and says so if it is another process. */
+function leadAgain() {
+  const { url, pid } = agent;
+  lead({ ...started, upstream: agent.server });
+  if (agent.pid !== pid) console.error("opik-offline: the agent was gone and was started again");
+  if (agent.url === url) return;
+  console.error(`opik-offline: its port was taken: clients made before send to ${new URL(url).origin}, NOT PROTECTED`);
+}
+
+/** Returns what users are told of an agent. */
+function shown({ folder, ...known }) {
+  return known;
 }
 
 function start(flags, idleExit) {
@@ -83,8 +106,8 @@ function start(flags, idleExit) {
     throw new ProtectionError(done.stderr.trim().replaceAll("\n", "; ").slice(-2000) || `${binary} exited with ${done.status}`);
   }
   const report = JSON.parse(done.stdout);
-  if (!report.url || !report.environment) throw new ProtectionError(`${binary} is of another version than this package`);
-  return report;
+  if (report.url && report.environment && report.log) return report;
+  throw new ProtectionError(`${binary} is of another version than this package`);
 }
 
 function wrappedBy() {
@@ -95,13 +118,10 @@ function wrappedBy() {
 
 /** Its request keeps an agent that ends as idle; if the agent is gone, another one is started. */
 async function lookAfter() {
-  if (agent === null || isRestarting || (await ready(agent.url)) || agent === null) return;
+  if (agent === null || isRestarting || (await ready(agent)).known || agent === null) return;
   isRestarting = true;
   try {
-    const url = agent.url;
-    lead({ ...started, upstream: agent.server });
-    console.error("opik-offline: the agent was gone and was started again");
-    if (agent.url !== url) console.error(`opik-offline: its port was taken: clients made before send to ${url}, NOT PROTECTED`);
+    leadAgain();
   } catch (error) {
     console.error(`opik-offline: NOT PROTECTED: the agent is gone and can't be started again: ${error.message}`);
   } finally {
@@ -121,18 +141,21 @@ function unprotect() {
 }
 
 async function status() {
-  if (agent === null) return { protected: false, reason: "protect() was not called" };
-  const known = await ready(agent.url);
-  if (!known) return { protected: false, reason: "the agent does not answer", ...agent };
+  const own = agent;
+  if (own === null) return { protected: false, reason: "protect() was not called" };
+  const { known, reason } = await ready(own);
+  if (!known) return { protected: false, reason, ...shown(own) };
   const { store = {}, server = {} } = known;
   const more = { connection: server.connection, waiting: store.waiting, rejected: store.rejected };
-  const isUsable = store.usable !== false;
-  return { ...agent, ...more, protected: isUsable, ...(isUsable ? {} : { reason: `the agent can't use its store: ${store.reason}` }) };
+  const answered = { ...shown(own), pid: known.agent.pid, ...more };
+  if (store.usable !== false) return { ...answered, protected: true };
+  return { ...answered, protected: false, reason: `the agent can't use its store: ${store.reason}` };
 }
 
 async function flush(seconds = 30, { clients = [] } = {}) {
   const failed = (reason) => ({ delivered: false, remaining: null, rejected: 0, reason });
-  if (agent === null) return failed("this process is not protected");
+  const own = agent;
+  if (own === null) return failed("this process is not protected");
   const deadline = Date.now() + seconds * 1000;
   for (const client of clients) {
     try {
@@ -141,10 +164,13 @@ async function flush(seconds = 30, { clients = [] } = {}) {
       return failed(`a client of the Opik SDK could not be flushed: ${error.message}`);
     }
   }
+  // Another program would know nothing of our messages, whatever it answers.
+  const problem = await unproven(own);
+  if (problem) return failed(problem);
   // Everything for the agent's server: which headers a client of the SDK sends is not to be read from its settings, and the
   // wrong ones would be answered with a queue that is empty.
   const left = Math.max(0, deadline - Date.now());
-  const answer = await ask("POST", agent.url, `/-/flush?timeout=${left / 1000}`, {}, left + FLUSH_GRACE_MS);
+  const answer = await ask("POST", own.url, `/-/flush?timeout=${left / 1000}`, left + FLUSH_GRACE_MS);
   if (typeof answer?.document?.delivered !== "boolean") {
     return failed(answer?.document?.message || "the agent does not answer");
   }
@@ -152,20 +178,62 @@ async function flush(seconds = 30, { clients = [] } = {}) {
   return { delivered, remaining, rejected, reason };
 }
 
-async function ready(url) {
-  const answer = await ask("GET", url, "/-/ready", {}, ANSWER_TIMEOUT_MS);
-  return answer?.status === 200 && answer.document?.agent ? answer.document : null;
+/** Asks the agent about itself; its answer is `known`, or there is a `reason` why it has none. */
+async function ready(own) {
+  // What it answers here is not secret: the port's next owner may imitate it.
+  const reason = await unproven(own);
+  if (reason) return { reason };
+  const answer = await ask("GET", own.url, "/-/ready", ANSWER_TIMEOUT_MS);
+  return answer?.status === 200 && answer.document?.agent ? { known: answer.document } : { reason: "the agent does not answer" };
 }
 
-/** Asks the agent, past every proxy; null if nobody answers. */
-function ask(method, url, path, headers, timeoutMs) {
+/**
+ * Returns null if the program at the agent's address knows the secret in the agent's private folder; otherwise why the agent
+ * is gone. Neither that secret nor the intake token is sent.
+ */
+async function unproven({ url, folder }) {
+  const { origin, port } = new URL(url);
+  const nonce = randomBytes(16).toString("hex");
+  const answer = await ask("GET", origin, `/-/instance?nonce=${nonce}`, ANSWER_TIMEOUT_MS);
+  if (answer === null) return "the agent does not answer";
+  const record = ownRecord(folder);
+  const isOfPort = String(record?.listen).endsWith(`:${port}`);
+  const isProven = isOfPort && record.secret && isProof(String(record.secret), nonce, String(answer.document?.proof));
+  return isProven ? null : "the agent is gone, and another program answers at its address";
+}
+
+function isProof(secret, nonce, proof) {
+  const expected = createHmac("sha256", secret).update(`opik-offline instance ${nonce}`).digest();
+  const given = Buffer.from(proof, "hex");
+  return given.length === expected.length && timingSafeEqual(given, expected);
+}
+
+/** Returns the port file in this folder, if this user wrote it. */
+function ownRecord(folder) {
+  let file;
+  try {
+    file = openSync(join(folder, "agent.json"), constants.O_RDONLY | constants.O_NOFOLLOW);
+    return fstatSync(file).uid === process.geteuid() ? JSON.parse(readFileSync(file, "utf8")) : null;
+  } catch {
+    return null;
+  } finally {
+    if (file !== undefined) closeSync(file);
+  }
+}
+
+/** Asks the program at this URL, past every proxy; null if it gives no answer in time, or one that is too long. */
+function ask(method, url, path, timeoutMs) {
   const { hostname, port, pathname } = new URL(url);
   if (pathname.startsWith(TOKEN_PREFIX)) path = TOKEN_PREFIX + pathname.slice(TOKEN_PREFIX.length).split("/")[0] + path;
   return new Promise((resolve) => {
-    const request = http.request({ host: hostname, port, path, method, headers, agent: false }, (answer) => {
+    const signal = AbortSignal.timeout(Math.min(Math.ceil(timeoutMs), TIMER_MS_MAX));
+    const request = http.request({ host: hostname, port, path, method, signal, agent: false }, (answer) => {
       let text = "";
       answer.setEncoding("utf8");
-      answer.on("data", (part) => (text += part));
+      answer.on("data", (part) => {
+        text += part;
+        if (text.length > ANSWER_CHARACTERS_MAX) request.destroy();
+      });
       answer.on("error", () => resolve(null));
       answer.on("end", () => {
         let document = null;
@@ -177,7 +245,6 @@ function ask(method, url, path, headers, timeoutMs) {
         resolve({ status: answer.statusCode, document });
       });
     });
-    request.setTimeout(timeoutMs, () => request.destroy());
     request.on("error", () => resolve(null));
     request.end();
   });
