@@ -300,22 +300,13 @@ impl ReplayArgs {
     /// Refuses flags that a hold of the store can't be set or ended with: it is about everything in it.
     fn refuse_beside_hold(&self) -> Result<(), Failure> {
         let selects = self.selection.filter(now_ms()) != Filter::default();
-        let given = [
-            (selects, "a filter"),
-            (!self.from.is_empty(), "--from"),
-            (self.limit.is_some(), "--limit"),
-            (self.verify, "--verify"),
-            (self.dry_run, "--dry-run"),
-            (self.moving.to.is_some(), "--to"),
-            (self.reassign.is_asked(), "--readdress and --rekey"),
-        ];
-        let Some((_, what)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+        let Some(what) = selects.then_some("a filter").or_else(|| self.flag_of_one_store()) else { return Ok(()) };
         let text = format!("--hold and --resume are for the whole store: not with {what}");
         Err(Failure::new(Exit::Usage, text, Some("leave it out")))
     }
 
-    /// Refuses flags that a depot's streams can't be replayed with.
-    fn refuse_beside_fleet(&self) -> Result<(), Failure> {
+    /// Returns the first flag given that is about delivering one store.
+    fn flag_of_one_store(&self) -> Option<&'static str> {
         let given = [
             (!self.from.is_empty(), "--from"),
             (self.limit.is_some(), "--limit"),
@@ -324,7 +315,12 @@ impl ReplayArgs {
             (self.moving.to.is_some(), "--to"),
             (self.reassign.is_asked(), "--readdress and --rekey"),
         ];
-        let Some((_, flag)) = given.iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+        given.iter().find(|(is_given, _)| *is_given).map(|(_, flag)| *flag)
+    }
+
+    /// Refuses flags that a depot's streams can't be replayed with.
+    fn refuse_beside_fleet(&self) -> Result<(), Failure> {
+        let Some(flag) = self.flag_of_one_store() else { return Ok(()) };
         let hint = "`opik-offline inspect --fleet URL` shows what is in the depot, and --workspace, --stream and other filters \
                     select from it";
         Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))
