@@ -62,7 +62,7 @@ Exit codes:
   1    Failure, or a file of --from could not be read
   2    Invalid usage or configuration, or no store at --db
   3    The server is down or not Opik, or --verify can't read from it
-  4    Messages remain (also because replay is held) or were rejected, or --verify finds some missing
+  4    Messages remain, held or rejected, or --verify finds some missing
   5    Messages remain whose key or workspace the server refuses
   130  Interrupted";
 
