@@ -54,12 +54,13 @@ pub(crate) fn time(ms: i64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
 }
 
-/// Returns a time to come in UTC, to the minute: `14:02 UTC`, with the date if that is another day.
+/// Returns a time to come in UTC, to the minute: `14:02 UTC`, with the date if that is another day; to the second within
+/// a minute.
 pub(crate) fn until(now_ms: i64, ms: i64) -> String {
     const DAY_MS: i64 = 24 * 60 * 60 * 1000;
     let text = time(ms);
     let (date, clock) = text.split_once('T').unwrap_or(("", text.as_str()));
-    let clock = clock.get(..5).unwrap_or(clock);
+    let clock = clock.get(..if ms.saturating_sub(now_ms) < 60_000 { 8 } else { 5 }).unwrap_or(clock);
     match now_ms.div_euclid(DAY_MS) == ms.div_euclid(DAY_MS) {
         true => format!("{clock} UTC"),
         false => format!("{date} {clock} UTC"),

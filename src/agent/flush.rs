@@ -1,8 +1,8 @@
 //! Flush: delivers as many stored messages as possible before the process ends.
 //!
 //! The replay manager does the work. This module only decides how long to wait for it: until the backlog is empty, the
-//! timeout expires, or waiting is useless, because the server is unavailable or every message that is left is due only
-//! after the deadline. Messages that remain are as safe as before.
+//! timeout expires, or waiting is useless, because a person holds the replay, the server is unavailable or every message
+//! that is left is due only after the deadline. Messages that remain are as safe as before.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use crate::hint;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::overview::dial::held_text;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
 use crate::store::{Filter, LaneWork, Owner, StoreError, Whose, now_ms};
@@ -35,6 +36,11 @@ pub(crate) enum FlushEnd {
     ServerAway {
         /// Why.
         reason: Option<String>,
+    },
+    /// A person holds the replay of the store: nothing more is sent, and what is in flight ends with the agent.
+    Held {
+        /// Until when, and by whom.
+        held: String,
     },
     /// Every message that is left is due only after the deadline.
     NotDue {
@@ -78,13 +84,16 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
         let read = slot.with(|store| {
             let backlog = store.backlog(own)?;
             let lanes = if backlog.waiting() > 0 { store.lanes(own, now)? } else { Vec::new() };
-            Ok((backlog, lanes))
+            Ok((backlog, lanes, held_text(store.replay_hold()?.as_ref(), now)))
         });
         match read {
-            Ok((backlog, lanes)) => {
+            Ok((backlog, lanes, held)) => {
                 let waiting = backlog.waiting();
                 if waiting == 0 {
                     return FlushEnd::Empty;
+                }
+                if let Some(held) = held {
+                    return FlushEnd::Held { held };
                 }
                 if connection.availability() == Availability::Available {
                     let is_any_sent = backlog.groups.iter().any(|group| group.status == MessageStatus::Registered);

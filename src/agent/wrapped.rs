@@ -222,8 +222,10 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
             let stay = if waiting == 1 { "stays" } else { "stay" };
             let stored = count(waiting, "message");
             lines.push(format!("{stored} {stay} safely stored in {store}: {}", why(end.as_ref(), config)));
-            let replay = hint::command("replay");
-            lines.push(format!("deliver later with {replay}, or with an agent for that server"));
+            if !matches!(end, Some(FlushEnd::Held { .. })) {
+                let replay = hint::command("replay");
+                lines.push(format!("deliver later with {replay}, or with an agent for that server"));
+            }
         }
     }
     if let (Some(fleet), Some(1..)) = (&run.fleet, run.waiting) {
@@ -325,6 +327,7 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
             Some(reason) => format!("the Opik server is away ({reason})"),
             None => "the Opik server is away".to_owned(),
         },
+        Some(FlushEnd::Held { held }) => format!("{held}: {}", hint::command("replay --resume")),
         Some(FlushEnd::NotDue { reason }) => {
             reason.clone().unwrap_or_else(|| "they wait for their next attempt".to_owned())
         }

@@ -11,10 +11,11 @@ use crate::agent::background::{self, Instance, LaunchEnvironment, Launched, Stop
 use crate::agent::wrapped::store_option;
 use crate::config::{Config, ProcessEnvironment};
 use crate::message::Server;
+use crate::overview::dial::held_text;
 use crate::report::launch::{EnvironmentReport, LaunchReport, StopReport, announcement, exports};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
-use crate::store::{Backlog, Filter};
+use crate::store::{Backlog, Filter, now_ms};
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::{OutputStream, Shown};
 
@@ -78,6 +79,7 @@ pub(super) fn stop(common: &Common, config: &Config) -> Result<ExitCode, Failure
     };
     let own = Filter::of_server(&Server::new(instance.server()));
     let opened = translate::existing_store_without_key(config);
+    let hold = opened.as_ref().ok().and_then(|store| store.as_ref()?.replay_hold().ok()?);
     // Nothing was ever stored where there is no store.
     let counted = opened.and_then(|store| match store {
         Some(store) => Ok((store.backlog(&own)?, store.backlog(&Filter::default())?)),
@@ -86,7 +88,8 @@ pub(super) fn stop(common: &Common, config: &Config) -> Result<ExitCode, Failure
     let counts =
         |(own, all): (Backlog, Backlog)| (own.waiting(), own.rejected(), all.waiting().saturating_sub(own.waiting()));
     let left = counted.ok().map(counts);
-    let report = StopReport::new(pid, instance.server(), instance.store(), left);
+    let mut report = StopReport::new(pid, instance.server(), instance.store(), left);
+    report.held = held_text(hold.as_ref(), now_ms());
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text(&store_option(config)))?;
     }

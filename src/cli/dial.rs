@@ -26,8 +26,8 @@ pub(super) struct DialArgs {
 
     /// Let nothing that waits be delivered for this long, such as 30m; 7d at most
     ///
-    /// The store's agent and every `replay` keep to it within a second, also after a restart, and it ends by itself.
-    /// Writes of applications are forwarded as ever unless an earlier one about the same trace waits. Nothing is
+    /// The store's agent and every `replay` begin no request after a second, also after a restart; requests in flight
+    /// may still end. It ends by itself, and takes the place of an earlier hold. Writes of applications are forwarded as ever unless an earlier one about the same trace waits. Nothing is
     /// replayed by this command. With --fleet it holds the whole fleet: agents and replayers stop within 30 seconds.
     #[arg(long, value_name = "DURATION", value_parser = hold, hide_short_help = true, conflicts_with_all = NOT_DIALLING)]
     pub hold: Option<Duration>,
@@ -88,14 +88,14 @@ pub(super) fn set_of_store(common: &Common, args: &DialArgs) -> Result<(), Failu
         let lasts_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
         ReplayHold { until_ms: now.saturating_add(lasts_ms), since_ms: now, by: this_person().to_string() }
     });
-    let was_held = store.replay_hold()?.is_some_and(|hold| hold.left(now).is_some());
-    if hold.is_some() || was_held {
+    let earlier = store.replay_hold()?.filter(|hold| hold.left(now).is_some());
+    if hold.is_some() || earlier.is_some() {
         store.set_replay_hold(hold.as_ref())?;
     }
     if common.prints_summary() {
         let waiting = store.backlog(&Filter::default())?.waiting();
-        let report = ReplayHoldReport::of(path.to_string(), hold.as_ref(), waiting, now);
-        common.renderer().result(&report, |_, report| report.text(was_held))?;
+        let report = ReplayHoldReport::of(path.to_string(), (hold.as_ref(), earlier.as_ref()), waiting, now);
+        common.renderer().result(&report, |_, report| report.text(earlier.is_some()))?;
     }
     Ok(())
 }

@@ -12,20 +12,23 @@ use crate::agent::files;
 use crate::agent::wrapped::store_option;
 use crate::config::{Config, ConfigFile, Source};
 use crate::depot::{self, DepotError, DepotSettings};
-use crate::diagnosis::orphaned_files;
+use crate::diagnosis::{HeldFacts, held_lanes, orphaned_files};
 use crate::figures::count;
 use crate::health::{
-    Check, DeliveringAgent, FailureCause, Finding, Health, depot_checks, running_agent, stored_messages, until_healthy,
+    Check, DeliveringAgent, DeliveryHolds, FailureCause, Finding, Health, HeldLanes, depot_checks, running_agent,
+    stored_messages, until_healthy,
 };
 use crate::hint;
 use crate::intake::workers::Workers;
 use crate::message::{Lane, Server};
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore, degraded_text};
+use crate::overview::dial::held_text;
 use crate::printable;
 use crate::report::bundle::{self, BundleError};
 use crate::report::orphans::{self, orphans};
+use crate::report::status::held_facts;
 use crate::shutdown::Shutdown;
-use crate::store::{Backlog, Filter};
+use crate::store::{Backlog, Condition, Filter, now_ms};
 use crate::terminal::progress::{self, ProgressDisplay};
 use crate::terminal::render::{Renderer, StatusMark, hanging, three_columns};
 use crate::terminal::{OutputStream, Shown};
@@ -52,7 +55,7 @@ Exit codes:
   2    Invalid usage or configuration
   3    The server, or the agent's, fails or is not Opik, or the depot is away
   4    Messages wait and no agent delivers them, or were rejected
-  5    The server refuses the key, workspace or check, or the depot the writes
+  5    The server refuses a key (also of what waits), workspace or check, or the depot the writes
   130  Interrupted";
 
 /// Check the configuration, the Opik server, access to it, the store and its disk
@@ -316,13 +319,30 @@ fn misconfigurations(config: &Config) -> Vec<Check> {
     found.into_iter().map(|mistake| Check::warning(NAME, mistake.to_string(), mistake.hint())).collect()
 }
 
-/// Returns the agents that answer, and the stored messages, if the store can be read.
-fn agents(config: &Config) -> (FoundAgents, Option<Backlog>) {
+/// Returns the agents that answer, and the stored messages and holds, if the store can be read.
+fn agents(config: &Config) -> (FoundAgents, Option<(Backlog, DeliveryHolds)>) {
     let store = translate::existing_store_without_key(config).ok().flatten();
-    let records = store.as_ref().and_then(|store| store.condition().ok()).map(|condition| condition.agents);
+    let condition = store.as_ref().and_then(|store| store.condition().ok());
     let own = OwnStore::new(store.as_ref().map(|store| store.identity()), &config.db.value);
-    let agents = FoundAgents::find(&records.unwrap_or_default(), config.listen.value, &own);
-    (agents, store.and_then(|store| store.backlog(&Filter::default()).ok()))
+    let records = condition.as_ref().map_or(&[][..], |condition| &condition.agents);
+    let agents = FoundAgents::find(records, config.listen.value, &own);
+    let backlog = store.and_then(|store| store.backlog(&Filter::default()).ok());
+    (agents, backlog.map(|backlog| (backlog, condition.as_ref().map(holds).unwrap_or_default())))
+}
+
+/// Returns the holds of the store and of its lanes.
+fn holds(condition: &Condition) -> DeliveryHolds {
+    let now = now_ms();
+    let held: Vec<HeldFacts> = condition.held.iter().map(|(lane, hold)| held_facts(lane, hold)).collect();
+    let lanes = held_lanes(now, &held).into_iter().map(|(is_key_refused, problem)| HeldLanes {
+        text: problem.text,
+        hint: match is_key_refused {
+            true => "`opik-offline replay --rekey` gives what waits the configured key, after a preview".to_owned(),
+            false => "nothing is lost, and it is retried".to_owned(),
+        },
+        is_key_refused,
+    });
+    DeliveryHolds { by_person: held_text(condition.replay_hold.as_ref(), now), lanes: lanes.collect() }
 }
 
 /// Checks that somebody delivers what is stored. A script that waits for the server may be about to start the agent.
@@ -331,7 +351,8 @@ fn messages(config: &Config, is_startup: bool) -> Option<Check> {
     // One that can't use the store delivers nothing of it.
     let serving = agents.serving.filter(|agent| agent.store_problem.is_none());
     let agent = serving.as_ref().and_then(delivering);
-    Some(stored_messages(&backlog?, agent.as_ref(), &translate::server(config), is_startup))
+    let (backlog, holds) = backlog?;
+    Some(stored_messages(&backlog, &holds, agent.as_ref(), &translate::server(config), is_startup))
 }
 
 /// Returns which server an agent delivers to; `None` if its version does not report it.

@@ -373,11 +373,12 @@ impl ReplayRun<'_> {
         }
         let (groups, oldest_accepted_at) = (groups(&plan.backlog), oldest(session.store(), &plan.filter)?);
         let selected = ReplayReport { remaining: plan.messages(), groups, oldest_accepted_at, ..report };
+        let held = session.held()?;
         if self.args.dry_run {
-            return self.show(&selected);
+            return self.show(&ReplayReport { reasons: held.into_iter().collect(), ..selected });
         }
         self.preview(&selected, progress);
-        if let Some(held) = session.held()? {
+        if let Some(held) = held {
             // Before anything is requeued.
             if self.common.prints_summary() {
                 self.show(&ReplayReport { reasons: vec![held], ..selected })?;
@@ -529,6 +530,7 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
                     sums_text(&report.groups),
                     servers_text(&report.groups)
                 ));
+                report.reasons.iter().for_each(|reason| shown.add_line(&format!("but {reason}")));
                 shown.end_line();
                 shown.add(&preview_text(renderer, &report.groups, report.oldest_accepted_at.as_deref()));
             }

@@ -13,7 +13,7 @@ pub(crate) use self::facts::{
     DroppedFacts, ElsewhereFacts, Facts, FileSystemFacts, FullFacts, HeldFacts, OrphanFacts, RecoveryFacts,
     ReplayHoldFacts, StoreSituation, StrandedFacts, UnprovenFacts,
 };
-pub(crate) use self::problems::{Problem, Severity, orphaned_files};
+pub(crate) use self::problems::{Problem, Severity, held_lanes, orphaned_files};
 pub(crate) use self::verdict::OverallVerdict;
 
 /// The verdict and its problems.

@@ -225,25 +225,30 @@ fn replay_held(facts: &Facts) -> Vec<Problem> {
     held.collect()
 }
 
-/// Lanes that are held for one reason, such as a rate limit or an expired key, are one problem.
 fn held(facts: &Facts) -> Vec<Problem> {
+    held_lanes(facts.now_ms, &facts.held).into_iter().map(|(_, problem)| problem).collect()
+}
+
+/// Lanes that are held for one reason, such as a rate limit or an expired key, are one problem; with whether the server
+/// refuses their key.
+pub(crate) fn held_lanes(now_ms: i64, held: &[HeldFacts]) -> Vec<(bool, Problem)> {
     let mut groups: Vec<Vec<&HeldFacts>> = Vec::new();
-    for lane in &facts.held {
+    for lane in held {
         let key = |lane: &HeldFacts| (lane.is_key_refused, lane.reason.clone());
         match groups.iter_mut().find(|group| key(group[0]) == key(lane)) {
             Some(group) => group.push(lane),
             None => groups.push(vec![lane]),
         }
     }
-    groups.iter().map(|group| held_group(facts, group)).collect()
+    groups.iter().map(|group| (group[0].is_key_refused, held_group(now_ms, group))).collect()
 }
 
-fn held_group(facts: &Facts, lanes: &[&HeldFacts]) -> Problem {
+fn held_group(now_ms: i64, lanes: &[&HeldFacts]) -> Problem {
     let first = lanes[0];
     let until_ms = lanes.iter().map(|lane| lane.until_ms).min().unwrap_or_default();
-    let retried = match until_ms <= facts.now_ms {
+    let retried = match until_ms <= now_ms {
         true => "retried now".to_owned(),
-        false => format!("retried {}", relative(facts.now_ms, until_ms)),
+        false => format!("retried {}", relative(now_ms, until_ms)),
     };
     let who = match lanes {
         [lane] => {

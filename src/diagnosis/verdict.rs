@@ -133,7 +133,8 @@ fn waiting(facts: &Facts) -> OverallVerdict {
 /// A person holds the replay: that explains why nothing moves, whatever else is wrong.
 fn held_by_a_person(facts: &Facts, safe: &str, hold: &ReplayHoldFacts) -> OverallVerdict {
     let away = if facts.available == Some(false) { "; the Opik server is unavailable" } else { "" };
-    let text = format!("{safe}, and {}{away}", held_until(facts.now_ms, hold));
+    let idle = if facts.has_agent { "" } else { "; no agent runs" };
+    let text = format!("{safe}, and {}{away}{idle}", held_until(facts.now_ms, hold));
     verdict_of(Severity::Warning, text).with("opik-offline replay --resume")
 }
 
@@ -333,6 +334,16 @@ mod tests {
                 Facts { replay_hold: hold(300), ..facts(4, EtaState::ServerAway) },
                 "4 messages are safe on disk, and held until 2026-11-23 01:07 UTC by ana (uid 1000 on host-a); the Opik \
                  server is unavailable: `opik-offline replay --resume`",
+            ),
+            (
+                Facts { replay_hold: hold(30), ..facts(4, EtaState::Idle) },
+                "4 messages are safe on disk, and held until 20:37 UTC by ana (uid 1000 on host-a); no agent runs: \
+                 `opik-offline replay --resume`",
+            ),
+            (
+                Facts { replay_hold: hold(0), ..facts(1, EtaState::Held) },
+                "1 message is safe on disk, and held until 20:07:08 UTC by ana (uid 1000 on host-a): \
+                 `opik-offline replay --resume`",
             ),
             (
                 Facts { replay_hold: hold(30), ..facts(0, EtaState::Nothing) },

@@ -20,6 +20,26 @@ pub(crate) struct DeliveringAgent {
     pub reason: Option<String>,
 }
 
+/// The reasons why stored messages are not delivered although an agent runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DeliveryHolds {
+    /// A person's hold of the replay, in words.
+    pub by_person: Option<String>,
+    /// Lanes that are held.
+    pub lanes: Vec<HeldLanes>,
+}
+
+/// Lanes that are held for one reason.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldLanes {
+    /// Which, and why.
+    pub text: String,
+    /// The remedy.
+    pub hint: String,
+    /// Whether the server refuses their key or workspace.
+    pub is_key_refused: bool,
+}
+
 /// Checks that a running agent reaches its server, which may be another than `own`, the one of this command.
 pub(crate) fn running_agent(agent: &DeliveringAgent, own: &Server) -> Check {
     const NAME: &str = "agent";
@@ -49,57 +69,119 @@ pub(crate) fn running_agent(agent: &DeliveringAgent, own: &Server) -> Check {
     }
 }
 
+/// The remarks of which the check consists.
+#[derive(Default)]
+struct Remarks {
+    found: Vec<String>,
+    hints: Vec<String>,
+    /// Why the check failed, if it did.
+    cause: Option<FailureCause>,
+    needs_attention: bool,
+}
+
+impl Remarks {
+    fn add(&mut self, text: String, hint: impl Into<String>) {
+        self.found.push(text);
+        self.hints.push(hint.into());
+        self.needs_attention = true;
+    }
+
+    /// Adds what makes the check fail; a refused key outweighs what remains.
+    fn add_failure(&mut self, cause: FailureCause, text: String, hints: impl IntoIterator<Item = String>) {
+        self.found.push(text);
+        self.hints.extend(hints);
+        if self.cause != Some(FailureCause::NotAuthorised) {
+            self.cause = Some(cause);
+        }
+    }
+
+    fn into_check(self, name: &'static str, is_startup: bool) -> Check {
+        let (found, hints) = (self.found.join("; "), self.hints.join("; "));
+        match self.cause {
+            _ if self.found.is_empty() => Check::good(name, "nothing waits, and nothing was rejected"),
+            Some(cause) if !is_startup => Check::failed(name, cause, found, hints),
+            None if !self.needs_attention => Check::good(name, found),
+            _ => Check::warning(name, found, hints),
+        }
+    }
+}
+
 /// Checks that what waits is being delivered, and that nothing was rejected or is held. `agent` delivers to its own
 /// server only; `own` is the one of this command. At a startup, when an agent is about to run, a backlog of earlier runs
 /// is only a warning.
 pub(crate) fn stored_messages(
     backlog: &Backlog,
+    holds: &DeliveryHolds,
     agent: Option<&DeliveringAgent>,
     own: &Server,
     is_startup: bool,
 ) -> Check {
-    const NAME: &str = "messages";
     let waiting = || backlog.groups.iter().filter(|group| group.status.is_on_its_way());
     let is_agents = |group: &&BacklogGroup| agent.is_some_and(|agent| group.server.as_ref() == Some(&agent.server));
     let (moving, left): (Vec<_>, Vec<_>) = waiting().partition(is_agents);
-    let (mut found, mut hints) = (Vec::new(), Vec::new());
-    if !left.is_empty() {
-        found.push(format!("{}, and no agent delivers {}", waits(&left), them(sum(&left))));
-        hints.extend(ways_to_deliver(&left, own));
+    let mut remarks = Remarks::default();
+    if let Some(held) = &holds.by_person {
+        remarks.add(held.clone(), "`opik-offline replay --resume` ends that");
     }
+    if !left.is_empty() {
+        let (waits, cause) = (waits(&left), FailureCause::Remaining);
+        match holds.by_person {
+            // The hold has to end first.
+            Some(_) => remarks.add_failure(cause, format!("{waits}, and no agent runs for {}", them(sum(&left))), []),
+            None => {
+                let text = format!("{waits}, and no agent delivers {}", them(sum(&left)));
+                remarks.add_failure(cause, text, ways_to_deliver(&left, own));
+            }
+        }
+    }
+    add_refused(&mut remarks, backlog);
+    for lanes in &holds.lanes {
+        match lanes.is_key_refused {
+            true => {
+                remarks.add_failure(FailureCause::NotAuthorised, lanes.text.clone(), [lanes.hint.clone()]);
+            }
+            false => remarks.add(lanes.text.clone(), &*lanes.hint),
+        }
+    }
+    if !moving.is_empty() {
+        let (waits, them) = (waits(&moving), them(sum(&moving)));
+        match agent.is_some_and(|agent| agent.is_available == Some(false)) {
+            _ if holds.by_person.is_some() => remarks.found.push(waits),
+            true => {
+                remarks.found.push(format!("{waits}, and the agent delivers {them} once that server is back"));
+                if remarks.hints.is_empty() {
+                    remarks.hints.push("nothing is lost; start that server".to_owned());
+                }
+                remarks.needs_attention = true;
+            }
+            false if !holds.lanes.is_empty() => {
+                remarks.found.push(format!("{waits}, and the agent retries what is held"));
+            }
+            false => remarks.found.push(format!("{waits}, and the agent delivers {them}")),
+        }
+    }
+    remarks.into_check("messages", is_startup)
+}
+
+/// Adds what the server refused.
+fn add_refused(remarks: &mut Remarks, backlog: &Backlog) {
     let rejected = backlog.rejected();
     if rejected > 0 {
         let were = if rejected == 1 { "was" } else { "were" };
-        found.push(format!("{} {were} rejected", count(rejected, "message")));
         let them = them(rejected);
-        hints.push(format!(
+        let hint = format!(
             "see `opik-offline inspect --rejected`; then send {them} again with `opik-offline replay --rejected`, or \
              delete {them} with `opik-offline purge --rejected`",
-        ));
+        );
+        let text = format!("{} {were} rejected", count(rejected, "message"));
+        remarks.add_failure(FailureCause::Remaining, text, [hint]);
     }
     let held = backlog.held();
     if held > 0 {
         let (are, their) = if held == 1 { ("is", "its") } else { ("are", "their") };
         let held = count(held, "message");
-        found.push(format!("{held} {are} held, because the server refuses the time in {their} ids"));
-        hints.push(id_window::REMEDY.to_owned());
-    }
-    let is_away = agent.is_some_and(|agent| agent.is_available == Some(false));
-    if !moving.is_empty() {
-        let (waits, them) = (waits(&moving), them(sum(&moving)));
-        found.push(match is_away {
-            true => format!("{waits}, and the agent delivers {them} once that server is back"),
-            false => format!("{waits}, and the agent delivers {them}"),
-        });
-    }
-    match (&found[..], &hints[..], is_startup) {
-        ([], ..) => Check::good(NAME, "nothing waits, and nothing was rejected"),
-        (_, [], _) if is_away && !moving.is_empty() => {
-            Check::warning(NAME, found.join("; "), "nothing is lost; start that server")
-        }
-        (_, [], _) => Check::good(NAME, found.join("; ")),
-        (.., true) => Check::warning(NAME, found.join("; "), hints.join("; ")),
-        (.., false) => Check::failed(NAME, FailureCause::Remaining, found.join("; "), hints.join("; ")),
+        let text = format!("{held} {are} held, because the server refuses the time in {their} ids");
+        remarks.add_failure(FailureCause::Remaining, text, [id_window::REMEDY.to_owned()]);
     }
 }
 
@@ -186,18 +268,80 @@ mod tests {
             (2, 3, own, false, "3 messages were rejected; 2 messages wait for http://opik/api, and the agent"),
         ] {
             let case = backlog(waiting, rejected);
-            let check = stored_messages(&case, agent.as_ref(), &Server::new("http://opik/api"), false);
+            let check = stored_messages(&case, &none(), agent.as_ref(), &Server::new("http://opik/api"), false);
             assert_eq!(check.is_passed(), is_healthy, "{check:?}");
             assert!(format!("{check:?}").contains(said), "{check:?}");
-            let at_startup = stored_messages(&case, agent.as_ref(), &Server::new("http://opik/api"), true);
+            let at_startup = stored_messages(&case, &none(), agent.as_ref(), &Server::new("http://opik/api"), true);
             assert!(at_startup.is_passed(), "a script that starts the agent next would stop: {at_startup:?}");
             let is_away = agent.is_some_and(|agent| agent.is_available == Some(false));
             assert_eq!(matches!(check.finding, Finding::Good(_)), is_healthy && !(is_away && waiting > 0), "{check:?}");
         }
         let mut held = backlog(1, 0);
         held.groups[0].status = MessageStatus::Held;
-        let check = stored_messages(&held, Some(&agent("http://opik/api")), &Server::new("http://opik/api"), false);
+        let own = Server::new("http://opik/api");
+        let check = stored_messages(&held, &none(), Some(&agent("http://opik/api")), &own, false);
         assert!(!check.is_passed(), "nobody delivers it: {check:?}");
+    }
+
+    fn none() -> DeliveryHolds {
+        DeliveryHolds::default()
+    }
+
+    #[test]
+    fn held_messages_are_not_called_delivered() {
+        let own = Server::new("http://opik/api");
+        let lane =
+            |is_key_refused| HeldLanes { text: "workspace team is held".into(), hint: "ask".into(), is_key_refused };
+        let lanes = |is_key_refused| DeliveryHolds { lanes: vec![lane(is_key_refused)], ..none() };
+        let by_person = Some("replay is held until noon by ana".to_owned());
+        let person = DeliveryHolds { by_person, ..none() };
+        let (here, away) =
+            (agent("http://opik/api"), DeliveringAgent { is_available: Some(false), ..agent("http://opik/api") });
+        for (waiting, holds, agent, cause, said) in [
+            (2, &person, Some(&here), None, "replay is held until noon by ana; 2 messages wait for http://opik/api"),
+            (2, &person, Some(&away), None, "replay is held until noon by ana; 2 messages wait for http://opik/api"),
+            (0, &person, Some(&here), None, "replay is held until noon by ana"),
+            (
+                2,
+                &person,
+                None,
+                Some(FailureCause::Remaining),
+                "replay is held until noon by ana; 2 messages wait for http://opik/api, and no agent runs for them",
+            ),
+            (
+                2,
+                &lanes(true),
+                Some(&here),
+                Some(FailureCause::NotAuthorised),
+                "workspace team is held; 2 messages wait for http://opik/api, and the agent retries what is held",
+            ),
+            (
+                2,
+                &lanes(true),
+                None,
+                Some(FailureCause::NotAuthorised),
+                "2 messages wait for http://opik/api, and no agent delivers them; workspace team is held",
+            ),
+            (
+                1,
+                &lanes(false),
+                Some(&here),
+                None,
+                "workspace team is held; 1 message waits for http://opik/api, and the agent retries what is held",
+            ),
+        ] {
+            let check = stored_messages(&backlog(waiting, 0), holds, agent, &own, false);
+            let (found, text, hint) = match &check.finding {
+                Finding::Warning { text, hint } => (None, text, hint),
+                Finding::Failed { cause, text, hint } => (Some(*cause), text, hint),
+                _ => panic!("{check:?}"),
+            };
+            assert_eq!((found, text.as_str()), (cause, said));
+            match holds.by_person {
+                Some(_) => assert_eq!(hint, "`opik-offline replay --resume` ends that"),
+                None => assert!(hint.contains("ask"), "{hint}"),
+            }
+        }
     }
 
     fn agent(url: &str) -> DeliveringAgent {
@@ -208,7 +352,7 @@ mod tests {
     #[test]
     fn messages_for_another_server_get_the_command_for_that_one() {
         let own = Server::new("http://own/api");
-        let check = stored_messages(&backlog(1, 0), None, &own, false);
+        let check = stored_messages(&backlog(1, 0), &none(), None, &own, false);
         let Finding::Failed { hint, .. } = &check.finding else { panic!("nobody delivers it: {check:?}") };
         assert_eq!(
             hint,

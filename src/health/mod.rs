@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::check::{Check, CheckError, FailureCause, Finding};
 pub(crate) use self::depot::depot_checks;
-pub(crate) use self::messages::{DeliveringAgent, running_agent, stored_messages};
+pub(crate) use self::messages::{DeliveringAgent, DeliveryHolds, HeldLanes, running_agent, stored_messages};
 use crate::message::Lane;
 use crate::shutdown::Shutdown;
 use crate::store::{KeyError, Keys, Limits};

@@ -16,7 +16,7 @@
 //! | --- | --- |
 //! | 200 | everything is delivered |
 //! | 422 | the queue is empty, and the server rejected some of it meanwhile, here or at the hub |
-//! | 504 | the timeout has expired, and the rest is kept as before |
+//! | 504 | the timeout has expired, or a person holds the replay, and the rest is kept as before |
 //! | 400, 405, 503 | the timeout can't be parsed; it is not a `POST`; too many flushes wait already, or the store is unusable |
 
 use std::sync::Arc;
@@ -34,8 +34,9 @@ use super::forward::{self, AnswerStart, ClientAnswer};
 use super::shared::Shared;
 use crate::message::{Lane, MessageId};
 use crate::monitor::Availability;
+use crate::overview::dial::held_text;
 use crate::protocol::answers::{Reply, error, unavailable};
-use crate::store::{Standing, Whose};
+use crate::store::{Standing, Whose, now_ms};
 use crate::upstream::AGENT_HEADER;
 
 /// The timeout of a flush that names none.
@@ -93,6 +94,8 @@ struct FlushWait<'agent> {
     up_to: MessageId,
     /// The counts of queued and rejected messages when it began.
     before: Standing,
+    /// A person's hold of the replay, in words: nothing is delivered while it lasts.
+    held: Option<String>,
     pushed: Option<Instant>,
     was_hastened: bool,
 }
@@ -126,28 +129,29 @@ impl<'agent> FlushWait<'agent> {
         };
         let started = Instant::now();
         let up_to = query(shared, |store| store.newest()).await.map_err(unusable)?;
-        let before = standing(shared, &whose, up_to).await.map_err(unusable)?;
+        let (before, held) = standing(shared, &whose, up_to).await.map_err(unusable)?;
         let headers = head.headers.clone();
-        let flush = Self { shared, whose, timeout, started, headers, up_to, before, pushed: None, was_hastened: false };
+        let (pushed, was_hastened) = (None, false);
+        let flush = Self { shared, whose, timeout, started, headers, up_to, before, held, pushed, was_hastened };
         Ok((flush, slot))
     }
 
     /// Pushes and queries until nothing is queued any longer, or the timeout has expired.
     async fn run(mut self) -> ClientAnswer {
         let mut now = self.before;
-        while now.waits && self.started.elapsed() < self.timeout && !self.shared.hurry.is_requested() {
+        while now.waits && self.may_wait() {
             if self.pushed.is_none_or(|pushed| pushed.elapsed() >= PUSH_INTERVAL) {
                 self.push().await;
             }
             let queried = Instant::now();
             match standing(self.shared, &self.whose, self.up_to).await {
-                Ok(standing) => now = standing,
+                Ok(standing) => (now, self.held) = standing,
                 // Another process holds the write lock for long; there is time.
                 Err(reason) => debug!(target: "intake", "a flush can't query the store: {reason}"),
             }
             let left = self.timeout.saturating_sub(self.started.elapsed());
             let pause = QUERY_INTERVAL.max(queried.elapsed() * 4).min(left);
-            if now.waits {
+            if now.waits && self.held.is_none() {
                 tokio::time::sleep(pause).await;
             }
         }
@@ -156,6 +160,11 @@ impl<'agent> FlushWait<'agent> {
             end.add_hub(self.flush_hub().await);
         }
         self.answer(end)
+    }
+
+    /// Returns whether what is queued may be delivered in time.
+    fn may_wait(&self) -> bool {
+        self.held.is_none() && self.started.elapsed() < self.timeout && !self.shared.hurry.is_requested()
     }
 
     /// Has an unavailable server pinged, and makes lanes due.
@@ -231,6 +240,9 @@ impl<'agent> FlushWait<'agent> {
 
     /// Returns why something is queued still.
     async fn why_queued(&self) -> String {
+        if let Some(held) = &self.held {
+            return format!("{held}: `opik-offline replay --resume`");
+        }
         let state = self.shared.connection.state();
         if state.availability != Availability::Available {
             let why = state.reason.map_or(String::new(), |reason| format!(": {reason}"));
@@ -286,9 +298,15 @@ impl QueueEnd {
     }
 }
 
-async fn standing(shared: &Arc<Shared>, whose: &Arc<Whose>, up_to: MessageId) -> Result<Standing, String> {
+/// Returns the progress of a lane, and the hold of the replay in words.
+async fn standing(
+    shared: &Arc<Shared>,
+    whose: &Arc<Whose>,
+    up_to: MessageId,
+) -> Result<(Standing, Option<String>), String> {
     let whose = whose.clone();
-    query(shared, move |store| store.standing(&whose, up_to)).await
+    query(shared, move |store| Ok((store.standing(&whose, up_to)?, held_text(store.replay_hold()?.as_ref(), now_ms()))))
+        .await
 }
 
 /// Queries the store on a thread that may wait for its disk.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::replay;
 use crate::store::ReplayHold;
 
 /// The pace and the hold in force.
@@ -28,6 +29,11 @@ pub struct PaceOverview {
     pub by: String,
     /// When, by their clock, in milliseconds since the Unix epoch.
     pub since_ms: u64,
+}
+
+/// Returns a sentence with the deadline of a hold and the person who set it; `None` if nothing is held.
+pub(crate) fn held_text(hold: Option<&ReplayHold>, now_ms: i64) -> Option<String> {
+    hold.filter(|hold| hold.left(now_ms).is_some()).map(replay::held_text)
 }
 
 /// A hold of a fleet or of a store.

@@ -18,7 +18,11 @@ impl Overview {
         let store = &self.store;
         Facts {
             now_ms: self.at_ms,
-            deliver: "opik-offline replay".to_owned(),
+            // During a hold, its end delivers the messages.
+            deliver: match store.replay_hold {
+                Some(_) => "opik-offline replay --resume".to_owned(),
+                None => "opik-offline replay".to_owned(),
+            },
             server_url: self.server.url.clone(),
             available: match self.server.connection {
                 "available" => Some(true),

@@ -19,8 +19,8 @@
 //!    the later ones about its entities are left, too.
 //! 4. *What the server would not apply as an upsert a second time is settled after its own answer*
 //!    ([`MessageType::repeat_is_harmless`]), before the next request.
-//! 5. *No request begins* once the lease is short, shutdown is requested, the server is unavailable, the lane is held,
-//!    or another of its workers deals with backpressure (`halt`).
+//! 5. *No request begins* once the lease is short, shutdown is requested, a person holds the replay, the server is
+//!    unavailable, the lane is held, or another of its workers deals with backpressure (`halt`).
 //!
 //! What an answer means is decided by [`verdict`](crate::delivery::verdict), what the lane may do after it by
 //! [`lane_health`](crate::delivery::lane_health): this file sends, and keeps order.
@@ -315,7 +315,7 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Returns whether the next request may be sent; if not, the rest of the batch is left.
     fn may_send(&mut self) -> bool {
-        if self.halt.is_none() && (self.sender.replay.shutdown.is_requested() || !self.sender.keeper.may_send()) {
+        if self.halt.is_none() && (self.sender.replay.is_stopped() || !self.sender.keeper.may_send()) {
             self.halt = Some(Halt::Stopped);
         }
         if self.halt.is_none() && !self.with_health(|health, turn| health.may_send(turn)) {

@@ -1,7 +1,7 @@
 //! The context of a replay: store, server and settings; and how a round ended.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::state::ReplayState;
 use crate::delivery::fleet_dial::FleetDial;
@@ -15,6 +15,9 @@ use crate::shutdown::Shutdown;
 use crate::store::{Filter, Store, since_boot};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
+
+/// The interval at which a pause checks for its end.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How to replay.
 #[derive(Clone, Debug)]
@@ -105,6 +108,23 @@ impl Replayer<'_> {
     /// Returns how long nothing is sent because a person holds the fleet, or this store.
     pub(super) fn held_for(&self) -> Option<Duration> {
         self.settings.held_for().max(self.state.hold().held_for())
+    }
+
+    /// Returns whether no request may begin: shutdown is requested, or a person holds the fleet, or this store.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.shutdown.is_requested() || self.held_for().is_some()
+    }
+
+    /// Pauses for this long, or until [`Self::is_stopped`]; returns whether it is.
+    pub(super) fn pause(&self, pause: Duration) -> bool {
+        let started = Instant::now();
+        loop {
+            let left = pause.saturating_sub(started.elapsed());
+            if self.is_stopped() || left.is_zero() {
+                return self.is_stopped();
+            }
+            self.shutdown.sleep(left.min(STOP_CHECK_INTERVAL));
+        }
     }
 
     /// Returns whether a person limits what is sent: then each lane is sent alone, and every batch is taken from the

@@ -13,6 +13,11 @@ use crate::store::{ReplayHold, Store, StoreError, now_ms, since_boot};
 /// How often the store is asked for its hold while messages are delivered.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Returns a sentence with the deadline of a hold and the person who set it.
+pub(crate) fn held_text(hold: &ReplayHold) -> String {
+    format!("replay is held until {} by {}", time(hold.ends_at_ms()), hold.by)
+}
+
 /// The hold that was found at the last look. Times are by [`since_boot`]: between two looks nobody sets the clock.
 #[derive(Debug, Default)]
 pub(super) struct HoldWatch {
@@ -41,12 +46,8 @@ impl HoldWatch {
         let hold = found.filter(|_| left.is_some());
         match &hold {
             Some(hold) if known.hold.as_ref() != Some(hold) => {
-                let (until, by, resume) = (time(hold.ends_at_ms()), &hold.by, hint::command("replay --resume"));
-                info!(
-                    target: "replay_manager",
-                    "replay is held until {until} by {by}: nothing that waits is delivered; \
-                     {resume} ends that"
-                );
+                let (held, resume) = (held_text(hold), hint::command("replay --resume"));
+                info!(target: "replay_manager", "{held}: nothing that waits is delivered; {resume} ends that");
             }
             None if known.hold.is_some() => info!(target: "replay_manager", "the hold of replay has ended"),
             _ => {}

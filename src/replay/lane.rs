@@ -119,8 +119,7 @@ impl<'a> LaneWorker<'a> {
     fn replay_batch(&mut self) -> Result<ControlFlow<()>, StoreError> {
         let replay = self.sender.replay;
         replay.shutdown.beat();
-        let opens = !replay.shutdown.sleep(self.gate.opens_in());
-        if !opens || !self.sender.keeper.may_send() || replay.state.hold().held_for().is_some() {
+        if replay.pause(self.gate.opens_in()) || !self.sender.keeper.may_send() {
             return Ok(Break(()));
         }
         let started = Instant::now();
@@ -248,7 +247,7 @@ impl<'a> LaneWorker<'a> {
         if self.is_pace_shared() {
             self.gate.close_for(pause);
         } else if !pause.is_zero() {
-            self.sender.replay.shutdown.sleep(pause);
+            self.sender.replay.pause(pause);
         }
     }
 

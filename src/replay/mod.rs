@@ -78,6 +78,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, warn};
 
 pub use context::{DrainEnd, Observer, ReplaySettings, Replayer};
+pub(crate) use hold_watch::held_text;
 pub use lease::LEASE_TIME_TO_LIVE;
 pub use state::ReplayState;
 

@@ -126,7 +126,7 @@ impl Replayer<'_> {
         std::thread::scope(|scope| {
             loop {
                 self.shutdown.beat();
-                if let Err(error) = keeper.renew_if_due().and_then(|()| self.state.hold().look_if_due(self.store)) {
+                if let Err(error) = self.renew_and_look(keeper) {
                     round.fail(error);
                 }
                 while round.failed.is_none() && self.stop_reason(&quota).is_none() {
@@ -136,7 +136,7 @@ impl Replayer<'_> {
                         break;
                     }
                     self.shutdown.beat();
-                    if let Err(error) = keeper.renew_if_due() {
+                    if let Err(error) = self.renew_and_look(keeper) {
                         round.fail(error);
                     }
                 }
@@ -166,6 +166,12 @@ impl Replayer<'_> {
                 }
             }
         })
+    }
+
+    /// Renews the lease and reads the hold of the store, both of which workers check before each request.
+    fn renew_and_look(&self, keeper: &LeaseKeeper<'_>) -> Result<(), StoreError> {
+        keeper.renew_if_due()?;
+        self.state.hold().look_if_due(self.store)
     }
 
     /// Returns the pace that lanes of this round start with: in a fleet, the rate at which the backlog was accepted.

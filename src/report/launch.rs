@@ -48,6 +48,9 @@ pub(crate) struct StopReport<'a> {
     /// Messages of the store that wait for other servers.
     #[serde(skip)]
     elsewhere: u64,
+    /// A person's hold of the replay, in words.
+    #[serde(skip)]
+    pub(crate) held: Option<String>,
 }
 
 impl<'a> LaunchReport<'a> {
@@ -71,7 +74,7 @@ impl<'a> StopReport<'a> {
     pub(crate) fn new(pid: Option<u32>, server: &'a str, db: &'a Path, left: Option<(u64, u64, u64)>) -> Self {
         let (waiting, rejected) = (left.map(|left| left.0), left.map(|left| left.1));
         let elsewhere = left.map_or(0, |left| left.2);
-        Self { schema_version: 1, stopped: pid.is_some(), pid, server, db, waiting, rejected, elsewhere }
+        Self { schema_version: 1, stopped: pid.is_some(), pid, server, db, waiting, rejected, elsewhere, held: None }
     }
 
     /// `option` is the flag that names the store, with a leading space.
@@ -87,9 +90,11 @@ impl<'a> StopReport<'a> {
             Some(waiting) => {
                 let stays = if waiting == 1 { "stays" } else { "stay" };
                 let stored = count(waiting, "message");
-                shown.add_line(&format!(
-                    "{stored} {stays} safely stored in {db}: `opik-offline replay{option}` delivers"
-                ));
+                let next = match &self.held {
+                    Some(held) => format!("{held}: `opik-offline replay --resume{option}`"),
+                    None => format!("`opik-offline replay{option}` delivers"),
+                };
+                shown.add_line(&format!("{stored} {stays} safely stored in {db}: {next}"));
             }
             None => shown.add_line(&format!("cannot read {db}: the number of waiting messages is unknown")),
         }
@@ -135,6 +140,16 @@ fn export(name: &str, value: &OsStr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_of_a_held_store_are_not_said_to_be_delivered_by_a_replay() {
+        let mut report = StopReport::new(None, "http://opik/api", Path::new("/m.db"), Some((2, 0, 0)));
+        report.held = Some("replay is held until noon by ana".to_owned());
+        let said = "2 messages stay safely stored in /m.db: replay is held until noon by ana: \
+                    `opik-offline replay --resume --db /m.db`";
+        let expected = Shown::line("no background agent for http://opik/api and /m.db runs").with_line(said);
+        assert_eq!(report.text(" --db /m.db"), expected);
+    }
 
     #[test]
     fn a_shell_reads_the_exports_as_they_are() {

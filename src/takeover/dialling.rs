@@ -43,9 +43,11 @@ impl FromStr for FleetCeiling {
 ///
 /// The reason for people, if not.
 pub(crate) fn ensure_bounded(hold: Duration) -> Result<Duration, String> {
-    match (Duration::from_secs(1)..=HOLD_MAX).contains(&hold) {
-        true => Ok(hold),
-        false => Err("not between 1s and 7d: a fleet that was forgotten delivers again by itself".to_owned()),
+    const BOUNDS: &str = "not between 1s and 7d";
+    match hold {
+        _ if hold < Duration::from_secs(1) => Err(format!("{BOUNDS}: --resume ends a hold")),
+        _ if hold > HOLD_MAX => Err(format!("{BOUNDS}: a hold that was forgotten has to end by itself")),
+        _ => Ok(hold),
     }
 }
 

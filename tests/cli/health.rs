@@ -11,6 +11,7 @@ use crate::sandbox::{API_KEY, BINARY, Sandbox, TRACE, assert_text, create_trace,
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{Answer, FakeOpik, FilesIn, Then, When};
+use crate::support::http::Client;
 use crate::support::process::run;
 use crate::support::{PATIENCE, noise, wait_until};
 
@@ -280,6 +281,49 @@ fn messages_for_another_server_are_delivered_by_the_command_that_is_suggested() 
     assert!(found.contains(&way), "{found}");
     let replayed = sandbox.run(&["replay", "--upstream", &other.url()]);
     assert!(replayed.starts_with("delivered 1 message "), "{replayed}");
+}
+
+/// An agent with a stored trace, whose server is away.
+fn agent_with_a_message(server: &FakeOpik) -> Agent {
+    let agent = Agent::start(server);
+    server.stop();
+    let trace = json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" });
+    assert_eq!(Client::new(&agent.url()).post("/v1/private/traces", &trace).status, 201);
+    agent
+}
+
+#[test]
+fn a_hold_is_named_and_nothing_is_called_delivered() {
+    let server = FakeOpik::start_new();
+    let mut agent = agent_with_a_message(&server);
+    assert_eq!(agent.cli(&["replay", "--hold", "30m"]).code(), Some(0));
+    server.start();
+    let check = || agent.cli(&["healthcheck", "-q"]);
+    wait_until("the agent finds the server", PATIENCE, || check().stdout.contains(", delivers to "));
+    let found = check();
+    assert_eq!(found.code(), Some(0), "{}", found.stdout);
+    assert!(found.stdout.contains("!! messages      replay is held until "), "{}", found.stdout);
+    assert!(found.stdout.contains("hint: `opik-offline replay --resume --db "), "{}", found.stdout);
+    assert!(!found.stdout.contains("delivers it"), "{}", found.stdout);
+    agent.terminate();
+    let alone = agent.cli(&["healthcheck", "-q"]);
+    assert_eq!(alone.code(), Some(4), "{}", alone.stdout);
+    assert!(alone.stdout.contains("; 1 message waits for ") && alone.stdout.contains("no agent runs for it"));
+    assert!(!alone.stdout.contains("deliver it with"), "{}", alone.stdout);
+}
+
+#[test]
+fn a_lane_whose_key_is_refused_is_not_healthy() {
+    let server = FakeOpik::start_new();
+    let agent = agent_with_a_message(&server);
+    server.script(When::write(), Then::status(401));
+    server.start();
+    let check = || agent.cli(&["healthcheck", "-q"]);
+    wait_until("the lane is held", PATIENCE, || check().code() == Some(5));
+    let found = check().stdout;
+    assert!(found.contains("xx messages      workspace default") && found.contains(" is held, retried "), "{found}");
+    assert!(found.contains("401") && found.contains("`opik-offline replay --rekey "), "{found}");
+    assert!(!found.contains("the agent delivers it"), "{found}");
 }
 
 #[test]

@@ -86,14 +86,17 @@ fn a_held_store_is_not_replayed_and_says_why() {
     assert_eq!(server.requests().iter().map(|request| request.writes.len()).sum::<usize>(), 0);
     let status = sandbox.output(&["status", "--format", "json"]).json();
     assert_eq!(status["rejected"]["messages"], 1, "it was requeued");
-    assert!(sandbox.run(&["replay", "--dry-run"]).starts_with("would replay 4 messages"));
-    // A second hold takes the place of the first.
-    assert_eq!(
-        sandbox.output(&["replay", "--hold", "2h", "--format", "json"]).json()["hold"]["seconds_left"]
-            .as_u64()
-            .map(|left| left > 7_000),
-        Some(true)
-    );
+    let dry = sandbox.run(&["replay", "--dry-run"]);
+    assert!(dry.starts_with("would replay 4 messages") && dry.contains("\nbut replay is held until "), "{dry}");
+    let status = sandbox.run(&["status"]);
+    assert!(status.contains("; no agent runs: `opik-offline replay --resume"), "{status}");
+    assert!(status.contains("time to go   held until ") && !status.contains("`opik-offline replay --db"), "{status}");
+    // A second hold takes the place of the first, and says so.
+    let second = sandbox.output(&["replay", "--hold", "2h", "--format", "json"]).json();
+    assert!(second["hold"]["seconds_left"].as_u64().is_some_and(|left| left > 7_000), "{second}");
+    assert_eq!(second["replaced"]["by"], second["hold"]["by"], "{second}");
+    let third = sandbox.run(&["replay", "--hold", "3h"]);
+    assert!(third.contains("; this replaces the hold of "), "{third}");
     assert!(sandbox.run(&["replay", "--resume"]).starts_with("the hold has ended; 4 messages wait in "));
     assert!(sandbox.run(&["replay", "--resume"]).starts_with("nothing was held; 4 messages wait in "));
     assert_eq!(sandbox.output(&["replay"]).code(), Some(0));

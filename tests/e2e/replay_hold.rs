@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::agent::{Agent, Home};
-use crate::support::fake_opik::FakeOpik;
-use crate::support::http::Client;
+use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::http::{Client, Request};
+use crate::support::process::run;
 use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::wrapped::wrapping;
 use crate::writes::{create, update};
 
 /// How many writes the server got.
@@ -31,7 +33,7 @@ fn held(agent: &Agent, args: &[&str]) -> Value {
 }
 
 #[track_caller]
-fn sent(agent: &Agent, request: &crate::support::http::Request) {
+fn sent(agent: &Agent, request: &Request) {
     let answer = Client::new(&agent.url()).send(request).expect("an answer");
     assert!((200..300).contains(&answer.status), "{}", answer.text());
 }
@@ -128,4 +130,76 @@ fn a_hold_stops_a_replay_that_runs() {
     held(&agent, &["--resume"]);
     assert_eq!(agent.cli(&["replay"]).code(), Some(0));
     assert_eq!(writes(&server), 40);
+}
+
+#[test]
+fn a_hold_takes_effect_between_the_requests_of_a_batch() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::builder(&server.url()).impatient().start();
+    let traces: Vec<String> = (0..40).map(|_| uuid7()).collect();
+    traces.iter().for_each(|trace| sent(&agent, &create(trace)));
+    agent.wait_until_delivered();
+    server.stop();
+    traces.iter().for_each(|trace| sent(&agent, &update(trace, 1)));
+    let before = writes(&server);
+    // All of them are one batch.
+    server.script(When::write(), Then::Delay(Duration::from_millis(500)));
+    server.start();
+    wait_until("it delivers", PATIENCE, || writes(&server) > before);
+    held(&agent, &["--hold", "10m"]);
+    wait_until("it is held", PATIENCE, || agent.stderr().contains("replay is held until"));
+    let then = writes(&server);
+    std::thread::sleep(Duration::from_secs(4));
+    let after = writes(&server);
+    assert!(after <= then + 2 && after < before + 40, "{} more were sent while replay was held", after - then);
+    server.clear_script();
+    held(&agent, &["--resume"]);
+    agent.wait_until_delivered();
+    server.assert_no_violations();
+}
+
+#[test]
+fn a_hold_ends_the_pause_of_a_replay() {
+    const PAUSE: Duration = Duration::from_secs(300);
+    let server = FakeOpik::new_stopped();
+    let mut agent = Agent::builder(&server.url()).impatient().start();
+    (0..4).for_each(|_| sent(&agent, &create(&uuid7())));
+    agent.terminate();
+    server.start();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let replaying = scope.spawn(|| agent.cli(&["replay", "--batch-size", "1", "--delay", "300s"]));
+        wait_until("it delivers", PATIENCE, || writes(&server) > 0);
+        held(&agent, &["--hold", "10m"]);
+        let ended = replaying.join().expect("no panic");
+        assert_eq!(ended.code(), Some(4), "{}{}", ended.stdout, ended.stderr);
+    });
+    assert!(began.elapsed() < PAUSE, "it ended after its pause");
+    assert_eq!(writes(&server), 1);
+}
+
+#[test]
+fn nobody_waits_for_the_delivery_of_a_held_store() {
+    const TIMEOUT: Duration = Duration::from_secs(300);
+    let server = FakeOpik::new_stopped();
+    let mut agent = Agent::builder(&server.url()).impatient().start();
+    sent(&agent, &create(&uuid7()));
+    held(&agent, &["--hold", "1h"]);
+    server.start();
+    wait_until_server_is_known(&server);
+    let began = Instant::now();
+    let flush = Request::new("POST", "/-/flush?timeout=300s");
+    let answer = Client::new(&agent.origin()).send(&flush).expect("an answer");
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    let reason = answer.json()["reason"].as_str().expect("a reason").to_owned();
+    assert!(reason.starts_with("replay is held until ") && reason.contains("replay --resume"), "{reason}");
+    assert_eq!(answer.json()["remaining"], 1);
+    agent.terminate();
+    let (home, db) = (agent.home(), agent.db());
+    let ended = run(&mut wrapping(home, &db, &server.url(), &["--flush-timeout", "300s"], &["true"]));
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains(": replay is held until ") && ended.stderr.contains("replay --resume"));
+    assert!(!ended.stderr.contains("deliver later with"), "{}", ended.stderr);
+    assert!(began.elapsed() < TIMEOUT, "it waited for what could not happen");
+    assert_eq!(writes(&server), 0);
 }

@@ -12,6 +12,8 @@ use crate::store::{Owner, StoreError, now_ms};
 
 /// How often to retry while another process holds the replay lease.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often to ask for a hold while nothing is due.
+const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often progress is reported and the timeout is checked.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -64,6 +66,20 @@ impl Delivery<'_> {
         }
     }
 
+    /// Waits until messages are due, or for less if a person holds the store: the next round says so.
+    fn wait_until_due(&self, until_due: Duration) -> Result<(), StoreError> {
+        let started = Instant::now();
+        loop {
+            let left = until_due.saturating_sub(started.elapsed());
+            if left.is_zero() || self.replay.shutdown.sleep(left.min(HOLD_LOOK_INTERVAL)) {
+                return Ok(());
+            }
+            if self.replay.store.replay_hold()?.is_some_and(|hold| hold.left(now_ms()).is_some()) {
+                return Ok(());
+            }
+        }
+    }
+
     /// Replays until nothing is left, or nothing more can be done in the time given.
     fn drain(&self) -> Result<DrainEnd, StoreError> {
         let owner = Owner::this_process("replay");
@@ -77,7 +93,7 @@ impl Delivery<'_> {
                     if until_due > time_left {
                         return Ok(DrainEnd::NotDue { next_due_at_ms });
                     }
-                    self.replay.shutdown.sleep(until_due);
+                    self.wait_until_due(until_due)?;
                 }
                 Ok(end) => return Ok(end),
                 Err(StoreError::LeaseHeld { owner }) => {

@@ -34,9 +34,9 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::verify::{Verified, Verifier};
-use super::{DrainEnd, ReplaySettings, Replayer};
+use super::{DrainEnd, ReplaySettings, Replayer, held_text};
 use crate::delivery::pacing::PaceSettings;
-use crate::figures::{count, short_duration, time};
+use crate::figures::{count, short_duration};
 use crate::hint;
 use crate::memory::Budget;
 use crate::message::{Lane, MessageStatus, Server};
@@ -479,10 +479,8 @@ impl Session {
         let hold = self.store.replay_hold()?;
         let held = hold.and_then(|hold| hold.left(now_ms()).map(|left| (hold, left)));
         Ok(held.map(|(hold, left)| {
-            let (until, left) = (time(hold.ends_at_ms()), short_duration(left));
-            let by = hold.by;
-            let resume = hint::command("replay --resume");
-            format!("replay is held until {until} (for {left}) by {by}: {resume} ends that")
+            let (held, left, resume) = (held_text(&hold), short_duration(left), hint::command("replay --resume"));
+            format!("{held} (for {left}): {resume} ends that")
         }))
     }
 

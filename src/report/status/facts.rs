@@ -85,7 +85,8 @@ fn reasons(details: &StoreDetails) -> Option<Vec<String>> {
     (!reasons.is_empty()).then_some(reasons)
 }
 
-fn held_facts(lane: &Lane, hold: &Hold) -> HeldFacts {
+/// Returns the facts about a lane that is held.
+pub(crate) fn held_facts(lane: &Lane, hold: &Hold) -> HeldFacts {
     HeldFacts {
         workspace: lane.workspace_name().to_owned(),
         key: lane.credential.as_ref().map(ToString::to_string),

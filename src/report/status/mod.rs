@@ -6,6 +6,7 @@ pub(crate) mod gather;
 pub(crate) mod screen;
 pub(crate) mod watch;
 
+pub(crate) use self::facts::held_facts;
 use serde::Serialize;
 
 use self::copies::CopiesReport;
@@ -15,7 +16,7 @@ use crate::delivery::eta::EtaState;
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, StrandedFacts, diagnose};
-use crate::figures::time;
+use crate::figures::{time, until};
 use crate::hint;
 use crate::message::Lane;
 use crate::overview::asked::AskedAgent;
@@ -92,7 +93,9 @@ impl StatusReport {
         let adoptions = condition.map_or(&[][..], |condition| &condition.adoptions);
         let copies = CopiesReport::of(config, gathered);
         let eta = copies.as_ref().and_then(CopiesReport::eta).or_else(|| overview.eta.clone());
-        let eta = eta.map(|eta| worded(eta, gathered.agent.is_some()));
+        let held_until =
+            overview.store.replay_hold.as_ref().map(|hold| until(overview.at_ms, hold.until_ms.cast_signed()));
+        let eta = eta.map(|eta| worded(eta, held_until, gathered.agent.is_some()));
         let orphans = orphans();
         let deliver = copies.as_ref().and_then(CopiesReport::command);
         let facts = Facts { eta: eta.as_ref().map(|eta| eta.eta), ..facts::facts(config, gathered, &orphans, deliver) };
@@ -129,10 +132,16 @@ impl StatusReport {
     }
 }
 
-/// Returns an estimate with its commands completed. Without an agent, nothing begins when the server is back.
-fn worded(eta: EtaOverview, has_agent: bool) -> EtaOverview {
-    let text = match eta.eta.state {
-        EtaState::ServerAway if !has_agent => {
+/// Returns an estimate with its commands completed. While a person holds the replay, nothing begins before that ends;
+/// without an agent, nothing begins when the server is back.
+fn worded(eta: EtaOverview, held: Option<String>, has_agent: bool) -> EtaOverview {
+    let text = match (eta.eta.state, held) {
+        (EtaState::Nothing, _) => eta.text,
+        (_, Some(until)) => {
+            let then = eta.eta.time().map_or(String::new(), |time| format!("; then {time}"));
+            format!("held until {until}{then}")
+        }
+        (EtaState::ServerAway, None) if !has_agent => {
             let (agent, replay) = (hint::command("agent"), hint::command("replay"));
             format!("begins when the server is back and {agent} or {replay} runs")
         }
