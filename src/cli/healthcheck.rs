@@ -321,7 +321,8 @@ fn agents(config: &Config) -> (FoundAgents, Option<Backlog>) {
     let store = translate::existing_store_without_key(config).ok().flatten();
     let records = store.as_ref().and_then(|store| store.condition().ok()).map(|condition| condition.agents);
     let own = OwnStore::new(store.as_ref().map(|store| store.identity()), &config.db.value);
-    let agents = FoundAgents::find(&records.unwrap_or_default(), config.listen.value, &own);
+    let (records, server) = (records.unwrap_or_default(), translate::server(config));
+    let agents = FoundAgents::find(&records, config.listen.value, &own, &server);
     (agents, store.and_then(|store| store.backlog(&Filter::default()).ok()))
 }
 
