@@ -21,6 +21,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
 
     $completions = @(switch ($command) {
         'opik-offline' {
+            [CompletionResult]::new('--completions', '--completions', [CompletionResultType]::ParameterName, 'Print what this shell reads to complete commands')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use this Opik server, such as http://127.0.0.1:5173/api')
             [CompletionResult]::new('--fleet', '--fleet', [CompletionResultType]::ParameterName, 'Keep copies in this depot, such as s3://BUCKET/PREFIX')

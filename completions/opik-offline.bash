@@ -65,12 +65,16 @@ _opik__offline() {
 
     case "${cmd}" in
         opik__offline)
-            opts="-o -q -v -h -V --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help --version agent healthcheck status replay inspect purge help"
+            opts="-o -q -v -h -V --completions --db --upstream --fleet --fleet-insecure --format --quiet --verbose --no-color --help --version agent healthcheck status replay inspect purge help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --completions)
+                    COMPREPLY=($(compgen -W "bash zsh fish powershell elvish" -- "${cur}"))
+                    return 0
+                    ;;
                 --db)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then

@@ -18,6 +18,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
     }
     var completions = [
         &'opik-offline'= {
+            cand --completions 'Print what this shell reads to complete commands'
             cand --db 'Use this message store'
             cand --upstream 'Use this Opik server, such as http://127.0.0.1:5173/api'
             cand --fleet 'Keep copies in this depot, such as s3://BUCKET/PREFIX'

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_opik_offline_global_optspecs
-    string join \n db= upstream= fleet= fleet-insecure o/format= q/quiet v/verbose no-color h/help V/version
+    string join \n completions= db= upstream= fleet= fleet-insecure o/format= q/quiet v/verbose no-color h/help V/version
 end
 
 function __fish_opik_offline_needs_command
@@ -24,6 +24,11 @@ function __fish_opik_offline_using_subcommand
     contains -- $cmd[1] $argv
 end
 
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l completions -d 'Print what this shell reads to complete commands' -r -f -a "bash\t''
+zsh\t''
+fish\t''
+powershell\t''
+elvish\t''"
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l fleet -d 'Keep copies in this depot, such as s3://BUCKET/PREFIX' -r -f

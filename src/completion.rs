@@ -23,8 +23,8 @@ const IDS_MAX: usize = 100;
 /// How many messages are scanned for names of projects, the newest ones.
 const SCANNED_MAX: usize = 1000;
 
-/// The shells that have a script, for people.
-pub(crate) const SHELLS: &str = "bash, zsh, fish, powershell or elvish: such as . <(opik-offline --completions bash)";
+/// The shells that have a script.
+pub(crate) const SHELLS: [&str; 5] = ["bash", "zsh", "fish", "powershell", "elvish"];
 
 /// Returns the script of a shell.
 pub(crate) fn script(shell: &str) -> Option<&'static str> {

@@ -51,6 +51,12 @@ pub(crate) fn command(arguments: &str) -> String {
     completed(&format!("{BEGIN}{arguments}`")).into_owned()
 }
 
+/// Returns a text of our own in which every command that uses a server names this one, a word of a shell, unless it
+/// names another.
+pub(crate) fn about_server(text: &str, server: String) -> String {
+    OptionsInForce { upstream: Some(server), ..OptionsInForce::default() }.completed(text)
+}
+
 /// Returns text of another process for a place where our own hints stand: no command in it looks like ours.
 pub(crate) fn foreign(text: &str) -> String {
     text.replace('`', "'")
@@ -151,6 +157,8 @@ mod tests {
             assert_eq!(options().completed(&expected), expected, "completing is idempotent");
         }
         assert_eq!(OptionsInForce::default().completed("`opik-offline replay`"), "`opik-offline replay`");
+        let about = about_server("`opik-offline replay --rekey`, `opik-offline inspect`", "http://a/api".to_owned());
+        assert_eq!(about, "`opik-offline replay --rekey --upstream http://a/api`, `opik-offline inspect`");
     }
 
     #[test]

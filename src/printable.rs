@@ -183,7 +183,7 @@ pub(crate) fn byte_at(line: &str, cell: usize) -> Option<usize> {
 }
 
 /// Returns by how many cells a character may widen the text before it.
-fn cells_of(c: char) -> usize {
+pub(crate) fn cells_of(c: char) -> usize {
     // An emoji variant may be wider than the character that it modifies.
     if c == '\u{fe0f}' { 1 } else { c.width().unwrap_or(0) }
 }

@@ -43,6 +43,7 @@ use crate::store::committer::Committer;
 use crate::store::slot::{Decorator, StoreSlot};
 use crate::store::{AgentRecord, Filter, Fullness, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::refusals::ForwardedRefused;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{EdgeReport, Upstream};
 
@@ -64,7 +65,7 @@ pub(crate) struct RunEnd {
     /// Writes that were forwarded: the server answered them at once.
     pub forwarded: u64,
     /// Those of them that the server refused.
-    pub forwarded_refused: u64,
+    pub forwarded_refused: ForwardedRefused,
     /// Messages that were stored.
     pub stored: u64,
     /// Stored messages that the server confirmed.
@@ -420,7 +421,7 @@ impl Composition {
         let backlog = self.slot.with(|store| store.backlog(&self.own_messages()));
         RunEnd {
             forwarded: self.metrics.requests_forwarded.get(),
-            forwarded_refused: self.metrics.requests_forwarded_refused.get(),
+            forwarded_refused: self.metrics.refusals.get(),
             stored: self.metrics.messages_registered.get(),
             delivered: self.metrics.messages_delivered.get(),
             rejected: self.metrics.messages_rejected.get(),

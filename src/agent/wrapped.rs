@@ -20,7 +20,7 @@ use super::relay::Relay;
 use super::{Agent, AgentError, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source, WhenFull, url_in_home_file};
-use crate::figures::{count, them};
+use crate::figures::count;
 use crate::hint;
 use crate::printable::shell_word;
 use crate::shutdown::Shutdown;
@@ -239,12 +239,14 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
             ),
         });
     }
-    if run.forwarded_refused > 0 {
+    if run.forwarded_refused.writes > 0 {
+        let writes = run.forwarded_refused.writes;
         lines.push(format!(
-            "{} refused {}, as {name} was told: nothing of {} is kept",
+            "{} refused {} ({}), as {name} was told; {} not stored",
             config.upstream.value,
-            count(run.forwarded_refused, "write"),
-            them(run.forwarded_refused)
+            count(writes, "write"),
+            run.forwarded_refused.statuses(),
+            if writes == 1 { "it is" } else { "they are" }
         ));
     }
     if run.refused_while_away > 0 {
@@ -293,7 +295,7 @@ fn drained(run: &RunEnd, config: &Config) -> String {
 
 /// Returns how many writes the server took at once.
 fn accepted(run: &RunEnd) -> u64 {
-    run.forwarded.saturating_sub(run.forwarded_refused)
+    run.forwarded.saturating_sub(run.forwarded_refused.writes)
 }
 
 /// Returns what accepted the writes: a standalone agent, if `OPIK_URL_OVERRIDE` is its URL, may store them for its

@@ -11,11 +11,13 @@ use crate::agent::background::{self, Instance, LaunchEnvironment, Launched, Stop
 use crate::agent::wrapped::store_option;
 use crate::config::{Config, ProcessEnvironment};
 use crate::message::Server;
+use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore};
 use crate::overview::dial::held_text;
-use crate::report::launch::{EnvironmentReport, LaunchReport, StopReport, announcement, exports};
+use crate::report::launch::{EnvironmentReport, LaunchReport, OtherAgentLine, StopReport, announcement, exports};
+use crate::report::refused::ForwardedRefusedReport;
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
-use crate::store::{Backlog, Filter, now_ms};
+use crate::store::{Backlog, Filter, Store, now_ms};
 use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::{OutputStream, Shown};
 
@@ -73,13 +75,20 @@ pub(super) fn run(common: &Common, config: &Config) -> Result<ExitCode, Failure>
 /// Stops the background agent, and prints what is left in its store.
 pub(super) fn stop(common: &Common, config: &Config) -> Result<ExitCode, Failure> {
     let instance = Instance::of(config, ProcessEnvironment.state_dir())?;
+    // Only the agent knows, and only as long as it runs.
+    let asked = instance.recorded().and_then(|record| AskedAgent::ask_at(&record.listen.to_string()));
+    let refused = asked.and_then(|agent| Some((agent.overview.pid, agent.view().forwarded_refused?)));
     let pid = match background::stop(&instance)? {
         StopEnd::Process(pid) => Some(pid),
         StopEnd::None => None,
     };
+    let refused = refused.filter(|(asked, _)| pid == Some(*asked));
+    let refused = refused.map(|(_, refused)| ForwardedRefusedReport::of(&refused));
     let own = Filter::of_server(&Server::new(instance.server()));
     let opened = translate::existing_store_without_key(config);
-    let hold = opened.as_ref().ok().and_then(|store| store.as_ref()?.replay_hold().ok()?);
+    let store = opened.as_ref().ok().and_then(Option::as_deref);
+    let hold = store.and_then(|store| store.replay_hold().ok()?);
+    let other_agent = store.filter(|_| pid.is_none()).and_then(|store| running(config, store));
     // Nothing was ever stored where there is no store.
     let counted = opened.and_then(|store| match store {
         Some(store) => Ok((store.backlog(&own)?, store.backlog(&Filter::default())?)),
@@ -90,10 +99,23 @@ pub(super) fn stop(common: &Common, config: &Config) -> Result<ExitCode, Failure
     let left = counted.ok().map(counts);
     let mut report = StopReport::new(pid, instance.server(), instance.store(), left);
     report.held = held_text(hold.as_ref(), now_ms());
+    (report.forwarded_refused, report.other_agent) = (refused, other_agent);
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text(&store_option(config)))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the agent that uses the store although none for the configured server runs in the background.
+fn running(config: &Config, store: &dyn Store) -> Option<OtherAgentLine> {
+    let records = store.condition().ok()?.agents;
+    let own = OwnStore::new(Some(store.identity()), &config.db.value);
+    let found = FoundAgents::find(&records, config.listen.value, &own, &translate::server(config));
+    let agent = found.serving?;
+    let (pid, server) = (agent.overview.pid, agent.server?.url);
+    let instance = Instance::of_server(config, server.clone(), ProcessEnvironment.state_dir());
+    let is_background = instance.ok().and_then(|instance| instance.recorded()).is_some_and(|record| record.pid == pid);
+    Some(OtherAgentLine { pid, server, is_background })
 }
 
 /// Prints how an agent in the foreground is reached, on stdout. The intake token is not printed: the output of a

@@ -325,15 +325,21 @@ fn agents(config: &Config) -> (FoundAgents, Option<(Backlog, DeliveryHolds)>) {
     let condition = store.as_ref().and_then(|store| store.condition().ok());
     let own = OwnStore::new(store.as_ref().map(|store| store.identity()), &config.db.value);
     let records = condition.as_ref().map_or(&[][..], |condition| &condition.agents);
-    let agents = FoundAgents::find(records, config.listen.value, &own);
+    let server = translate::server(config);
+    let agents = FoundAgents::find(records, config.listen.value, &own, &server);
     let backlog = store.and_then(|store| store.backlog(&Filter::default()).ok());
-    (agents, backlog.map(|backlog| (backlog, condition.as_ref().map(holds).unwrap_or_default())))
+    (
+        agents,
+        backlog.map(|backlog| {
+            (backlog, condition.as_ref().map(|condition| holds(condition, server.base_url())).unwrap_or_default())
+        }),
+    )
 }
 
-/// Returns the holds of the store and of its lanes.
-fn holds(condition: &Condition) -> DeliveryHolds {
+/// Returns the holds of the store and of its lanes; `server_url` is the server of this call.
+fn holds(condition: &Condition, server_url: &str) -> DeliveryHolds {
     let now = now_ms();
-    let held: Vec<HeldFacts> = condition.held.iter().map(|(lane, hold)| held_facts(lane, hold)).collect();
+    let held: Vec<HeldFacts> = condition.held.iter().map(|(lane, hold)| held_facts(lane, hold, server_url)).collect();
     let lanes = held_lanes(now, &held).into_iter().map(|(is_key_refused, problem)| HeldLanes {
         text: problem.text,
         hint: match is_key_refused {

@@ -46,7 +46,7 @@ use crate::upstream::Upstream;
 
 /// Prints values for the shell's completions. It is not part of the definition, because people don't type it.
 const COMPLETION_COMMAND: &str = "__values";
-/// Prints what a shell reads to complete our commands. It is no command, and stands alone.
+/// The flag that prints what a shell reads to complete our commands. It needs no command.
 const COMPLETIONS_FLAG: &str = "--completions";
 
 const LONG_ABOUT: &str = "\
@@ -94,11 +94,15 @@ every setting with its source.";
 /// Keep Opik traces through an outage
 #[derive(Parser, Debug)]
 #[command(name = "opik-offline", version, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
+    /// Print what this shell reads to complete commands
+    #[arg(long, value_name = "SHELL", value_parser = completion::SHELLS, hide_short_help = true)]
+    completions: Option<String>,
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 /// Options of every command.
@@ -184,13 +188,9 @@ pub fn command() -> clap::Command {
 pub fn run() -> ExitCode {
     std::panic::set_hook(Box::new(progress::say_panic));
     let mut arguments = std::env::args_os().skip(1);
-    match arguments.next().as_deref().and_then(|first| first.to_str()) {
-        Some(COMPLETION_COMMAND) => {
-            show_completions(arguments.collect());
-            return ExitCode::SUCCESS;
-        }
-        Some(COMPLETIONS_FLAG) => return ended(show_script(&arguments.collect::<Vec<_>>())),
-        _ => {}
+    if arguments.next().is_some_and(|first| first == COMPLETION_COMMAND) {
+        show_completions(arguments.collect());
+        return ExitCode::SUCCESS;
     }
     let cli = match parsed() {
         Ok(cli) => cli,
@@ -220,15 +220,8 @@ fn ended(result: Result<ExitCode, Failure>) -> ExitCode {
 }
 
 /// Writes what a shell reads to complete our commands.
-fn show_script(shells: &[OsString]) -> Result<ExitCode, Failure> {
-    let script = match shells {
-        [shell] => shell.to_str().and_then(completion::script),
-        _ => None,
-    };
-    let Some(script) = script else {
-        let message = format!("{COMPLETIONS_FLAG} needs the name of one shell");
-        return Err(Failure::new(Exit::Usage, message, Some(completion::SHELLS)));
-    };
+fn show_script(shell: &str) -> Result<ExitCode, Failure> {
+    let script = completion::script(shell).unwrap_or_default();
     let mut shown = Shown::default();
     shown.add_as_sent(script);
     OutputStream::Out.show(&shown)?;
@@ -247,9 +240,11 @@ fn show_completions(arguments: Vec<OsString>) {
 
 /// Parses the command line. `--no-color` also applies to clap's help and errors.
 fn parsed() -> Result<Cli, clap::Error> {
-    let mut own = std::env::args_os().take_while(|argument| argument != "--");
-    let color = if own.any(|argument| argument == "--no-color") { ColorChoice::Never } else { ColorChoice::Auto };
-    let mut command = Cli::command().color(color);
+    let own: Vec<OsString> = std::env::args_os().take_while(|argument| argument != "--").collect();
+    let has = |is_it: fn(&str) -> bool| own.iter().filter_map(|argument| argument.to_str()).any(is_it);
+    let color = if has(|argument| argument == "--no-color") { ColorChoice::Never } else { ColorChoice::Auto };
+    let is_alone = has(|argument| argument.split('=').next() == Some(COMPLETIONS_FLAG));
+    let mut command = Cli::command().color(color).subcommand_required(!is_alone);
     let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
@@ -313,8 +308,16 @@ fn suggest_one_word(error: &mut clap::Error) {
 
 impl Cli {
     fn dispatch(self) -> Result<ExitCode, Failure> {
+        let command = match (&self.completions, &self.command) {
+            (None, Some(command)) => command,
+            (Some(shell), None) => return show_script(shell),
+            (_, _) => {
+                let message = format!("{COMPLETIONS_FLAG} needs no command");
+                return Err(Failure::new(Exit::Usage, message, Some("leave the command out")));
+            }
+        };
         signals::survive_size_limits()?;
-        let done = match &self.command {
+        let done = match command {
             Command::Agent(args) => return agent::run(&self.common, args),
             Command::Healthcheck(args) => healthcheck::run(&self.common, args),
             Command::Status(args) => status::run(&self.common, args),

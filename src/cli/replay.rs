@@ -19,7 +19,9 @@ use crate::config::{Config, Flags, LogLevel, Source};
 use crate::delivery::id_window::REMEDY;
 use crate::figures::count;
 use crate::hint;
+use crate::message::Server;
 use crate::overview::asked::{FoundAgents, OwnStore};
+use crate::printable::shell_word;
 use crate::replay::report::rate_and_eta;
 use crate::replay::session::{Conclusion, Ending, Plan, ProgressListener, Session, SessionSettings, reassignment};
 use crate::report::groups::{GroupRow, groups, oldest, preview_text, servers_text, sums_text};
@@ -387,13 +389,15 @@ impl ReplayRun<'_> {
         }
         let connections =
             session.connect(&plan, &translate::upstream_settings(self.config)?, &|text| progress.note(text));
-        if let Some(away) = connections.all_away() {
+        if let Some((server, away)) = connections.all_away() {
             if !self.common.format.is_for_people() {
                 // Programs get a report of the remaining messages; people get the error.
-                let reasons = connections.away.iter().map(ToString::to_string).collect();
+                let reasons = connections.away.iter().map(|(_, away)| away.to_string()).collect();
                 self.show(&ReplayReport { reasons, ..selected })?;
             }
-            return Err(away.clone().into());
+            let failure = Failure::from(away.clone());
+            let hint = failure.hint.map(|hint| self.about(Some(server), &hint));
+            return Err(Failure { hint, ..failure });
         }
         if self.args.from.is_empty() && !is_reassigned {
             stop_on_signals(&self.shutdown)?;
@@ -408,6 +412,15 @@ impl ReplayRun<'_> {
         match delivered {
             Ok(delivered) => self.conclude(selected, session.conclude(plan, &connections, delivered)?),
             Err(error) => Err(session.recover(error).into()),
+        }
+    }
+
+    /// Returns a text of our own with commands that are about this server, also if it is not the configured one.
+    fn about(&self, server: Option<&Server>, text: &str) -> String {
+        let is_next = |server: &Server| self.config.upstream.is_set() && *server == translate::server(self.config);
+        match server.filter(|server| !is_next(server)) {
+            Some(server) => hint::about_server(text, shell_word(server.base_url().as_ref())),
+            None => text.to_owned(),
         }
     }
 
@@ -438,7 +451,8 @@ impl ReplayRun<'_> {
     /// Returns what an agent holds in another store, if one answers at the configured address.
     fn other_agents_store(&self, own: Option<StoreIdentity>) -> Option<String> {
         let own = OwnStore::new(own, &self.config.db.value);
-        FoundAgents::find(&[], self.config.listen.value, &own).other.map(|agent| agent.other_store_text())
+        let (listen, server) = (self.config.listen.value, translate::server(self.config));
+        FoundAgents::find(&[], listen, &own, &server).other.map(|agent| agent.other_store_text())
     }
 
     /// Returns how to replay.
@@ -484,7 +498,13 @@ impl ReplayRun<'_> {
 
     /// Reports how the replay ended, and turns that into an exit code.
     fn conclude(&self, selected: ReplayReport, conclusion: Conclusion) -> Result<(), Failure> {
-        let Conclusion { ending, delivered, rejected, held, remaining, requests, seconds, reasons, .. } = conclusion;
+        let Conclusion { ending, delivered, rejected, held, remaining, requests, seconds, mut reasons, .. } =
+            conclusion;
+        for server in &conclusion.refused_by {
+            let rekey = self.about(server.as_ref(), "`opik-offline replay --rekey`");
+            let rekey = hint::completed(&rekey);
+            reasons.push(format!("check that key; {rekey} gives these messages the configured one"));
+        }
         let readback = |verified| Readback::of(verified, conclusion.delivered_elsewhere);
         let verified = conclusion.verified.map(readback);
         let report =
@@ -522,11 +542,18 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
     }
     if report.dry_run {
         report.sources.iter().for_each(|source| shown.add_line(&source.text(true)));
-        match report.remaining {
-            0 => shown.add_line(&nothing_to_replay(report)),
-            _ => {
+        // They are in no store yet.
+        let taken = report.sources.iter().map(salvage::SourceReport::messages).sum::<u64>();
+        match (report.remaining, taken) {
+            (0, 0) => shown.add_line(&nothing_to_replay(report)),
+            (0, _) => shown.add_line(&format!("would replay {}", count(taken, "message"))),
+            (stored, _) => {
+                let all = match taken {
+                    0 => String::new(),
+                    _ => format!("{}: those, and stored already ", count(stored + taken, "message")),
+                };
                 shown.add_line(&format!(
-                    "would replay {} for {}",
+                    "would replay {all}{} for {}",
                     sums_text(&report.groups),
                     servers_text(&report.groups)
                 ));

@@ -78,6 +78,11 @@ impl SourceReport {
         Self { path, messages: taken, rejected, known, unread, held, removed: is_removed, set_aside, problem }
     }
 
+    /// Returns how many messages were queued, or would be.
+    pub(super) fn messages(&self) -> u64 {
+        self.messages
+    }
+
     /// Returns what happened to the file as a line, without its end.
     pub(super) fn text(&self, dry_run: bool) -> String {
         let verb = if dry_run { "would take" } else { "took" };

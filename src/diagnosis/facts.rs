@@ -24,6 +24,8 @@ pub(crate) struct Facts {
     pub files_problem: Option<String>,
     /// A request of a client that the agent can't serve, with the remedy.
     pub client_problem: Option<String>,
+    /// Writes of applications that the server refused since the agent started; `None` if there are none.
+    pub refused: Option<RefusedFacts>,
     /// That an agent at the configured address uses another store, and what waits there.
     pub other_agent: Option<String>,
     pub store: StoreSituation,
@@ -127,6 +129,22 @@ pub(crate) struct ReplayHoldFacts {
     pub by: String,
 }
 
+/// Writes that the server refused while the agent forwarded them: the applications were told, and nothing is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedFacts {
+    pub writes: u64,
+    /// The status of the last of these answers, and when it came.
+    pub last_status: u16,
+    pub last_at_ms: i64,
+}
+
+impl RefusedFacts {
+    /// Returns whether the last answer was about the key or the workspace.
+    pub(super) fn is_about_access(self) -> bool {
+        matches!(self.last_status, 401 | 403)
+    }
+}
+
 /// A lane that is held until it is retried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeldFacts {
@@ -137,6 +155,8 @@ pub(crate) struct HeldFacts {
     pub until_ms: i64,
     /// Whether the server refuses the key.
     pub is_key_refused: bool,
+    /// Its server, if that is another one than [`Facts::server_url`].
+    pub elsewhere: Option<String>,
 }
 
 /// Messages that were accepted for another server.

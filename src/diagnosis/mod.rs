@@ -11,7 +11,7 @@ mod verdict;
 
 pub(crate) use self::facts::{
     DroppedFacts, ElsewhereFacts, Facts, FileSystemFacts, FullFacts, HeldFacts, OrphanFacts, RecoveryFacts,
-    ReplayHoldFacts, StoreSituation, StrandedFacts, UnprovenFacts,
+    RefusedFacts, ReplayHoldFacts, StoreSituation, StrandedFacts, UnprovenFacts,
 };
 pub(crate) use self::problems::{Problem, Severity, held_lanes, orphaned_files};
 pub(crate) use self::verdict::OverallVerdict;

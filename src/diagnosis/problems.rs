@@ -46,6 +46,7 @@ pub(super) fn problems(facts: &Facts) -> Vec<Problem> {
         full(facts),
         away(facts),
         access(facts),
+        refused(facts),
         other_agent(facts),
         file_system(facts),
         narrow_disk(facts),
@@ -215,6 +216,29 @@ fn access(facts: &Facts) -> Vec<Problem> {
     vec![problem("access", Severity::Warning, format!("the Opik server answers, but {reason}"), vec![fix.to_owned()])]
 }
 
+/// Writes that the server refused at once. They are lost unless the application retries them.
+fn refused(facts: &Facts) -> Vec<Problem> {
+    let refused = facts.refused.iter().map(|refused| {
+        let writes = count(refused.writes, "write");
+        let status = http::StatusCode::from_u16(refused.last_status);
+        let last = status.map_or_else(|_| refused.last_status.to_string(), |status| status.to_string());
+        let at = relative(facts.now_ms, refused.last_at_ms);
+        let text = format!(
+            "the server refused {writes} of applications since the agent started (last: {last}, {at}): they were told, \
+             and nothing is stored"
+        );
+        let fix = match refused.is_about_access() {
+            true => {
+                "check the key and the workspace of the application; `opik-offline healthcheck` asks the server about the \
+                 configured ones"
+            }
+            false => "the application was told why: see its log",
+        };
+        problem("forwarded_refused", Severity::Warning, text, vec![fix.to_owned()])
+    });
+    refused.collect()
+}
+
 /// A person's hold of the replay of the whole store.
 fn replay_held(facts: &Facts) -> Vec<Problem> {
     let held = facts.replay_hold.iter().map(|hold| {
@@ -234,7 +258,7 @@ fn held(facts: &Facts) -> Vec<Problem> {
 pub(crate) fn held_lanes(now_ms: i64, held: &[HeldFacts]) -> Vec<(bool, Problem)> {
     let mut groups: Vec<Vec<&HeldFacts>> = Vec::new();
     for lane in held {
-        let key = |lane: &HeldFacts| (lane.is_key_refused, lane.reason.clone());
+        let key = |lane: &HeldFacts| (lane.is_key_refused, lane.reason.clone(), lane.elsewhere.clone());
         match groups.iter_mut().find(|group| key(group[0]) == key(lane)) {
             Some(group) => group.push(lane),
             None => groups.push(vec![lane]),
@@ -268,10 +292,12 @@ fn held_group(now_ms: i64, lanes: &[&HeldFacts]) -> Problem {
             format!("{} are held ({noun} {}{more})", count(lanes.len() as u64, "lane"), shown.join(", "))
         }
     };
+    let upstream = first.elsewhere.as_ref().map(|url| format!(" --upstream {}", shell_word(url.as_ref())));
+    let upstream = upstream.unwrap_or_default();
     let fixes = match first.is_key_refused {
         true => vec![format!(
-            "check the key: `opik-offline healthcheck` asks the server about the configured one, and \
-             `opik-offline replay --rekey` gives it to what waits, after a preview"
+            "check the key: `opik-offline healthcheck{upstream}` asks the server about the configured one, and \
+             `opik-offline replay --rekey{upstream}` gives it to what waits, after a preview"
         )],
         false => Vec::new(),
     };
@@ -430,7 +456,7 @@ pub(crate) fn orphaned_files(orphans: &[OrphanFacts], pattern: &str) -> Option<P
 
 #[cfg(test)]
 mod tests {
-    use super::super::facts::{DroppedFacts, ElsewhereFacts, StrandedFacts};
+    use super::super::facts::{DroppedFacts, ElsewhereFacts, RefusedFacts, StrandedFacts};
     use super::*;
 
     fn orphan(messages: Option<u64>) -> OrphanFacts {
@@ -444,6 +470,7 @@ mod tests {
             reason: "401: Invalid API key".into(),
             until_ms: 10_000,
             is_key_refused,
+            elsewhere: None,
         }
     }
 
@@ -489,6 +516,25 @@ mod tests {
         assert!(found[0].fixes[0].contains("`opik-offline replay --rekey`"), "{found:?}");
         assert_eq!(found[1].text, "workspace f (key made***) is held, retried in 9s: 429: slow down");
         assert_eq!(found[1].fixes, Vec::<String>::new(), "it ends by itself");
+        let not_ours = HeldFacts { elsewhere: Some("http://b/api".into()), ..lane("g", true) };
+        let found = problems(&Facts { held: vec![not_ours], ..Facts::default() });
+        assert!(found[0].fixes[0].contains("`opik-offline replay --rekey --upstream http://b/api`"), "{found:?}");
+    }
+
+    #[test]
+    fn writes_that_the_server_refused_are_a_problem() {
+        let refused = |writes, last_status| {
+            let refused = Some(RefusedFacts { writes, last_status, last_at_ms: 1000 });
+            problems(&Facts { now_ms: 61_000, refused, ..Facts::default() }).remove(0)
+        };
+        let found = refused(6, 401);
+        assert_eq!(
+            found.text,
+            "the server refused 6 writes of applications since the agent started (last: 401 Unauthorized, 1m ago): they \
+             were told, and nothing is stored"
+        );
+        assert!(found.fixes[0].contains("`opik-offline healthcheck`"), "{found:?}");
+        assert!(!refused(1, 400).fixes[0].contains("the key"), "it is about what was written");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::facts::{Facts, ReplayHoldFacts};
 use super::problems::{Problem, Severity, are, refused_words};
 use crate::delivery::eta::{Eta, EtaState};
-use crate::figures::{separated, them, until};
+use crate::figures::{count, separated, them, until};
 use crate::printable::shell_word;
 
 /// Is the data safe, is it moving, when will it be done; or what is wrong.
@@ -101,32 +101,76 @@ fn waiting(facts: &Facts) -> OverallVerdict {
         return held_by_a_person(facts, &safe, hold);
     }
     let Some(eta) = &facts.eta else { return warning(safe) };
+    // Where some are for other servers, what is said is about the rest.
+    let partly = match for_others(facts) {
+        0 => safe.clone(),
+        others => format!("{safe} ({} for another server)", separated(others)),
+    };
     match eta.state {
         EtaState::ServerAway if facts.has_agent => {
-            warning(format!("{safe} until the Opik server is back{}", after(", then delivered in ", eta)))
+            warning(format!("{partly} until the Opik server is back{}", after(", then delivered in ", eta)))
         }
         EtaState::ServerAway => {
-            warning(format!("{safe}; the Opik server is unavailable, and no agent waits for it")).with(agent)
+            warning(format!("{partly}; the Opik server is unavailable, and no agent waits for it")).with(agent)
         }
-        EtaState::Idle => warning(format!("{safe}, and nobody delivers {}", them(facts.waiting))).with(&facts.deliver),
-        EtaState::Held if facts.held.iter().any(|lane| lane.is_key_refused) => {
-            warning(format!("{safe}, and held: the server refuses the key, check it")).with("opik-offline healthcheck")
+        EtaState::Idle => idle(facts, &partly),
+        EtaState::Held if refused_keys(facts) > 0 => {
+            warning(format!("{partly}, and held: the server refuses the key, check it"))
+                .with("opik-offline healthcheck")
         }
-        EtaState::Held => warning(format!("{safe}, and {eta}")),
+        EtaState::Held => warning(format!("{partly}, and {eta}")),
         EtaState::Growing => warning(format!("{safe}, and more arrive than are delivered")),
         EtaState::Stalled => {
             verdict_of(Severity::Failed, format!("{safe}, and none gets through")).with("opik-offline inspect")
         }
-        EtaState::Moving => moving(facts, &safe, eta),
-        // The agent has nothing to deliver: they are for another server than its own.
-        EtaState::Nothing => {
-            let verdict = warning(format!("{safe}, for another server than this one"));
-            let server = facts.elsewhere.iter().find(|other| other.waiting > 0).and_then(|other| other.server.as_ref());
-            match server {
-                Some(url) => verdict.with(format!("opik-offline replay --upstream {}", shell_word(url.as_ref()))),
-                None => verdict,
-            }
+        // An agent has just started.
+        EtaState::Moving if facts.has_agent && facts.available.is_none() => {
+            warning(format!("{partly}; the agent looks for the Opik server"))
         }
+        EtaState::Moving => moving(facts, &safe, eta),
+        EtaState::Nothing => elsewhere(facts, &safe),
+    }
+}
+
+/// Nobody delivers what waits. A retry with a key that was refused would be refused as well.
+fn idle(facts: &Facts, safe: &str) -> OverallVerdict {
+    let idle = format!("{safe}, and nobody delivers {}", them(facts.waiting));
+    match refused_keys(facts) {
+        0 => verdict_of(Severity::Warning, idle).with(&facts.deliver),
+        lanes => {
+            let lanes = count(lanes, "lane");
+            verdict_of(Severity::Warning, format!("{idle}; the server refuses the key of {lanes}, check it"))
+                .with("opik-offline healthcheck")
+        }
+    }
+}
+
+/// Returns how many lanes of this server are held because it refuses their key.
+fn refused_keys(facts: &Facts) -> u64 {
+    facts.held.iter().filter(|lane| lane.is_key_refused && lane.elsewhere.is_none()).count() as u64
+}
+
+/// Returns how many messages wait for other servers.
+fn for_others(facts: &Facts) -> u64 {
+    facts.elsewhere.iter().filter(|other| other.server.is_some()).map(|other| other.waiting).sum()
+}
+
+/// All that waits is for other servers than this one.
+fn elsewhere(facts: &Facts, safe: &str) -> OverallVerdict {
+    let others = facts.elsewhere.iter().filter(|other| other.waiting > 0);
+    let mut others: Vec<_> = others.filter_map(|other| Some((other.server.as_ref()?, other.waiting))).collect();
+    others.sort_by_key(|(_, waiting)| std::cmp::Reverse(*waiting));
+    // Whoever made the store chose the addresses.
+    let words: Vec<String> = others.iter().map(|(url, _)| shell_word(url.as_ref())).collect();
+    let text = match &words[..] {
+        [] => format!("{safe}, for another server than this one"),
+        [word] => format!("{safe}, for another server, {word}"),
+        [word, ..] => format!("{safe}, for {} other servers, most of them for {word}", words.len()),
+    };
+    let verdict = verdict_of(Severity::Warning, text);
+    match words.first() {
+        Some(word) => verdict.with(format!("opik-offline replay --upstream {word}")),
+        None => verdict,
     }
 }
 
@@ -192,6 +236,12 @@ fn nothing_waits(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
         );
         return verdict_of(Severity::Warning, text).with("opik-offline inspect --status held");
     }
+    if let Some(refused) = facts.refused {
+        let writes = count(refused.writes, "write");
+        let verdict =
+            verdict_of(Severity::Warning, format!("nothing waits, but the server refused {writes} of applications"));
+        return if refused.is_about_access() { verdict.with("opik-offline healthcheck") } else { verdict };
+    }
     if let Some(hold) = &facts.replay_hold {
         let text = format!("nothing waits; replay is {}", held_until(facts.now_ms, hold));
         return verdict_of(Severity::Warning, text).with("opik-offline replay --resume");
@@ -207,7 +257,7 @@ fn nothing_waits(facts: &Facts, problems: &[Problem]) -> OverallVerdict {
 #[cfg(test)]
 mod tests {
     use super::super::diagnose;
-    use super::super::facts::{ElsewhereFacts, FileSystemFacts, FullFacts, HeldFacts};
+    use super::super::facts::{ElsewhereFacts, FileSystemFacts, FullFacts, HeldFacts, RefusedFacts};
     use super::*;
     use crate::delivery::eta::Basis;
 
@@ -234,6 +284,8 @@ mod tests {
         // Whoever made the store chose the address.
         let hostile = ElsewhereFacts { server: Some("http://a/;touch$IFS/tmp/x;".into()), waiting: 2 };
         let refused = HeldFacts { is_key_refused: true, ..HeldFacts::default() };
+        let not_ours = HeldFacts { elsewhere: Some("http://other/api".into()), ..refused.clone() };
+        let told = RefusedFacts { writes: 6, last_status: 401, last_at_ms: 0 };
         for (facts, level, sentence) in [
             (facts(0, EtaState::Nothing), Severity::Ok, "all is well: nothing waits, and the Opik server is available"),
             (Facts { has_agent: false, ..facts(0, EtaState::Nothing) }, Severity::Ok, "nothing waits; no agent runs"),
@@ -251,8 +303,34 @@ mod tests {
             (
                 Facts { elsewhere: vec![hostile], ..facts(2, EtaState::Nothing) },
                 Severity::Warning,
-                "2 messages are safe on disk, for another server than this one: `opik-offline replay --upstream \
-                 'http://a/;touch$IFS/tmp/x;'`",
+                "2 messages are safe on disk, for another server, 'http://a/;touch$IFS/tmp/x;': \
+                 `opik-offline replay --upstream 'http://a/;touch$IFS/tmp/x;'`",
+            ),
+            (
+                Facts { held: vec![refused.clone()], ..facts(4, EtaState::Idle) },
+                Severity::Warning,
+                "4 messages are safe on disk, and nobody delivers them; the server refuses the key of 1 lane, check it: \
+                 `opik-offline healthcheck`",
+            ),
+            (
+                Facts { held: vec![not_ours], ..facts(4, EtaState::Idle) },
+                Severity::Warning,
+                "4 messages are safe on disk, and nobody delivers them: `opik-offline replay`",
+            ),
+            (
+                Facts { available: None, ..facts(4, EtaState::Moving) },
+                Severity::Warning,
+                "4 messages are safe on disk; the agent looks for the Opik server",
+            ),
+            (
+                Facts { refused: Some(told), ..facts(0, EtaState::Nothing) },
+                Severity::Warning,
+                "nothing waits, but the server refused 6 writes of applications: `opik-offline healthcheck`",
+            ),
+            (
+                Facts { refused: Some(RefusedFacts { last_status: 400, ..told }), ..facts(0, EtaState::Nothing) },
+                Severity::Warning,
+                "nothing waits, but the server refused 6 writes of applications",
             ),
             (
                 Facts { rejected: 1, ..facts(1, EtaState::Idle) },
@@ -360,12 +438,24 @@ mod tests {
     #[test]
     fn messages_for_another_server_are_not_called_moving() {
         let elsewhere = ElsewhereFacts { server: Some("http://other/api".into()), waiting: 4 };
+        let mixed = Facts { elsewhere: vec![elsewhere.clone()], ..facts(9, EtaState::Idle) };
+        assert_eq!(
+            diagnose(&mixed).verdict.sentence(),
+            "9 messages are safe on disk (4 for another server), and nobody delivers them: `opik-offline replay`"
+        );
+        let second = ElsewhereFacts { server: Some("http://second/api".into()), waiting: 5 };
+        let both = Facts { elsewhere: vec![elsewhere.clone(), second], ..facts(9, EtaState::Nothing) };
+        assert_eq!(
+            diagnose(&both).verdict.sentence(),
+            "9 messages are safe on disk, for 2 other servers, most of them for http://second/api: \
+             `opik-offline replay --upstream http://second/api`"
+        );
         let facts = Facts { elsewhere: vec![elsewhere], ..facts(4, EtaState::Nothing) };
         let verdict = diagnose(&facts).verdict;
         assert_eq!(
             (verdict.sentence().as_str(), verdict.level),
             (
-                "4 messages are safe on disk, for another server than this one: \
+                "4 messages are safe on disk, for another server, http://other/api: \
                  `opik-offline replay --upstream http://other/api`",
                 Severity::Warning
             )

@@ -11,6 +11,7 @@ use super::details::AgentsView;
 use super::{AgentOverview, LiveWrites, ServerOverview};
 use crate::figures::count;
 use crate::hint;
+use crate::message::Server;
 use crate::printable::shell_word;
 use crate::store::{AgentRecord, StoreIdentity};
 use crate::upstream::{Upstream, UpstreamSettings};
@@ -44,19 +45,25 @@ pub(crate) struct FoundAgents {
 }
 
 impl FoundAgents {
-    /// Asks the agents that are recorded in the store, then the configured address, until one uses the store.
-    pub(crate) fn find(records: &[AgentRecord], configured: SocketAddr, own: &OwnStore<'_>) -> Self {
+    /// Asks the agents that are recorded in the store, then the configured address, until one uses the store and
+    /// delivers to `server`. If none delivers there, it is the first that uses the store.
+    pub(crate) fn find(records: &[AgentRecord], configured: SocketAddr, own: &OwnStore<'_>, server: &Server) -> Self {
         let mut addresses: Vec<String> = records.iter().map(|record| record.listen.clone()).collect();
         if !addresses.contains(&configured.to_string()) {
             addresses.push(configured.to_string());
         }
         let mut found = Self::default();
         for agent in addresses.iter().filter_map(|listen| AskedAgent::ask_at(listen)) {
-            if agent.store.is(own) {
-                found.serving = Some(agent);
-                break;
+            let delivers_there = agent.delivers_to(server);
+            match (agent.store.is(own), &found.serving) {
+                (true, _) if delivers_there => {
+                    found.serving = Some(agent);
+                    break;
+                }
+                (true, None) => found.serving = Some(agent),
+                (false, None) => _ = found.other.get_or_insert(agent),
+                (_, Some(_)) => {}
             }
-            found.other.get_or_insert(agent);
         }
         found
     }
@@ -111,7 +118,8 @@ pub(crate) struct AskedAgent {
 }
 
 impl AskedAgent {
-    fn ask_at(listen: &str) -> Option<Self> {
+    /// Asks the agent that listens at an address; `None` if none answers.
+    pub(crate) fn ask_at(listen: &str) -> Option<Self> {
         let answer = client(listen).read("-/ready", AGENT_TIMEOUT).ok()?;
         let ready: Value = serde_json::from_str(&answer.text).ok()?;
         let agent = ready.get("agent")?;
@@ -132,6 +140,11 @@ impl AskedAgent {
             store_full: text(&ready["store"]["full"]),
             live_writes: text(&ready["store"]["live_writes"]),
         })
+    }
+
+    /// Returns whether it delivers to this server.
+    pub(crate) fn delivers_to(&self, server: &Server) -> bool {
+        self.server.as_ref().is_some_and(|own| Server::new(&own.url) == *server)
     }
 
     /// Returns for people that it uses another store than the command, and what waits there.

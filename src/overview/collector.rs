@@ -276,6 +276,7 @@ impl OverviewCollector {
             eta: store.usable.then(|| eta(&situation).into()),
             store,
             rates,
+            forwarded_refused: Some(self.sources.metrics.refusals.get()),
             lanes: lanes.iter().take(LANES_MAX).map(LaneOverview::of).collect(),
             lanes_total: lanes.len() as u64,
             edges: self.edges(),

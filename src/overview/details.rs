@@ -9,12 +9,13 @@ use super::rejections::first_words;
 use super::{EdgesOverview, EtaOverview, FleetOverview, FullOverview, pace_of};
 use crate::delivery::eta::Situation;
 use crate::delivery::pacing::PaceSettings;
-use crate::message::MessageStatus;
+use crate::message::{MessageStatus, Server};
 use crate::replay::near_id_window;
 use crate::store::{
     Backlog, BacklogGroup, Condition, Filter, Hold, KeyState, Page, Store, StoreError, StoreIdentity, Stranded,
 };
 use crate::telemetry::history::{Rates, Sample};
+use crate::telemetry::refusals::ForwardedRefused;
 
 /// How many rejected messages, from the newest, are searched for the server's reasons.
 pub(crate) const REASONS_OF_NEWEST: usize = 200;
@@ -76,9 +77,21 @@ impl StoreDetails {
         Ok(Self { backlog, identity, condition: Some(condition), reasons, near_window_ms, stranded, copies })
     }
 
-    /// Returns what the store alone says about when it will be empty.
+    /// Returns how many messages wait for this server. Those of an earlier version, which recorded no server, are for
+    /// the first one that is delivered to.
+    pub(crate) fn waiting_for(&self, own: &Server) -> u64 {
+        self.waiting_groups(own).map(|group| group.messages).sum()
+    }
+
+    fn waiting_groups(&self, own: &Server) -> impl Iterator<Item = &BacklogGroup> {
+        let groups = self.backlog.groups.iter();
+        groups.filter(move |group| group.status.is_on_its_way() && is_for(group.server.as_ref(), own))
+    }
+
+    /// Returns what the store alone says about when everything for this server will be delivered.
     pub(crate) fn situation(
         &self,
+        own: &Server,
         pace: PaceSettings,
         connection: &str,
         latency: Option<Duration>,
@@ -86,7 +99,7 @@ impl StoreDetails {
     ) -> Situation {
         let condition = self.condition.as_ref();
         Situation {
-            waiting: self.backlog.waiting(),
+            waiting: self.waiting_for(own),
             available: match connection {
                 "available" => Some(true),
                 "unavailable" => Some(false),
@@ -99,16 +112,17 @@ impl StoreDetails {
             last_per_second: condition.and_then(|condition| condition.last_replay.as_ref()).and_then(pace_of),
             latency,
             held_for: self
-                .held_for(now_ms)
+                .held_for(own, now_ms)
                 .max(condition.and_then(|condition| condition.replay_hold.as_ref()?.left(now_ms))),
             is_stalled: false,
         }
     }
 
-    /// Returns how long until the first lane is retried, if everything that waits is held.
-    fn held_for(&self, now_ms: i64) -> Option<Duration> {
+    /// Returns how long until the first lane is retried, if everything that waits for this server is held.
+    fn held_for(&self, own: &Server, now_ms: i64) -> Option<Duration> {
         let held = self.condition.as_ref().map_or(&[][..], |condition| &condition.held);
-        let mut waiting = self.backlog.groups.iter().filter(|group| group.status.is_on_its_way());
+        let held: Vec<_> = held.iter().filter(|(lane, _)| is_for(lane.server.as_ref(), own)).collect();
+        let mut waiting = self.waiting_groups(own);
         // A single create may go as a batch while single writes are rate limited, and the other way round.
         let applies = |hold: &Hold, group: &BacklogGroup| {
             let message_type = group.message_type;
@@ -123,6 +137,11 @@ impl StoreDetails {
         let first = first.filter(|_| waiting.all(is_held));
         first.map(|until| Duration::from_millis((until - now_ms).unsigned_abs()))
     }
+}
+
+/// Returns whether messages of a server are for this one.
+fn is_for(server: Option<&Server>, own: &Server) -> bool {
+    server.is_none_or(|server| server == own)
 }
 
 /// An answer with which the server rejected messages.
@@ -156,6 +175,7 @@ fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
 #[serde(default)]
 pub(crate) struct AgentsView {
     pub rates: Option<Rates>,
+    pub forwarded_refused: Option<ForwardedRefused>,
     pub eta: Option<EtaOverview>,
     pub history: Vec<Sample>,
     pub edges: EdgesOverview,

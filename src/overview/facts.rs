@@ -6,11 +6,12 @@ use super::lanes::LaneOverview;
 use super::store::{FullOverview, RejectedOverview};
 use crate::delivery::id_window;
 use crate::diagnosis::{
-    DroppedFacts, ElsewhereFacts, Facts, FullFacts, HeldFacts, RecoveryFacts, ReplayHoldFacts, StoreSituation,
-    UnprovenFacts,
+    DroppedFacts, ElsewhereFacts, Facts, FullFacts, HeldFacts, RecoveryFacts, RefusedFacts, ReplayHoldFacts,
+    StoreSituation, UnprovenFacts,
 };
 use crate::figures::separated;
 use crate::message::MessageStatus;
+use crate::telemetry::refusals::ForwardedRefused;
 
 impl Overview {
     /// Returns what is known. Paths of this machine are left out: they are for a command to add.
@@ -34,6 +35,7 @@ impl Overview {
             agent_problem: None,
             files_problem: self.agent.files_problem.clone(),
             client_problem: self.agent.client_problem.clone(),
+            refused: self.forwarded_refused.as_ref().and_then(refused),
             other_agent: None,
             store: self.store_facts(),
             waiting: store.waiting,
@@ -100,6 +102,12 @@ fn full_facts(full: &FullOverview, refused_ever: u64) -> FullFacts {
     }
 }
 
+/// Returns the writes that the server refused; `None` if there are none.
+fn refused(refused: &ForwardedRefused) -> Option<RefusedFacts> {
+    let (status, at_ms) = (refused.last_status?, refused.last_at_ms?);
+    Some(RefusedFacts { writes: refused.writes, last_status: status, last_at_ms: at_ms })
+}
+
 /// `20,015 x 400`.
 fn answers(by: &RejectedOverview) -> String {
     let status = by.status.map_or("no answer".to_owned(), |status| status.to_string());
@@ -114,5 +122,6 @@ fn held(lane: &LaneOverview) -> Option<HeldFacts> {
         reason: held.reason.clone(),
         until_ms: held.until_ms,
         is_key_refused: held.is_key_refused,
+        elsewhere: None,
     })
 }

@@ -35,6 +35,7 @@ use crate::delivery::eta::Eta;
 use crate::monitor::Availability;
 use crate::store::ReplayRecord;
 use crate::telemetry::history::{Rates, Sample};
+use crate::telemetry::refusals::ForwardedRefused;
 
 /// A snapshot of everything that is known about an agent, its server and its store.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +52,8 @@ pub struct Overview {
     pub fleet: Option<FleetOverview>,
     /// `null` for the first seconds.
     pub rates: Option<Rates>,
+    /// Writes of applications that the server refused, as they were told; `None` where no agent tells.
+    pub forwarded_refused: Option<ForwardedRefused>,
     /// `null` while the store can't be read.
     pub eta: Option<EtaOverview>,
     /// Lanes with messages to deliver, those with the oldest messages first; 200 at most.

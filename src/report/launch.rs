@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::figures::count;
 use crate::printable::shell_word;
+use crate::report::refused::ForwardedRefusedReport;
 use crate::terminal::Shown;
 
 /// An agent, as a program that sends to it has to know it.
@@ -45,12 +46,41 @@ pub(crate) struct StopReport<'a> {
     /// Messages that wait for the server; `None` if the store can't be read.
     waiting: Option<u64>,
     rejected: Option<u64>,
+    /// Writes of applications that the server refused while the agent ran; `None` if it did not tell.
+    pub(crate) forwarded_refused: Option<ForwardedRefusedReport>,
+    /// Another agent that uses the store, if none was stopped.
+    #[serde(skip)]
+    pub(crate) other_agent: Option<OtherAgentLine>,
     /// Messages of the store that wait for other servers.
     #[serde(skip)]
     elsewhere: u64,
     /// A person's hold of the replay, in words.
     #[serde(skip)]
     pub(crate) held: Option<String>,
+}
+
+/// An agent that was not stopped.
+pub(crate) struct OtherAgentLine {
+    pub(crate) pid: u32,
+    pub(crate) server: String,
+    pub(crate) is_background: bool,
+}
+
+impl OtherAgentLine {
+    /// `option` is the flag that names the store, with a leading space.
+    fn text(&self, option: &str) -> String {
+        let Self { pid, server, is_background } = self;
+        match is_background {
+            true => {
+                let word = shell_word(server.as_ref());
+                format!(
+                    "the background agent for {server} (process {pid}) uses that store: `opik-offline agent --stop \
+                     --upstream {word}{option}` stops it"
+                )
+            }
+            false => format!("an agent for {server} (process {pid}) uses that store: end it where it was started"),
+        }
+    }
 }
 
 impl<'a> LaunchReport<'a> {
@@ -74,7 +104,19 @@ impl<'a> StopReport<'a> {
     pub(crate) fn new(pid: Option<u32>, server: &'a str, db: &'a Path, left: Option<(u64, u64, u64)>) -> Self {
         let (waiting, rejected) = (left.map(|left| left.0), left.map(|left| left.1));
         let elsewhere = left.map_or(0, |left| left.2);
-        Self { schema_version: 1, stopped: pid.is_some(), pid, server, db, waiting, rejected, elsewhere, held: None }
+        Self {
+            schema_version: 1,
+            stopped: pid.is_some(),
+            pid,
+            server,
+            db,
+            waiting,
+            rejected,
+            forwarded_refused: None,
+            other_agent: None,
+            elsewhere,
+            held: None,
+        }
     }
 
     /// `option` is the flag that names the store, with a leading space.
@@ -84,6 +126,9 @@ impl<'a> StopReport<'a> {
             Some(pid) => Shown::line(&format!("stopped the background agent for {server} (process {pid})")),
             None => Shown::line(&format!("no background agent for {server} and {db} runs")),
         };
+        if let Some(other) = &self.other_agent {
+            shown.add_line(&other.text(option));
+        }
         match self.waiting {
             Some(0) if self.elsewhere > 0 => shown.add_line(&format!("nothing waits for {server} in {db}")),
             Some(0) => shown.add_line(&format!("nothing waits in {db}")),
@@ -107,6 +152,13 @@ impl<'a> StopReport<'a> {
             let were = if rejected == 1 { "was" } else { "were" };
             let rejected = count(rejected, "message");
             shown.add_line(&format!("{rejected} {were} rejected: see `opik-offline inspect --rejected{option}`"));
+        }
+        if let Some(refused) = self.forwarded_refused.as_ref().filter(|refused| refused.writes > 0) {
+            let writes = count(refused.writes, "write");
+            let last = refused.last_status.map_or(String::new(), |status| format!(" (last: {status})"));
+            shown.add_line(&format!(
+                "{server} refused {writes} of applications{last}: they were told, and nothing is stored"
+            ));
         }
         shown
     }

@@ -10,6 +10,7 @@ pub(crate) mod launch;
 pub(crate) mod messages;
 pub(crate) mod orphans;
 pub(crate) mod readback;
+pub(crate) mod refused;
 pub(crate) mod replay_hold;
 pub(crate) mod status;
 pub(crate) mod totals;

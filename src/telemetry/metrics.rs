@@ -6,6 +6,9 @@
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use super::refusals::RefusalCounter;
 
 /// A number that only grows while the process lives.
 #[derive(Debug, Default)]
@@ -76,13 +79,18 @@ macro_rules! metrics {
         #[derive(Debug, Default)]
         pub struct Metrics {
             $(#[doc = $help] pub $field: $kind,)*
+            /// The refusals of forwarded writes by status, which no metric has.
+            pub refusals: RefusalCounter,
         }
 
         impl Metrics {
             /// Counts a write whose client gets the server's own answer, with this status.
             pub fn answered_at_once(&self, status: http::StatusCode) {
                 self.requests_forwarded.add(1);
-                self.requests_forwarded_refused.add(u64::from(!status.is_success()));
+                if !status.is_success() {
+                    self.requests_forwarded_refused.add(1);
+                    self.refusals.add(status.as_u16(), SystemTime::now());
+                }
             }
 
             /// Returns the Prometheus text exposition, version 0.0.4.

@@ -8,3 +8,4 @@ pub(crate) mod history;
 pub(crate) mod history_file;
 pub(crate) mod log;
 pub mod metrics;
+pub(crate) mod refusals;

@@ -216,29 +216,58 @@ impl Shown {
         &self.0
     }
 
-    /// Returns the lines that fit above the line of the cursor on a terminal, and their number.
-    pub(crate) fn fitting(&self, rows: usize) -> (Self, usize) {
-        let room = rows.saturating_sub(1).max(2);
-        let count = self.0.lines().count();
-        if count <= room {
-            return (self.clone(), count);
+    /// Returns the lines that fit above the line of the cursor on a terminal, and how many rows they take there: it
+    /// wraps those that are longer, such as a command, which has to stay whole.
+    pub(crate) fn fitting(&self, terminal: Terminal) -> (Self, usize) {
+        let room = terminal.rows.saturating_sub(1).max(2);
+        let lines: Vec<(&str, usize)> =
+            self.0.split_inclusive('\n').map(|line| (line, rows_of(line, terminal.columns))).collect();
+        let height = lines.iter().map(|(_, rows)| rows).sum();
+        if height <= room {
+            return (self.clone(), height);
         }
-        let mut fitting = Self(self.0.split_inclusive('\n').take(room - 1).collect());
-        fitting.add_line(&format!("({} more lines)", count - room + 1));
-        (fitting, room)
+        let (mut fitting, mut height, mut left) = (Self::default(), 1, lines.len());
+        for (line, rows) in lines {
+            if height + rows > room {
+                break;
+            }
+            fitting.0.push_str(line);
+            height += rows;
+            left -= 1;
+        }
+        let noun = if left == 1 { "line" } else { "lines" };
+        fitting.add_line(&format!("({left} more {noun})"));
+        (fitting, height)
     }
 
-    /// Returns the text drawn over the previous frame, with line wrapping of the terminal disabled.
+    /// Returns the text drawn over the previous frame, which is cleared first: a line may take several rows.
     pub(crate) fn as_frame(&self, begin: FrameBegin) -> Self {
         let begin = match begin {
             FrameBegin::Here => String::new(),
-            FrameBegin::Above(lines) => format!("\u{1b}[{lines}A\r"),
+            FrameBegin::Above(rows) => format!("\u{1b}[{rows}A\r"),
             FrameBegin::Cleared => "\u{1b}[2J\u{1b}[H".to_owned(),
         };
-        // A line is cleared before it is written: after a full line the cursor is still on the last character.
-        let drawn: String = self.0.lines().map(|line| format!("\u{1b}[2K{line}\n")).collect();
-        Self(format!("\u{1b}[?7l{begin}{drawn}\u{1b}[J\u{1b}[?7h"))
+        Self(format!("{begin}\u{1b}[J{}", self.0))
     }
+}
+
+/// Returns how many rows a line takes on a terminal of this width. Only escape sequences of our own are parsed.
+fn rows_of(line: &str, columns: usize) -> usize {
+    let (mut rows, mut column, mut is_escape) = (1, 0, false);
+    for c in line.trim_end_matches('\n').chars() {
+        match c {
+            '\u{1b}' => is_escape = true,
+            _ if is_escape => is_escape = !c.is_ascii_alphabetic(),
+            _ => {
+                let cells = printable::cells_of(c);
+                if column + cells > columns {
+                    (rows, column) = (rows + 1, 0);
+                }
+                column += cells;
+            }
+        }
+    }
+    rows
 }
 
 /// The position of a frame.
@@ -246,7 +275,7 @@ impl Shown {
 pub(crate) enum FrameBegin {
     /// At the cursor.
     Here,
-    /// Over a previous frame of this many lines.
+    /// Over a previous frame of this many rows.
     Above(usize),
     /// On a cleared screen.
     Cleared,

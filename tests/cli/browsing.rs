@@ -174,15 +174,26 @@ fn one_command_completes_in_every_shell() {
         ("elvish", "opik-offline.elv"),
     ] {
         let script = std::fs::read_to_string(folder.join(file)).unwrap();
-        let found = sandbox.output(&["--completions", shell]);
-        assert_eq!((found.stdout == script, found.code()), (true, Some(0)), "{shell}: {}", found.stderr);
+        let joined = format!("--completions={shell}");
+        for args in
+            [&["--completions", shell][..], &[&joined], &["-q", "--completions", shell], &[&joined, "--no-color"]]
+        {
+            let found = sandbox.output(args);
+            assert_eq!((found.stdout == script, found.code()), (true, Some(0)), "{args:?}: {}", found.stderr);
+        }
     }
+    assert!(sandbox.run(&["--help"]).contains("      --completions <SHELL>\n"), "the help shows it");
     let mut bash = Command::new("bash");
     let source = format!(". <({BINARY} --completions bash) && complete -p opik-offline");
     let found = run(bash.env("PATH", "/usr/bin:/bin").args(["--norc", "-c", &source]));
     assert!(found.code() == Some(0) && found.stdout.contains("_opik"), "{}{}", found.stdout, found.stderr);
-    for wrong in [&["--completions"][..], &["--completions", "tcsh"], &["--completions", "bash", "status"]] {
+    for (wrong, says) in [
+        (&["--completions"][..], "bash, zsh, fish, powershell, elvish"),
+        (&["--completions", "tcsh"], "bash, zsh, fish, powershell, elvish"),
+        (&["--completions", "bash", "status"], "leave the command out"),
+        (&["-q"], "requires a subcommand"),
+    ] {
         let found = sandbox.run(wrong);
-        assert!(found.contains("hint: bash, zsh, fish, ") && found.ends_with("--- exit 2\n"), "{wrong:?}: {found}");
+        assert!(found.contains(says) && found.ends_with("--- exit 2\n"), "{wrong:?}: {found}");
     }
 }

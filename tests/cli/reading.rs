@@ -5,10 +5,11 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::sandbox::{BINARY, Sandbox, TRACE, assert_text};
+use crate::sandbox::{BINARY, Sandbox, TRACE, assert_text, create_trace, open, team_of};
 use crate::support::agent::{Agent, Home};
-use crate::support::fake_opik::FakeOpik;
+use crate::support::background::BackgroundHome;
 use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::Client;
 use crate::support::process::{Written, run};
 use crate::support::{PATIENCE, wait_until};
@@ -242,6 +243,93 @@ fn without_an_agent_nothing_begins_when_the_server_is_back() {
     let begins = "time to go   begins when the server is back and `opik-offline agent --db HOME/opik_messages.db` or \
                   `opik-offline replay --db HOME/opik_messages.db` runs\n";
     assert!(status.contains(begins), "{status}");
+}
+
+#[test]
+fn status_names_the_command_that_delivers_messages_for_another_server() {
+    let (own, other) = (FakeOpik::start_new(), FakeOpik::start_new());
+    let sandbox = Sandbox::new().with_server(&own);
+    open(&sandbox.home.db()).register(&[create_trace(0, &team_of(&other.url()), TRACE)]).unwrap();
+    let url = other.url();
+    let verdict = format!(
+        "1 message is safe on disk, for another server, {url}: `opik-offline replay --upstream {url} --db \
+         HOME/opik_messages.db`\n"
+    );
+    for is_away in [false, true] {
+        if is_away {
+            own.stop();
+        }
+        let status = sandbox.run(&["status"]);
+        assert!(status.starts_with(&verdict) && !status.contains("time to go"), "{is_away}: {status}");
+    }
+    let replayed = sandbox.run(&["replay", "--upstream", &url]);
+    assert!(replayed.starts_with("delivered 1 message "), "{replayed}");
+}
+
+#[test]
+fn a_server_that_refuses_every_write_is_not_all_well() {
+    let server = FakeOpik::start_new();
+    server.script(When::write(), Then::status(401));
+    let agent = Agent::start(&server);
+    let trace = json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" });
+    for _ in 0..3 {
+        assert_eq!(Client::new(&agent.url()).post("/v1/private/traces", &trace).status, 401);
+    }
+    let status = |args: &[&str]| {
+        let mut command = agent.home().command(BINARY);
+        command.args(["status", "--upstream", &server.url()]).args(args).arg("--db").arg(agent.db());
+        run(command.env("OPIK_OFFLINE_LISTEN", format!("127.0.0.1:{}", agent.port())))
+    };
+    let refused = || status(&["--format", "json"]).json()["forwarded_refused"].clone();
+    wait_until("it is told", PATIENCE, || refused()["writes"] == 3);
+    assert_eq!(refused()["by_status"], json!([{ "status": 401, "writes": 3 }]));
+    let text = status(&[]).stdout;
+    assert!(
+        text.starts_with("nothing waits, but the server refused 3 writes of applications: `opik-offline "),
+        "{text}"
+    );
+    assert!(
+        text.contains("!! the server refused 3 writes of applications since the agent started (last: 401 "),
+        "{text}"
+    );
+    let told = Client::new(&format!("http://127.0.0.1:{}", agent.port())).get("/-/status.json").json();
+    assert_eq!(told["forwarded_refused"]["last_status"], 401, "{told}");
+}
+
+#[test]
+fn each_server_has_its_own_agent_on_one_store_and_a_stop_names_the_other() {
+    let (one, two) = (FakeOpik::start_new(), FakeOpik::start_new());
+    one.script(When::write(), Then::status(401));
+    let home = BackgroundHome::new(&one.url());
+    let first = home.launch(&[]);
+    let write = |url: &Value| {
+        let trace = json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" });
+        Client::new(url.as_str().unwrap()).post("/v1/private/traces", &trace).status
+    };
+    assert_eq!(write(&first["url"]), 401);
+    // An agent tells of itself in its store once it has one.
+    one.stop();
+    assert!((200..300).contains(&write(&first["url"])));
+    let stop = || home.agent(&["--stop", "--upstream", &two.url()]).stdout;
+    let (url, pid) = (one.url(), &first["pid"]);
+    let named = format!(
+        "the background agent for {url} (process {pid}) uses that store: `opik-offline agent --stop --upstream {url}` stops it\n"
+    );
+    wait_until("the agent that runs is named", PATIENCE, || stop().contains(&named));
+    let second = home.launch(&["--upstream", &two.url()]);
+    for (agent, server) in [(&first, &one), (&second, &two), (&first, &one)] {
+        let ask = |args: &[&str]| run(home.command(BINARY).args(args).args(["--upstream", &server.url()]));
+        let is_its_own = || ask(&["status", "--format", "json"]).json()["agent"]["pid"] == agent["pid"];
+        wait_until("status shows the agent for this server", PATIENCE, is_its_own);
+        let health = ask(&["healthcheck", "-q"]).stdout;
+        assert!(!health.contains("another server than the one checked here"), "{health}");
+    }
+    assert_eq!(
+        home.agent(&["--stop", "--upstream", &two.url(), "--format", "json"]).json()["forwarded_refused"]["writes"],
+        0
+    );
+    let stopped = home.agent(&["--stop"]).stdout;
+    assert!(stopped.contains("refused 1 write of applications (last: 401): they were told"), "{stopped}");
 }
 
 #[test]

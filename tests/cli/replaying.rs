@@ -6,11 +6,11 @@ use std::time::Duration;
 use opik_offline::store::{Filter, Owner};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, assert_text, create_trace, open, team, team_of};
+use crate::sandbox::{BAD_TRACE, NO_SERVER, Sandbox, TRACE, assert_text, create_trace, open, team, team_of};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
-use crate::support::process::Written;
+use crate::support::process::{Written, run};
 use crate::support::{PATIENCE, uuid7, wait_until};
 
 #[test]
@@ -60,6 +60,24 @@ fn a_backlog_is_delivered_and_rejected_ones_stay() {
          `opik-offline inspect --rejected --db HOME/opik_messages.db`, and once the cause is fixed \
          `opik-offline replay --rejected --db HOME/opik_messages.db`\n--- exit 0\n",
     );
+}
+
+#[test]
+fn a_preview_counts_what_would_be_taken_in_as_well() {
+    let preview = |sandbox: Sandbox| {
+        let copy = sandbox.home.path().join("left.db");
+        std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdk-store/all-types.db"), &copy).unwrap();
+        let from =
+            ["replay", "--from", &copy.to_string_lossy(), "--readdress", "http://localhost:5173/api", "--dry-run"];
+        let found = sandbox.run(&from);
+        let taken = found.strip_prefix("would take ").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        (taken.expect("it can be read"), found)
+    };
+    let (taken, found) = preview(Sandbox::filled());
+    let all = format!("\nwould replay {} messages: those, and stored already 4 messages (", taken + 4);
+    assert!(found.contains(&all), "{found}");
+    let (taken, found) = preview(Sandbox::new());
+    assert!(found.contains(&format!("\nwould replay {taken} messages\n")), "{found}");
 }
 
 #[test]
@@ -181,8 +199,25 @@ fn a_key_that_is_refused_holds_its_lane_with_5() {
         status.contains("!! workspace team (key cred***) is held, retried in ") && status.contains("check the key: "),
         "{status}"
     );
+    let verdict = "3 messages are safe on disk, and nobody delivers them; the server refuses the key of 1 lane, check \
+                   it: `opik-offline healthcheck --db HOME/opik_messages.db`; 1 was rejected\n";
+    assert!(status.starts_with(verdict), "{status}");
     let held = sandbox.output(&["status", "--format", "json"]).json();
     assert_eq!(held["held"][0]["workspace"], "team");
+}
+
+#[test]
+fn a_suggested_command_is_about_the_server_that_it_names_without_a_configured_one() {
+    let server = FakeOpik::start_new();
+    server.script(When::write().workspace("team"), Then::status(401));
+    let sandbox = Sandbox::filled().with_server(&server);
+    let replay = |sandbox: &Sandbox| run(sandbox.command(&["replay"]).env_remove("OPIK_OFFLINE_UPSTREAM"));
+    let found = replay(&sandbox);
+    let rekey = format!("`opik-offline replay --rekey --upstream {} --db ", server.url());
+    assert!(found.stdout.contains(&rekey) && found.code() == Some(5), "{}{}", found.stdout, found.stderr);
+    let found = replay(&Sandbox::filled());
+    let check = format!("`opik-offline healthcheck --upstream {NO_SERVER} --db ");
+    assert!(found.stderr.contains(&check) && found.code() == Some(3), "{}{}", found.stdout, found.stderr);
 }
 
 #[test]

@@ -41,9 +41,11 @@ fn writes_that_the_server_refused_are_counted_apart() {
         let server = FakeOpik::start_new();
         server.script(When::path("/v1/private/traces"), Then::status(status));
         let found = sandbox(&server).run(&["agent", "--", "sh", "-c", SEND]);
-        let says = "opik-offline: nothing waits to be delivered\n\
-                    opik-offline: SERVER refused 1 write, as sh was told: nothing of it is kept\n--- exit 3\n";
-        assert!(found.ends_with(says), "{status}: {found}");
+        let says = format!(
+            "opik-offline: nothing waits to be delivered\n\
+             opik-offline: SERVER refused 1 write (1 x {status}), as sh was told; it is not stored\n--- exit 3\n"
+        );
+        assert!(found.ends_with(&says), "{status}: {found}");
         server.clear_script();
         server.script_times(1, When::path("/v1/private/traces"), Then::status(status));
         let twice = format!("({SEND}); {SEND}");
@@ -52,7 +54,8 @@ fn writes_that_the_server_refused_are_counted_apart() {
             found.contains("nothing waits to be delivered: 1 write went straight to SERVER\n"),
             "{status}: {found}"
         );
-        assert!(found.contains("SERVER refused 1 write, as sh was told"), "{status}: {found}");
+        let says = format!("SERVER refused 1 write (1 x {status}), as sh was told");
+        assert!(found.contains(&says), "{status}: {found}");
     }
 }
 
@@ -64,7 +67,10 @@ fn an_answer_of_5xx_while_nothing_can_be_stored_is_no_success() {
     std::fs::write(sandbox.home.db(), "dear diary").unwrap();
     let found = sandbox.run(&["agent", "--", "sh", "-c", SEND]);
     assert!(found.contains("opik-offline: 0 writes went straight to SERVER; "), "{found}");
-    assert!(found.contains("opik-offline: SERVER refused 1 write, as sh was told: nothing of it is kept\n"), "{found}");
+    assert!(
+        found.contains("opik-offline: SERVER refused 1 write (1 x 500), as sh was told; it is not stored\n"),
+        "{found}"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ use rustix::system::uname;
 
 use super::error::BackgroundError;
 use super::folder::RuntimeFolder;
+use super::record::InstanceRecord;
 use crate::config::Config;
 use crate::intake::identity;
 
@@ -24,10 +25,22 @@ impl Instance {
     ///
     /// [`BackgroundError`] if the folder can't be created or trusted.
     pub(crate) fn of(config: &Config, state_dir: Option<PathBuf>) -> Result<Self, BackgroundError> {
+        Self::of_server(config, config.upstream.value.to_string(), state_dir)
+    }
+
+    /// Opens the folder of the agent for another server and the configured store.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::of`].
+    pub(crate) fn of_server(
+        config: &Config,
+        server: String,
+        state_dir: Option<PathBuf>,
+    ) -> Result<Self, BackgroundError> {
         let state_dir = state_dir.filter(|dir| dir.is_absolute()).ok_or(BackgroundError::NoFolder)?;
         let store = &config.db.value;
         let store = std::path::absolute(store).unwrap_or_else(|_| store.clone());
-        let server = config.upstream.value.to_string();
         let folder = RuntimeFolder::open(&state_dir, &key(&server, &store))?;
         Ok(Self { folder, server, store })
     }
@@ -40,6 +53,11 @@ impl Instance {
     /// Returns the path of its store.
     pub(crate) fn store(&self) -> &Path {
         &self.store
+    }
+
+    /// Returns what its last agent recorded about itself; that agent may have ended.
+    pub(crate) fn recorded(&self) -> Option<InstanceRecord> {
+        InstanceRecord::read(self).ok().flatten()
     }
 
     /// Returns the path of its log.

@@ -25,7 +25,7 @@ mod delivery;
 pub(crate) mod reassignment;
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -135,13 +135,13 @@ impl Plan {
 /// The servers of a plan, pinged.
 pub(crate) struct ReachableServers {
     available: Vec<Available>,
-    /// Why the other servers can't be used.
-    pub away: Vec<ServerAway>,
+    /// The other servers, and why they can't be used.
+    pub away: Vec<(Server, ServerAway)>,
 }
 
 impl ReachableServers {
-    /// Returns why no server at all can be used.
-    pub(crate) fn all_away(&self) -> Option<&ServerAway> {
+    /// Returns the first server and why it can't be used, if no server at all can be.
+    pub(crate) fn all_away(&self) -> Option<&(Server, ServerAway)> {
         self.away.first().filter(|_| self.available.is_empty())
     }
 }
@@ -205,6 +205,8 @@ pub(crate) struct Conclusion {
     pub verified: Option<Verified>,
     /// Messages that left the store through another process, which are not verified.
     pub delivered_elsewhere: u64,
+    /// The servers that refuse the key or the workspace of messages that remain.
+    pub refused_by: BTreeSet<Option<Server>>,
 }
 
 /// A replay session, see the module's head.
@@ -293,7 +295,7 @@ impl Session {
                     }
                     connections.available.push(Available { server: server.clone(), upstream, notice });
                 }
-                Err(away) => connections.away.push(away),
+                Err(away) => connections.away.push((server.clone(), away)),
             }
         }
         connections
@@ -359,7 +361,7 @@ impl Session {
             metrics: Metrics::default(),
             started: Instant::now(),
             ends: Vec::new(),
-            reasons: connections.away.iter().map(ToString::to_string).collect(),
+            reasons: connections.away.iter().map(|(_, away)| away.to_string()).collect(),
             verified: None,
             is_time_over: false,
             met_foreign: false,
@@ -529,6 +531,7 @@ impl Session {
             reasons,
             verified,
             delivered_elsewhere: 0,
+            refused_by: BTreeSet::new(),
         };
         let settled = conclusion.delivered + conclusion.rejected;
         conclusion.delivered_elsewhere = messages.saturating_sub(settled + remaining);
@@ -549,20 +552,20 @@ impl Session {
             conclusion.reasons.push("another process has replayed the selected messages".to_owned());
         }
         let is_any_away = !connections.away.is_empty();
-        let is_key_refused = conclusion.remaining > 0 && self.is_key_refused(&plan.filter)?;
-        if is_key_refused {
-            let rekey = hint::command("replay --rekey");
-            conclusion.reasons.push(format!("check that key; {rekey} gives these messages the configured one"));
+        if conclusion.remaining > 0 {
+            conclusion.refused_by = self.refused_by(&plan.filter)?;
         }
+        let is_key_refused = !conclusion.refused_by.is_empty();
         let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away, is_key_refused };
         conclusion.ending = ended.ending(&conclusion);
         Ok(conclusion)
     }
 
-    /// Returns whether selected messages wait because the server refuses their key or workspace.
-    fn is_key_refused(&self, filter: &Filter) -> Result<bool, StoreError> {
-        let lanes = self.store.lanes(filter, now_ms())?;
-        Ok(lanes.iter().filter_map(|lane| lane.hold.as_ref()).any(Hold::is_credential_refused))
+    /// Returns the servers that refuse the key or the workspace of selected messages.
+    fn refused_by(&self, filter: &Filter) -> Result<BTreeSet<Option<Server>>, StoreError> {
+        let lanes = self.store.lanes(filter, now_ms())?.into_iter();
+        let refused = lanes.filter(|lane| lane.hold.as_ref().is_some_and(Hold::is_credential_refused));
+        Ok(refused.map(|lane| lane.lane.server).collect())
     }
 
     /// Returns how many messages wait for a create that the server refused, and for which.

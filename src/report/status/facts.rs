@@ -5,7 +5,7 @@ use super::gather::Gathered;
 use crate::config::Config;
 use crate::diagnosis::{Facts, FullFacts, HeldFacts, RecoveryFacts, StoreSituation, StrandedFacts, UnprovenFacts};
 use crate::figures::separated;
-use crate::message::Lane;
+use crate::message::{Lane, Server};
 use crate::overview::Overview;
 use crate::overview::asked::{AskedAgent, degraded_text};
 use crate::overview::details::{REASONS_OF_NEWEST, Reason, StoreDetails};
@@ -34,7 +34,7 @@ pub(super) fn facts(config: &Config, gathered: &Gathered, orphans: &[OrphanLine]
         rejected_reasons: details.and_then(reasons).unwrap_or(known.rejected_reasons),
         held_ids: details.map_or(0, |details| details.backlog.held()),
         near_window_since_ms: details.and_then(|details| details.near_window_ms),
-        held: held.iter().map(|(lane, hold)| held_facts(lane, hold)).collect(),
+        held: held.iter().map(|(lane, hold)| held_facts(lane, hold, &overview.server.url)).collect(),
         stranded: details.map_or(&[][..], |details| &details.stranded).iter().map(stranded).collect(),
         orphans: orphans::facts(orphans),
         orphans_pattern: orphans::pattern(),
@@ -85,14 +85,16 @@ fn reasons(details: &StoreDetails) -> Option<Vec<String>> {
     (!reasons.is_empty()).then_some(reasons)
 }
 
-/// Returns the facts about a lane that is held.
-pub(crate) fn held_facts(lane: &Lane, hold: &Hold) -> HeldFacts {
+/// Returns the facts about a lane that is held; `server_url` is the server of this call.
+pub(crate) fn held_facts(lane: &Lane, hold: &Hold, server_url: &str) -> HeldFacts {
+    let elsewhere = lane.server.as_ref().filter(|server| **server != Server::new(server_url));
     HeldFacts {
         workspace: lane.workspace_name().to_owned(),
         key: lane.credential.as_ref().map(ToString::to_string),
         reason: hold.reason.clone(),
         until_ms: hold.until_ms,
         is_key_refused: hold.is_credential_refused(),
+        elsewhere: elsewhere.map(ToString::to_string),
     }
 }
 

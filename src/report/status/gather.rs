@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::agent::wrapped::store_option;
 use crate::config::Config;
-use crate::delivery::eta::eta;
+use crate::delivery::eta::{Eta, EtaState, Situation, eta};
 use crate::message::Server;
 use crate::overview::asked::{AskedAgent, FoundAgents, OwnStore};
 use crate::overview::details::{AgentsStoreView, StoreDetails};
@@ -45,7 +45,9 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     let condition = details.and_then(|details| details.condition.as_ref());
     let records = condition.map_or(&[][..], |condition| &condition.agents);
     let own = OwnStore::new(details.and_then(|details| details.identity), &config.db.value);
-    let FoundAgents { serving: agent, other: other_agent } = FoundAgents::find(records, config.listen.value, &own);
+    let configured = translate::server(config);
+    let FoundAgents { serving: agent, other: other_agent } =
+        FoundAgents::find(records, config.listen.value, &own, &configured);
     let view = agent.as_ref().map(AskedAgent::view).unwrap_or_default();
     let (server, latency) = match agent.as_ref().and_then(|agent| agent.server.clone()) {
         Some(server) => (server, None),
@@ -53,11 +55,20 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     };
     let is_full_from_agent = view.store.full.is_some();
     let fleet = view.fleet;
-    let store_overview = store_overview(config, &store, view.store, &Server::new(&server.url));
-    let eta = details.map(|details| match view.eta {
-        // The agent has seen how it went, but knows nothing of a store that it can't use.
-        Some(eta) if agent.as_ref().is_none_or(|agent| agent.store_problem.is_none()) => eta.eta.into(),
-        _ => eta(&details.situation(translate::pace(config), server.connection, latency, now)).into(),
+    let shown = Server::new(&server.url);
+    let store_overview = store_overview(config, &store, view.store, &shown);
+    // An agent knows nothing of a store that it can't use.
+    let is_served = agent.as_ref().is_some_and(|agent| agent.store_problem.is_none());
+    let eta = details.map(|details| {
+        let situation = details.situation(&shown, translate::pace(config), server.connection, latency, now);
+        let others: u64 = store_overview.elsewhere.iter().map(|other| other.waiting).sum();
+        let situation = match is_served {
+            true => {
+                Situation { waiting: details.backlog.waiting().saturating_sub(others), is_replayed: true, ..situation }
+            }
+            false => situation,
+        };
+        estimate(view.eta.map(|eta| eta.eta).filter(|_| is_served), &situation).into()
     });
     let sample = Sample {
         at_ms: now,
@@ -74,6 +85,7 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
         store: store_overview,
         fleet,
         rates: view.rates,
+        forwarded_refused: view.forwarded_refused,
         eta,
         lanes: Vec::new(),
         lanes_total: 0,
@@ -84,6 +96,13 @@ pub(crate) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     };
     let latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
     Gathered { overview, agent, other_agent, latency_ms, store, is_full_from_agent, sample }
+}
+
+/// Returns when everything will be delivered. The agent has measured the throughput, but its overview is cached: a
+/// snapshot that contradicts the counts of this process is discarded, as messages arrived or left since.
+fn estimate(told: Option<Eta>, situation: &Situation) -> Eta {
+    let is_current = |told: &Eta| (told.state == EtaState::Nothing) == (situation.waiting == 0);
+    told.filter(is_current).unwrap_or_else(|| eta(situation))
 }
 
 /// Returns the store as this process read it, completed with the agent's view.
@@ -156,4 +175,20 @@ fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<Duratio
     };
     let server = ServerOverview { url: upstream.base_url().to_owned(), connection, since_ms: None, reason, hub };
     (server, latency)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_estimate_does_not_contradict_the_counts() {
+        let away = Situation { waiting: 8, available: Some(false), is_replayed: true, ..Situation::default() };
+        let nothing = Some(Eta::silent(EtaState::Nothing));
+        assert_eq!(estimate(nothing, &away).state, EtaState::ServerAway, "eight messages have arrived since");
+        let moving = Some(Eta::silent(EtaState::Moving));
+        assert_eq!(estimate(moving, &Situation { waiting: 0, ..away }).state, EtaState::Nothing);
+        assert_eq!(estimate(moving, &away).state, EtaState::Moving, "the agent has seen more");
+        assert_eq!(estimate(None, &away).state, EtaState::ServerAway);
+    }
 }

@@ -18,15 +18,17 @@ use crate::delivery::pacing::Pace;
 use crate::diagnosis::{Diagnosis, Facts, OverallVerdict, Problem, Severity, StrandedFacts, diagnose};
 use crate::figures::{time, until};
 use crate::hint;
-use crate::message::Lane;
+use crate::message::{Lane, Server};
 use crate::overview::asked::AskedAgent;
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
     EdgesOverview, ElsewhereOverview, EtaOverview, FleetOverview, FullOverview, HubOverview, Overview,
     RecoveryOverview, ReplayOverview, StoreOverview,
 };
+use crate::printable::shell_word;
 use crate::report::groups::{GroupRow, groups};
 use crate::report::orphans::{OrphanLine, orphans};
+use crate::report::refused::ForwardedRefusedReport;
 use crate::report::replay_hold::ReplayHoldLine;
 use crate::report::totals::{TotalsBy, TotalsRow, totals};
 use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, mount, now_ms};
@@ -56,6 +58,8 @@ pub(crate) struct StatusReport {
     pub stranded: Option<Vec<StrandedFacts>>,
     /// The throughput; `null` when no agent answers.
     pub rates: Option<Rates>,
+    /// Writes of applications that the server refused since the agent started; `null` when no agent answers.
+    pub forwarded_refused: Option<ForwardedRefusedReport>,
     /// When the backlog will have reached the server; `null` when the store can't be read.
     pub eta: Option<EtaOverview>,
     pub store: StoreReport,
@@ -100,12 +104,18 @@ impl StatusReport {
         let deliver = copies.as_ref().and_then(CopiesReport::command);
         let facts = Facts { eta: eta.as_ref().map(|eta| eta.eta), ..facts::facts(config, gathered, &orphans, deliver) };
         let Diagnosis { verdict, mut problems } = diagnose(&facts);
+        // Commands are about the server that is shown, which is the agent's.
+        let url = Some(&overview.server.url).filter(|url| Server::new(url) != translate::server(config));
+        let completed = |text: &str| match url {
+            Some(url) => hint::completed(&hint::about_server(text, shell_word(url.as_ref()))).into_owned(),
+            None => hint::completed(text).into_owned(),
+        };
         for fix in problems.iter_mut().flat_map(|problem| &mut problem.fixes) {
-            *fix = hint::completed(fix).into_owned();
+            *fix = completed(fix);
         }
         Self {
             schema_version: overview.schema_version,
-            verdict: VerdictReport::of(verdict),
+            verdict: VerdictReport::of(verdict, completed),
             problems,
             server: ServerReport::of(gathered),
             agent: AgentReport::of(gathered),
@@ -116,6 +126,7 @@ impl StatusReport {
             held_ids: details.map(HeldIds::of),
             stranded: details.map(|_| facts.stranded),
             rates: overview.rates,
+            forwarded_refused: overview.forwarded_refused.as_ref().map(ForwardedRefusedReport::of),
             eta,
             store: StoreReport::of(config, gathered),
             fleet: overview.fleet.clone(),
@@ -163,9 +174,10 @@ pub(crate) struct VerdictReport {
 }
 
 impl VerdictReport {
-    fn of(verdict: OverallVerdict) -> Self {
-        let completed = |command: &String| hint::completed(&format!("`{command}`")).trim_matches('`').to_owned();
-        let verdict = OverallVerdict { command: verdict.command.as_ref().map(completed), ..verdict };
+    /// `completed` completes the commands in a text.
+    fn of(verdict: OverallVerdict, completed: impl Fn(&str) -> String) -> Self {
+        let command = |command: &String| completed(&format!("`{command}`")).trim_matches('`').to_owned();
+        let verdict = OverallVerdict { command: verdict.command.as_ref().map(command), ..verdict };
         let sentence = verdict.sentence();
         Self { level: verdict.level, text: verdict.text, command: verdict.command, sentence }
     }

@@ -1,13 +1,14 @@
 //! `status --watch`: refreshes the status in place on a terminal.
 //!
 //! It uses no alternate screen and hides no cursor: a frame is one write that ends below itself, so that even a killed
-//! process leaves a working terminal and the last frame. A frame is never higher than the terminal, and line wrapping
-//! is off while it is written, so that moving up by the number of lines leads back to its first line.
+//! process leaves a working terminal and the last frame. A frame is never higher than the terminal, and the rows of
+//! lines that the terminal wraps are counted, so that moving up by their number leads back to its first line.
 
 use std::io;
 
 use super::StatusReport;
 use super::screen;
+use crate::figures::separated;
 use crate::telemetry::history::Sample;
 use crate::terminal::render::{OutputFormat, Renderer};
 use crate::terminal::{FrameBegin, OutputStream, Shown, Terminal, terminal};
@@ -71,7 +72,7 @@ impl Watching {
                 apart
             }
             Some(terminal) => {
-                let (shown, height) = shown.fitting(terminal.rows);
+                let (shown, height) = shown.fitting(terminal);
                 shown.as_frame(match self.before.replace((height, terminal)) {
                     Some((height, same)) if same == terminal => FrameBegin::Above(height),
                     // The terminal was resized and has moved its lines: begin anew.
@@ -111,7 +112,9 @@ fn sparklines(history: &[Sample], columns: usize, is_unicode: bool) -> String {
     let seconds = seconds.map_or(0, |(last, first)| last.uptime_ms.saturating_sub(first.uptime_ms) / 1000);
     let span = crate::delivery::eta::in_words(seconds as f64);
     let line = |name: &str, values: &[f64], unit: &str, note: &str| {
-        let most = screen::rate(values.iter().copied().fold(0.0, f64::max));
+        let most = values.iter().copied().fold(0.0, f64::max);
+        // Messages are whole.
+        let most = if unit.is_empty() { separated(most as u64) } else { screen::rate(most) };
         let drawn = spark(values, width, is_unicode);
         format!("{name:<12} {drawn:<width$}  at most {most}{unit}{note}\n")
     };
@@ -156,9 +159,26 @@ mod tests {
     #[test]
     fn a_frame_is_never_higher_than_the_terminal() {
         let shown = Shown::lines("a\nb\nc\nd\n");
-        assert_eq!(shown.fitting(5), (shown.clone(), 4));
-        assert_eq!(shown.fitting(4), (Shown::lines("a\nb\n(2 more lines)\n"), 3));
-        assert_eq!(shown.fitting(1).1, 2);
+        let of = |rows| Terminal { columns: 80, rows };
+        assert_eq!(shown.fitting(of(5)), (shown.clone(), 4));
+        assert_eq!(shown.fitting(of(4)), (Shown::lines("a\nb\n(2 more lines)\n"), 3));
+        assert_eq!(shown.fitting(of(1)).1, 2);
+    }
+
+    #[test]
+    fn a_command_longer_than_a_line_stays_whole_and_its_rows_are_counted() {
+        let command = format!("`opik-offline replay --db /{}`", "x".repeat(100));
+        let mut shown = Shown::line("first");
+        shown.add_styled(Some(crate::terminal::Style::Red), &command);
+        shown.end_line();
+        let (fitting, height) = shown.fitting(Terminal { columns: 80, rows: 24 });
+        assert_eq!((fitting.as_str(), height), (shown.as_str(), 3), "its colour takes no cells");
+        assert_eq!(shown.fitting(Terminal { columns: command.len(), rows: 24 }).1, 2, "it just fits");
+        let (fitting, height) = shown.fitting(Terminal { columns: 80, rows: 3 });
+        assert_eq!((fitting.as_str(), height), ("first\n(1 more line)\n", 2), "nothing is cut within a line");
+        let frame = shown.as_frame(FrameBegin::Above(3));
+        assert!(!frame.as_str().contains("?7l"), "without wrapping, its end would be drawn over its middle");
+        assert!(frame.as_str().starts_with("\u{1b}[3A\r\u{1b}[J"), "{frame:?}");
     }
 
     #[test]
@@ -167,6 +187,7 @@ mod tests {
             |seconds: u64, waiting| Sample { uptime_ms: seconds * 1000, waiting: Some(waiting), ..Sample::default() };
         let drawn = sparklines(&[at(0, 0), at(2, 100), at(4, 60)], 80, false);
         assert!(drawn.contains("at most 100 in 4s\n"), "{drawn}");
+        assert!(sparklines(&[at(0, 8)], 80, false).contains("at most 8 in 0s\n"), "messages are whole");
         assert!(drawn.contains("at most 50/s\n") && drawn.contains("at most 20/s\n"), "{drawn}");
     }
 }

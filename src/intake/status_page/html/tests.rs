@@ -64,6 +64,7 @@ fn calm() -> Overview {
             out_per_second: 41.3,
             ..Rates::default()
         }),
+        forwarded_refused: None,
         eta: Some(eta(&Situation::default()).into()),
         lanes: Vec::new(),
         lanes_total: 0,
