@@ -55,7 +55,7 @@ Exit codes:
   2    Invalid usage or configuration
   3    The server, or the agent's, fails or is not Opik, or the depot is away
   4    Messages wait and no agent delivers them, or were rejected
-  5    The server refuses a key (also of what waits), workspace or check, or the depot the writes
+  5    A key (also of what waits), workspace, check or depot write is refused
   130  Interrupted";
 
 /// Check the configuration, the Opik server, access to it, the store and its disk

@@ -38,9 +38,9 @@ use crate::store::{Filter, Store, now_ms, since_boot};
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
 const STREAMS_MAX: usize = 64;
 /// Streams that are taken and prepared at a time.
-const TAKEN_AT_ONCE: usize = 16;
+const TAKEN_AT_ONCE: usize = 8;
 /// Streams that are deleted at a time.
-const SWEPT_AT_ONCE: usize = 16;
+const SWEPT_AT_ONCE: usize = 8;
 /// Messages of the scratch store at most: the origin of each is in memory.
 const MESSAGES_MAX: u64 = 200_000;
 /// Bundles of at most this many bytes are read when their stream is taken.
