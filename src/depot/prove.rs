@@ -56,8 +56,6 @@ struct ProofRound {
     /// Whether the condition was kept. `None` if this can't be known without the right to read.
     kept: Option<bool>,
     can_read: bool,
-    /// How long a single write took.
-    write: Duration,
 }
 
 /// Finds out what a depot keeps and allows. Takes about a hundred small requests, below `v1/proofs/`.
@@ -70,7 +68,10 @@ pub fn prove(depot: &dyn Depot) -> Result<Proofs, DepotError> {
     let names = |condition: &str| -> Result<Vec<Name>, DepotError> {
         (0..ROUNDS).map(|round| name(&format!("{folder}/{condition}-{round}"))).collect()
     };
-    let (created, replaced) = (names("create")?, names("replace")?);
+    let (timed, created, replaced) = (names("write")?, names("create")?, names("replace")?);
+    // Before the rounds, whose writes wait for each other.
+    let mut times = timed.iter().map(|name| timed_write(depot, name)).collect::<Result<Vec<_>, _>>()?;
+    times.sort_unstable();
     let creates = rounds(&created, |name| create_round(depot, name))?;
     let replaces = rounds(&replaced, |name| replace_round(depot, name))?;
     let can_list = match depot.list(&folder, None, 1) {
@@ -78,14 +79,12 @@ pub fn prove(depot: &dyn Depot) -> Result<Proofs, DepotError> {
         Err(DepotError::NotAuthorised { .. }) => false,
         Err(error) => return Err(error),
     };
-    let can_delete = match depot.delete(&[created, replaced].concat()) {
+    let can_delete = match depot.delete(&[timed, created, replaced].concat()) {
         Ok(()) => true,
         Err(DepotError::NotAuthorised { .. }) => false,
         Err(error) => return Err(error),
     };
     let all = || creates.iter().chain(&replaces);
-    let mut times: Vec<Duration> = all().map(|round| round.write).collect();
-    times.sort_unstable();
     Ok(Proofs {
         creates_kept: creates.iter().all(|round| round.kept == Some(true)),
         replaces_kept: replaces.iter().map(|round| round.kept).reduce(|a, b| Some(a? && b?)).flatten(),
@@ -117,27 +116,32 @@ fn rounds(
     })
 }
 
+/// Returns how long one small write takes.
+fn timed_write(depot: &dyn Depot, name: &Name) -> Result<Duration, DepotError> {
+    let started = Instant::now();
+    match depot.create(name, b"timed") {
+        Ok(_) | Err(DepotError::UnknownOutcome { .. }) => Ok(started.elapsed()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Checks that a name has one creator, and that a name that is there is not created again.
 fn create_round(depot: &dyn Depot, name: &Name) -> Result<ProofRound, DepotError> {
     let winners = race(|racer| depot.create(name, &[racer]).map(|created| created == Created::New))?;
     // One after the other, which some keep that fail when two come together.
-    let started = Instant::now();
     let again = depot.create(name, b"again")?;
-    let write = started.elapsed();
     let held = read(depot, name)?;
     let kept = again == Created::AlreadyThere && is_won(&winners, &held);
-    Ok(ProofRound { kept: Some(kept), can_read: held != RacedObject::NotAllowed, write })
+    Ok(ProofRound { kept: Some(kept), can_read: held != RacedObject::NotAllowed })
 }
 
 /// Checks that a version is replaced by one racer only, and that a replaced version is replaced by none.
 fn replace_round(depot: &dyn Depot, name: &Name) -> Result<ProofRound, DepotError> {
-    let started = Instant::now();
     let first = match depot.swap(name, None, b"first") {
         Err(DepotError::UnknownOutcome { .. }) => depot.get(name)?.map(|(_, version)| version),
         first => unless_refused(first)?,
     };
-    let write = started.elapsed();
-    let found = |kept, can_read| Ok(ProofRound { kept, can_read, write });
+    let found = |kept, can_read| Ok(ProofRound { kept, can_read });
     let Some(first) = first else { return found(None, true) };
     let swap = |racer| match depot.swap(name, Some(&first), &[racer]) {
         Ok(_) => Ok(true),
