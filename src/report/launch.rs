@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::figures::count;
+use crate::hint;
 use crate::printable::shell_word;
 use crate::report::refused::ForwardedRefusedReport;
 use crate::terminal::Shown;
@@ -136,8 +137,8 @@ impl<'a> StopReport<'a> {
                 let stays = if waiting == 1 { "stays" } else { "stay" };
                 let stored = count(waiting, "message");
                 let next = match &self.held {
-                    Some(held) => format!("{held}: `opik-offline replay --resume{option}`"),
-                    None => format!("`opik-offline replay{option}` delivers"),
+                    Some(held) => format!("{held}: {}", hint::command(&format!("replay --resume{option}"))),
+                    None => format!("{} delivers", hint::command(&format!("replay{option}"))),
                 };
                 shown.add_line(&format!("{stored} {stays} safely stored in {db}: {next}"));
             }
