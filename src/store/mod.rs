@@ -99,7 +99,7 @@ pub use self::identity::StoreIdentity;
 pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
 pub(crate) use self::open::is_store;
-pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
+pub use self::open::{io_errors, open, open_scratch, open_with, prove, recover, reseal, unproven};
 pub use self::replay_hold::{REPLAY_HOLD_MAX, ReplayHold};
 pub use self::sqlite::{SnapshotMessage, SnapshotStep, StoreSnapshot};
 pub use self::stream::{ShippedMessage, StreamRecord, StreamState, UnshippedCount};

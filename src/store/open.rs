@@ -68,6 +68,16 @@ pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Re
     Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
 }
 
+/// Creates a store for messages that are all elsewhere as well: a power cut may take its last commits.
+///
+/// # Errors
+///
+/// As [`open_with`].
+pub fn open_scratch(path: &Path, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
+    let store = sqlite::SqliteStore::open_with(path, OpenMode::CreateIfMissing, limits, keys)?;
+    Ok(Arc::new(store.as_scratch()?))
+}
+
 /// Rewrites and syncs a store if an earlier write or sync of it failed. Opening it with a mode that recovers does the
 /// same; this is for callers that open it in another mode.
 ///

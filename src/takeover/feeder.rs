@@ -38,7 +38,7 @@ use crate::store::{Filter, Store, now_ms, since_boot};
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
 const STREAMS_MAX: usize = 64;
 /// Streams that are taken and prepared at a time.
-const TAKEN_AT_ONCE: usize = 8;
+const TAKEN_AT_ONCE: usize = 16;
 /// Streams that are deleted at a time.
 const SWEPT_AT_ONCE: usize = 8;
 /// Messages of the scratch store at most: the origin of each is in memory.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
+use crate::store::{self, Keys, Limits, Store, StoreError};
 
 /// How many replayers of one user may work beside each other.
 const FOLDERS_MAX: usize = 64;
@@ -74,7 +74,7 @@ impl ScratchStore {
             let contents = folder.join(CONTENTS);
             empty(&contents).map_err(failed(&folder))?;
             let file = contents.join("opik_messages.db");
-            let store = store::open_with(&file, OpenMode::CreateIfMissing, limits, keys)?;
+            let store = store::open_scratch(&file, limits, keys)?;
             return Ok(Self { store, folder: contents, _lock: lock });
         }
         Err(ScratchError::TooMany { path: below.to_owned() })

@@ -434,6 +434,7 @@ fn the_engine_in_memory_takes_salvaged_rows_once() {
 fn salvage_story(store: &dyn Store) {
     let row = |number: u8, rejected: bool| {
         let mut message = about_trace(&lane("team"), &format!("trace {number}"), Effect::Create, NOW_MS);
+        message.request.body.bytes = format!("{{\"number\":{number}}}").into();
         if rejected {
             message.request.method.clear();
             message.request.path.clear();
@@ -454,4 +455,15 @@ fn salvage_story(store: &dyn Store) {
     // The message's outcome does not matter: its row is remembered forever.
     store.purge(&Filter::default(), 10).expect("it can be purged");
     assert_eq!(store.salvage(&[row(1, false)]).expect("there is room"), [None]);
+    // Those between others that need more work keep their place, and get the ids of their own places.
+    let rows =
+        [row(10, false), row(11, false), row(12, true), row(13, false), row(11, false), row(14, true), row(15, false)];
+    let ids = store.salvage(&rows).expect("there is room");
+    let new: Vec<MessageId> = ids.iter().flatten().copied().collect();
+    assert!(ids[4].is_none() && new.len() == 6 && new.is_sorted(), "stored in another order: {ids:?}");
+    for (row, id) in rows.iter().zip(&ids).filter_map(|(row, id)| id.map(|id| (row, id))) {
+        let stored = store.get(id).expect("it can be read").expect("it is there");
+        assert_eq!(stored.listed.status, row.status().0);
+        assert_eq!(stored.request.body, row.message.request.body, "the answer would count for another message");
+    }
 }

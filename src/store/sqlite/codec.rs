@@ -102,6 +102,11 @@ impl Packer {
         Self(Mutex::new(Compressor::with_dictionary(LEVEL, DICTIONARY_1).ok()))
     }
 
+    /// Returns a packer that stores bodies as they are, unless they are very large.
+    pub(super) fn plain() -> Self {
+        Self(Mutex::new(None))
+    }
+
     /// Encodes a body for storing: compressed if its client did not compress it and it gets smaller. A very large one
     /// is always compressed, so that it can be written in pieces ([`super::large`]).
     pub(super) fn pack(&self, body: &Body) -> Packed {

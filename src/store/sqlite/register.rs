@@ -44,7 +44,7 @@ pub(super) fn register(
     messages: &[Message],
     bodies: &[Packed],
 ) -> Result<Vec<MessageId>, Fault> {
-    register_with_files(tx, sealer, messages, bodies, 0)
+    register_each(tx, sealer, messages.iter().zip(bodies).map(|(message, body)| (message, body, 0)))
 }
 
 /// Stores a message as *failed*, and counts the bytes of its file as its own.
@@ -55,26 +55,24 @@ pub(super) fn register_attachment(
     body: &Packed,
     file_bytes: u64,
 ) -> Result<MessageId, Fault> {
-    let file_bytes = i64::try_from(file_bytes).unwrap_or(i64::MAX);
-    let ids = register_with_files(tx, sealer, std::slice::from_ref(message), std::slice::from_ref(body), file_bytes)?;
+    let ids = register_each(tx, sealer, [(message, body, file_bytes)])?;
     Ok(ids[0])
 }
 
-fn register_with_files(
+/// Stores messages as *failed*, in this order, each with its packed body and the bytes of its file.
+pub(super) fn register_each<'message>(
     tx: &Transaction<'_>,
     sealer: &Sealer,
-    messages: &[Message],
-    bodies: &[Packed],
-    file_bytes: i64,
+    messages: impl IntoIterator<Item = (&'message Message, &'message Packed, u64)>,
 ) -> Result<Vec<MessageId>, Fault> {
     let mut batch = BatchKeys::default();
     let mut changes = CountChanges::default();
     let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let mut updates_exist = tx.prepare_cached(queries::ANY_UPDATE)?.exists([])?;
-    let mut ids = Vec::with_capacity(messages.len());
+    let mut ids = Vec::new();
     let mut inserter = Inserter::new(tx, sealer)?;
     let mut last: Option<(&Message, RowKeys)> = None;
-    for (id, (message, packed)) in (first..).zip(messages.iter().zip(bodies)) {
+    for (id, (message, packed, file_bytes)) in (first..).zip(messages) {
         // Most messages come from one client.
         let keys = match last {
             Some((other, keys)) if other.lane == message.lane && other.request.headers == message.request.headers => {
@@ -87,7 +85,7 @@ fn register_with_files(
         };
         last = Some((message, keys));
         let RowKeys { lane, .. } = keys;
-        let record = record_of(id, message, file_bytes);
+        let record = record_of(id, message, i64::try_from(file_bytes).unwrap_or(i64::MAX));
         inserter.insert(&record, keys, packed, &message.request.body.bytes)?;
         if updates_exist {
             for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {

@@ -23,25 +23,61 @@ pub(super) fn salvage(
     bodies: &[Packed],
 ) -> Result<Vec<Option<MessageId>>, Fault> {
     let mut ids = Vec::with_capacity(rows.len());
-    for (row, body) in rows.iter().zip(bodies) {
+    // What waits and has no file is stored many at a time, up to the next one that is more than that.
+    let mut plain: Vec<(usize, &SalvagedRow, &Packed)> = Vec::new();
+    for (at, (row, body)) in rows.iter().zip(bodies).enumerate() {
+        ids.push(None);
         let added = tx.prepare_cached(queries::ADD_SALVAGED)?.execute([&row.row.as_bytes()[..]])?;
         if added == 0 {
-            ids.push(None);
             continue;
         }
-        let file_bytes = row.file.as_ref().map_or(0, |(_, file)| file.bytes);
-        let id = register::register_attachment(tx, sealer, &row.message, body, file_bytes)?;
-        if let Some((attachment, file)) = &row.file {
-            attachments::give(tx, sealer, *attachment, file, id)?;
+        if is_plain(row) {
+            plain.push((at, row, body));
+            continue;
         }
-        if let (status, Some(answer)) = row.status() {
-            refuse(tx, sealer, (id, row), status, answer)?;
-        } else if row.was_in_flight {
-            tx.prepare_cached(queries::SALVAGED_IN_FLIGHT)?.execute([id.0])?;
-        }
-        ids.push(Some(id));
+        register_plain(tx, sealer, &mut plain, &mut ids)?;
+        ids[at] = Some(register_one(tx, sealer, row, body)?);
     }
+    register_plain(tx, sealer, &mut plain, &mut ids)?;
     Ok(ids)
+}
+
+/// Returns whether a row is a message that waits, and nothing else.
+fn is_plain(row: &SalvagedRow) -> bool {
+    row.file.is_none() && !row.was_in_flight && row.status().1.is_none()
+}
+
+/// Stores rows that wait, and notes their ids at their places.
+fn register_plain(
+    tx: &Transaction<'_>,
+    sealer: &Sealer,
+    plain: &mut Vec<(usize, &SalvagedRow, &Packed)>,
+    ids: &mut [Option<MessageId>],
+) -> Result<(), Fault> {
+    if plain.is_empty() {
+        return Ok(());
+    }
+    let messages = plain.iter().map(|(_, row, body)| (&row.message, *body, 0));
+    let registered = register::register_each(tx, sealer, messages)?;
+    for ((at, ..), id) in plain.drain(..).zip(registered) {
+        ids[at] = Some(id);
+    }
+    Ok(())
+}
+
+/// Stores one row with its file and its status.
+fn register_one(tx: &Transaction<'_>, sealer: &Sealer, row: &SalvagedRow, body: &Packed) -> Result<MessageId, Fault> {
+    let file_bytes = row.file.as_ref().map_or(0, |(_, file)| file.bytes);
+    let id = register::register_attachment(tx, sealer, &row.message, body, file_bytes)?;
+    if let Some((attachment, file)) = &row.file {
+        attachments::give(tx, sealer, *attachment, file, id)?;
+    }
+    if let (status, Some(answer)) = row.status() {
+        refuse(tx, sealer, (id, row), status, answer)?;
+    } else if row.was_in_flight {
+        tx.prepare_cached(queries::SALVAGED_IN_FLIGHT)?.execute([id.0])?;
+    }
+    Ok(id)
 }
 
 /// Marks a message as *rejected* or *held* that this transaction stored as *failed*.

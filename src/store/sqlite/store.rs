@@ -146,6 +146,20 @@ impl SqliteStore {
         self
     }
 
+    /// Trades durability for speed, for a store whose messages are all elsewhere as well: a commit is not synced, and
+    /// bodies are not compressed. The log is still synced before each checkpoint, and the file after it, so that a
+    /// failed write is found before pages that it left behind are read again.
+    ///
+    /// # Errors
+    ///
+    /// If SQLite refuses the setting.
+    pub(crate) fn as_scratch(mut self) -> Result<Self, StoreError> {
+        let set = lock(&self.writer).pragma_update(None, "synchronous", "NORMAL");
+        set.map_err(|error| Fault::from(error).at(&self.path))?;
+        self.packer = Packer::plain();
+        Ok(self)
+    }
+
     /// Returns the sealer of the generation that this transaction sees.
     pub(super) fn sealer(&self, connection: &Connection) -> Result<Arc<Sealer>, Fault> {
         let known = self.known_sealer();
