@@ -26,7 +26,7 @@ use crate::takeover::browse::FleetBrowser;
 use crate::takeover::dry_run::FleetDryRun;
 use crate::takeover::founding;
 use crate::takeover::keys::FleetKeys;
-use crate::takeover::purging::{FleetPurge, PurgeSelection};
+use crate::takeover::purging::{FleetPurge, FleetPurged, PurgeSelection};
 use crate::takeover::resending::Resending;
 use crate::takeover::selection::FleetReplaySelection;
 use crate::takeover::session::{FleetEnding, FleetReplay, ensure_exclusive};
@@ -313,10 +313,10 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
         ensure_exclusive(&*purge.depot, config.fleet_single_replayer.value)?;
     }
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
-    let (streams, owned) = purge.free(&order.selection, &shutdown)?;
-    let mut would = purge.preview(&streams, &order.selection)?;
-    would.owned = owned;
+    let Some((free, owned)) = purge.free(&order.selection, &shutdown, &ProgressDisplay::new(common.quiet))? else {
+        return Err(Failure::silent(Exit::Interrupted));
+    };
+    let would = FleetPurged { owned, ..purge.preview(&free, &order.selection)? };
     let renderer = common.renderer();
     let report = FleetPurgeReport::of(&url, &would, true);
     if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
@@ -334,8 +334,8 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
         question.add(&super::question(&format!("permanently delete {} in {url}? [y/N] ", report.sums())));
         confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))?;
     }
-    let mut purged = purge.purge(&order.selection, &would, &shutdown)?;
-    purged.owned = would.owned;
+    stop_on_signals(&shutdown)?;
+    let purged = purge.purge(&order.selection, (&free, would), &shutdown)?;
     if common.prints_summary() {
         let report = FleetPurgeReport::of(&url, &purged, false);
         renderer.result(&report, |renderer, report| report.text(renderer))?;
