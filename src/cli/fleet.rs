@@ -23,9 +23,10 @@ use crate::report::fleet::status::FleetStatusReport;
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, Limits, StoredMessage, WhenFull, now_ms};
 use crate::takeover::browse::FleetBrowser;
+use crate::takeover::dry_run::FleetDryRun;
 use crate::takeover::founding;
 use crate::takeover::keys::FleetKeys;
-use crate::takeover::purging::{FleetPurge, PurgeSelection};
+use crate::takeover::purging::{FleetPurge, FleetPurged, PurgeSelection};
 use crate::takeover::resending::Resending;
 use crate::takeover::selection::FleetReplaySelection;
 use crate::takeover::session::{FleetEnding, FleetReplay, ensure_exclusive};
@@ -75,6 +76,13 @@ pub(super) struct FleetReplayOrder<'a> {
     pub identities: &'a [PathBuf],
     pub selection: &'a SelectionArgs,
     pub flags: Flags,
+    pub bounds: ReplayBounds,
+}
+
+/// How much a replay does.
+pub(super) struct ReplayBounds {
+    pub dry_run: bool,
+    pub limit: Option<u64>,
     pub timeout: Option<Duration>,
 }
 
@@ -106,7 +114,35 @@ pub(super) fn found(common: &Common, path: &Path) -> Result<IdentityReport, Fail
 impl FleetReplayOrder<'_> {
     /// Returns whether only some messages are meant.
     fn selects(&self) -> bool {
-        self.selection.filter(now_ms()) != Filter::default() || !self.args.stream.is_empty()
+        let is_bounded = self.bounds.dry_run || self.bounds.limit.is_some();
+        is_bounded || self.selection.filter(now_ms()) != Filter::default() || !self.args.stream.is_empty()
+    }
+
+    fn selection(&self) -> FleetReplaySelection {
+        let (streams, filter) = (self.args.stream.clone(), self.selection.filter(now_ms()));
+        FleetReplaySelection { streams, filter, moved: Vec::new() }
+    }
+
+    /// `replay --fleet --dry-run`
+    fn dry_run(
+        &self,
+        common: &Common,
+        config: &Config,
+        depot: &Arc<dyn Depot>,
+        keys: &FleetKeys,
+    ) -> Result<(), Failure> {
+        let shutdown = Shutdown::new();
+        stop_on_signals(&shutdown)?;
+        let (server, selection) = (&translate::server(config), &self.selection());
+        let (max_age, takeover_after) = (config.max_age.value, config.fleet_takeover_after.value);
+        let dry_run = FleetDryRun { depot, keys, server, max_age, selection, takeover_after };
+        let Some(preview) = dry_run.run(&shutdown, &ProgressDisplay::new(common.quiet))? else {
+            return Err(Failure::silent(Exit::Interrupted));
+        };
+        let unreadable = preview.totals.unreadable.clone();
+        let report = FleetReplayReport::of_dry_run(depot.describe().url, preview, &keys.folder.unusable());
+        common.renderer().result(&report, |renderer, report| report.preview_text(renderer, server.base_url()))?;
+        Ok(ensure_readable(keys, &unreadable)?)
     }
 }
 
@@ -116,8 +152,8 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let args = order.args;
     if args.dial.is_asked() {
         if order.selects() {
-            let text = "--pace, --hold and --resume are for the whole fleet: not with filters such as --workspace";
-            return Err(Failure::new(Exit::Usage, text, Some("leave the filters out")));
+            let text = "--pace, --hold and --resume: not with --dry-run, --limit or filters such as --workspace";
+            return Err(Failure::new(Exit::Usage, text, Some("leave these out")));
         }
         return dial::set(common, &args.dial);
     }
@@ -127,6 +163,9 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     let depot = open_depot(&config)?;
     let folder = args.credentials_dir.as_ref().or(config.fleet_credentials_dir.value.as_ref());
     let keys = keys(&*depot, &config, order.identities, folder.map(PathBuf::as_path))?;
+    if order.bounds.dry_run {
+        return order.dry_run(common, &config, &depot, &keys);
+    }
     let unusable_keys = keys.folder.clone();
     let upstream = super::upstream(&config)?;
     let shutdown = Shutdown::new();
@@ -136,12 +175,13 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     stop_on_signals(&shutdown)?;
     let url = depot.describe().url;
     let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
-    let (streams, filter) = (args.stream.clone(), order.selection.filter(now_ms()));
-    let mut selection = FleetReplaySelection { streams, filter, moved: Vec::new() };
+    let mut selection = order.selection();
     let (server, single_replayer) = (translate::server(&config), config.fleet_single_replayer.value);
     let resending = Resending { depot: &depot, keys: &keys, owner: owner.clone(), server: &server, single_replayer };
     let unreadable = resending.run(&mut selection)?;
-    let settings = translate::fleet_replay(&config, args.stage.bytes(), (args.follow, order.timeout), selection)?;
+    let bounds = (args.follow, order.bounds.timeout);
+    let mut settings = translate::fleet_replay(&config, args.stage.bytes(), bounds, selection)?;
+    settings.replay.limit = order.bounds.limit;
     let session = FleetReplay::open(depot, keys, owner, settings, &shutdown)?;
     let mut progress = ProgressDisplay::new(common.quiet);
     progress.start(0);
@@ -153,16 +193,14 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text(server.base_url()))?;
     }
-    let remains = report.left_here() > 0 || args.fail_if_backlog && report.left_in_depot() > 0;
+    let remains = report.is_incomplete(concluded.ending) || args.fail_if_backlog && report.left_in_depot() > 0;
     match concluded.ending {
         FleetEnding::Interrupted if args.follow => Ok(()),
         FleetEnding::Interrupted => Err(Failure::silent(Exit::Interrupted)),
         FleetEnding::ServerAway => Err(Failure::silent(Exit::Unreachable)),
-        FleetEnding::Complete | FleetEnding::TimeOver if remains && concluded.is_key_refused => {
-            Err(Failure::silent(Exit::NotAuthorised))
-        }
-        FleetEnding::Complete | FleetEnding::TimeOver if remains => Err(Failure::silent(Exit::Remaining)),
-        FleetEnding::Complete | FleetEnding::TimeOver => Ok(()),
+        _ if remains && concluded.is_key_refused => Err(Failure::silent(Exit::NotAuthorised)),
+        _ if remains => Err(Failure::silent(Exit::Remaining)),
+        FleetEnding::Complete | FleetEnding::TimeOver | FleetEnding::LimitReached => Ok(()),
     }
 }
 
@@ -222,11 +260,8 @@ pub(super) fn inspect(
         },
         Some(NamedMessage::Stored(id)) => {
             let hint = "`opik-offline inspect --fleet URL` lists them";
-            return Err(Failure::new(
-                Exit::Usage,
-                format!("{id} names no message of a depot: use STREAM/ID"),
-                Some(hint),
-            ));
+            let text = format!("{id} names no message of a depot: use STREAM/ID");
+            return Err(Failure::new(Exit::Usage, text, Some(hint)));
         }
         None => {}
     }
@@ -278,10 +313,10 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
         ensure_exclusive(&*purge.depot, config.fleet_single_replayer.value)?;
     }
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
-    let (streams, owned) = purge.free(&order.selection, &shutdown)?;
-    let mut would = purge.preview(&streams, &order.selection)?;
-    would.owned = owned;
+    let Some((free, owned)) = purge.free(&order.selection, &shutdown, &ProgressDisplay::new(common.quiet))? else {
+        return Err(Failure::silent(Exit::Interrupted));
+    };
+    let would = FleetPurged { owned, ..purge.preview(&free, &order.selection)? };
     let renderer = common.renderer();
     let report = FleetPurgeReport::of(&url, &would, true);
     if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
@@ -299,8 +334,8 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
         question.add(&super::question(&format!("permanently delete {} in {url}? [y/N] ", report.sums())));
         confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))?;
     }
-    let mut purged = purge.purge(&order.selection, &would, &shutdown)?;
-    purged.owned = would.owned;
+    stop_on_signals(&shutdown)?;
+    let purged = purge.purge(&order.selection, (&free, would), &shutdown)?;
     if common.prints_summary() {
         let report = FleetPurgeReport::of(&url, &purged, false);
         renderer.result(&report, |renderer, report| report.text(renderer))?;

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::dial;
-use super::fleet::{self, FleetReplayArgs, FleetReplayOrder};
+use super::fleet::{self, FleetReplayArgs, FleetReplayOrder, ReplayBounds};
 use super::moving::{self, IdentityReport, MovingArgs, SealedReport, identity_text, sealed_text};
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
@@ -94,7 +94,7 @@ pub(super) struct ReplayArgs {
     delay: Option<OsString>,
 
     /// Stop after this many messages
-    #[arg(long, value_name = "N", value_parser = number_from_one)]
+    #[arg(long, value_name = "N", value_parser = number_from_one, conflicts_with = "follow")]
     limit: Option<u64>,
 
     /// Keep retrying for up to this long, then stop
@@ -150,7 +150,7 @@ pub(super) struct ReplayArgs {
     remove_source: bool,
 
     /// Show what would be replayed, without sending anything
-    #[arg(long)]
+    #[arg(long, conflicts_with = "follow")]
     dry_run: bool,
 
     #[command(flatten)]
@@ -228,7 +228,8 @@ pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         args.refuse_beside_fleet()?;
         let identities = &args.moving.identity;
         let selection = &args.selection;
-        let order = FleetReplayOrder { args: &args.fleet, identities, selection, flags, timeout: args.timeout };
+        let bounds = ReplayBounds { dry_run: args.dry_run, limit: args.limit, timeout: args.timeout };
+        let order = FleetReplayOrder { args: &args.fleet, identities, selection, flags, bounds };
         return fleet::replay(common, &order);
     }
     args.refuse_without_fleet()?;
@@ -311,18 +312,20 @@ impl ReplayArgs {
     fn flag_of_one_store(&self) -> Option<&'static str> {
         let given = [
             (!self.from.is_empty(), "--from"),
-            (self.limit.is_some(), "--limit"),
             (self.verify, "--verify"),
-            (self.dry_run, "--dry-run"),
             (self.moving.to.is_some(), "--to"),
             (self.reassign.is_asked(), "--readdress and --rekey"),
+            // The last ones, because a fleet's replay has them as well.
+            (self.limit.is_some(), "--limit"),
+            (self.dry_run, "--dry-run"),
         ];
         given.iter().find(|(is_given, _)| *is_given).map(|(_, flag)| *flag)
     }
 
     /// Refuses flags that a depot's streams can't be replayed with.
     fn refuse_beside_fleet(&self) -> Result<(), Failure> {
-        let Some(flag) = self.flag_of_one_store() else { return Ok(()) };
+        let is_refused = |flag: &&str| !["--limit", "--dry-run"].contains(flag);
+        let Some(flag) = self.flag_of_one_store().filter(is_refused) else { return Ok(()) };
         let hint = "`opik-offline inspect --fleet URL` shows what is in the depot, and --workspace, --stream and other filters \
                     select from it";
         Err(Failure::new(Exit::Usage, format!("{flag} can't be used with --fleet"), Some(hint)))

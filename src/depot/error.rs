@@ -118,6 +118,11 @@ impl DepotError {
             Self::NotAuthorised { at, .. } if at.starts_with("postgres://") => {
                 "check the user, PGPASSWORD, and what the role may do with depot_object (docs/fleet.md)".to_owned()
             }
+            Self::NotAuthorised { at, action, .. } if at.starts_with("file://") => {
+                format!(
+                    "check the owner and the mode of that folder and of what is in it: this user may not {action} there"
+                )
+            }
             Self::NotAuthorised { action, .. } => format!(
                 "check the credentials in the environment, and that their policy allows to {action} below the prefix"
             ),

@@ -72,7 +72,7 @@ pub(crate) mod parallel;
 pub mod record;
 pub mod reference;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod schedule;
 pub mod seals;
 mod secret_header;

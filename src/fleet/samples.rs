@@ -46,7 +46,7 @@ pub(super) fn message(number: u64) -> Message {
     }
 }
 
-pub(super) fn record(number: u64) -> FleetRecord {
+pub(crate) fn record(number: u64) -> FleetRecord {
     FleetRecord::waiting(number, message(number))
 }
 

@@ -31,7 +31,7 @@ pub const RENEW_EVERY: Duration = Duration::from_secs(20);
 /// How much silence counts between two requests of an observer at most.
 pub const GAP_MAX: Duration = Duration::from_secs(30);
 /// How long a head has to be unchanged at most, whatever it says: otherwise a stranger could keep a stream for good.
-const SILENCE_MAX: Duration = Duration::from_secs(3600);
+pub const SILENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// The right to send messages of a stream, as far as its owner knows.
 ///

@@ -7,6 +7,9 @@ use thiserror::Error;
 
 use super::keys::{RECIPIENTS_MAX, Recipient};
 
+/// How the error begins that no identity opens something.
+pub(crate) const NOT_OPENED: &str = "none of the given identities opens it";
+
 /// Why something cannot be sealed or opened. No message quotes a key: a secret one may be where a public one belongs.
 #[derive(Debug, Error)]
 pub enum SealError {
@@ -66,7 +69,7 @@ pub enum SealError {
     #[error("its header was changed after it was sealed")]
     HeaderChanged,
     /// None of the identities is one of its recipients'.
-    #[error("none of the given identities opens it: {}", sealed_for(named, *recipients, passphrase))]
+    #[error("{}: {}", NOT_OPENED, sealed_for(named, *recipients, passphrase))]
     NoIdentity {
         /// The recipients that the header names, which only programs like this one write. A hint: anybody can change
         /// a header that nobody here can open.

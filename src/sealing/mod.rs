@@ -35,6 +35,7 @@ mod stream;
 
 use std::io::{Read, Write};
 
+pub(crate) use self::error::NOT_OPENED;
 pub use self::error::SealError;
 pub use self::key_file::{make_identity, read_identities, read_recipients};
 pub use self::keys::{Identity, RECIPIENTS_MAX, Recipient};

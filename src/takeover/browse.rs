@@ -222,6 +222,22 @@ impl FleetBrowser {
     }
 }
 
+/// Adds messages to the group of their kind.
+pub(super) fn add_group(groups: &mut Vec<BacklogGroup>, group: BacklogGroup) {
+    let is_same = |other: &&mut BacklogGroup| {
+        (other.status, other.message_type, &other.workspace, &other.server)
+            == (group.status, group.message_type, &group.workspace, &group.server)
+    };
+    match groups.iter_mut().find(is_same) {
+        None => groups.push(group),
+        Some(sum) => {
+            sum.messages += group.messages;
+            sum.items += group.items;
+            sum.body_bytes += group.body_bytes;
+        }
+    }
+}
+
 fn row(record: &FleetRecord) -> SalvagedRow {
     let (rejected, held) = match &record.state {
         RecordState::Rejected(answer) => (Some(answer.clone()), None),

@@ -9,7 +9,7 @@
 //! several requests at a time: a depot's latency is milliseconds, and it accepts many connections. Nothing is deleted of a stream before all of it is settled and all of it is readable: the marks of
 //! rejected messages keep those that depend on them from being delivered.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,22 +17,20 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::error::TakeoverError;
-use super::held_back::HeldBack;
 use super::holdings::Holdings;
-use super::importer::{Imported, ImportedBundle, Importer, LeftBehind};
+use super::importer::{Imported, ImportedBundle, Importer};
 use super::key_folder::KeyFolder;
 use super::ledger::{ReplayerLedger, Staged};
-use super::reading::{BundleContents, StreamReader, UnreadableObject};
+use super::reading::{StreamReader, UnreadableObject};
+use super::record_sorter::{LeftBehind, WithoutKey};
 use super::standing::{OwnStreams, spare};
 use super::sweep::delete_stream;
+use super::taken_stream::{HELD_BACK_MAX, PreparedStream, TakenStream};
 use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
-use crate::fleet::head::{Head, MISSING_KEYS_MAX, MissingKey};
-use crate::fleet::import::{ImportPlan, SettledMessages};
-use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
+use crate::fleet::head::{HeadFault, MISSING_KEYS_MAX, MissingKey};
+use crate::fleet::names::{BundleName, ObjectName, StreamId};
 use crate::fleet::parallel::in_parallel;
-use crate::fleet::record::FleetRecord;
-use crate::message::Sha256;
 use crate::store::{Filter, Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
@@ -43,12 +41,8 @@ const TAKEN_AT_ONCE: usize = 16;
 const SWEPT_AT_ONCE: usize = 8;
 /// Messages of the scratch store at most: the origin of each is in memory.
 const MESSAGES_MAX: u64 = 200_000;
-/// Bundles of at most this many bytes are read when their stream is taken.
-const PREFETCH_BYTES: u64 = 1 << 20;
 /// How long a stream of which something can't be delivered here is left to others, in times to take over.
 const SET_ASIDE_TIMES: u32 = 10;
-/// Entities of messages that stay behind, at most: beyond it, the rest of a stream stays as well.
-const HELD_BACK_MAX: usize = 500_000;
 /// Objects that can't be read and are named in a report.
 const NAMED_MAX: usize = 100;
 
@@ -105,7 +99,7 @@ impl FeedTotals {
         objects.into_iter().for_each(|object| self.add_unreadable(object));
     }
 
-    fn add_unreadable(&mut self, object: UnreadableObject) {
+    pub(super) fn add_unreadable(&mut self, object: UnreadableObject) {
         warn!(target: "fleet", "left in the depot: {} can't be read: {}", object.object, object.reason);
         self.unreadable_messages += object.messages;
         if self.unreadable.len() < NAMED_MAX {
@@ -113,50 +107,16 @@ impl FeedTotals {
         }
     }
 
-    fn add(&mut self, left: &LeftBehind) {
+    pub(super) fn add_unreadable_head(&mut self, stream: StreamId, fault: &HeadFault) {
+        let object = ObjectName::Head(stream).to_string();
+        self.add_unreadable(UnreadableObject { object, messages: 0, reason: fault.to_string() });
+    }
+
+    pub(super) fn add(&mut self, left: &LeftBehind) {
         self.expired += left.expired;
         self.elsewhere += left.elsewhere;
         self.unselected += left.unselected;
         self.behind += left.behind;
-    }
-}
-
-/// Messages without a key, by their workspace and the key's fingerprint.
-pub(crate) type WithoutKey = BTreeMap<(String, Sha256), u64>;
-
-/// A stream that this replayer holds.
-struct TakenStream {
-    stream: StreamId,
-    plan: ImportPlan,
-    /// Bundles that are not imported yet; those with one number come together.
-    pending: VecDeque<Vec<BundleName>>,
-    /// The contents of the first of them, if they were read already.
-    prefetched: Option<BundleContents>,
-    /// The records to import from the first of them, if that began already.
-    planned: Option<Vec<FleetRecord>>,
-    imported: BTreeSet<BundleName>,
-    /// Messages that can't be delivered here.
-    left: u64,
-    /// Their entities.
-    back: HeldBack,
-    /// How many of them wait for which key, by workspace and the key's fingerprint.
-    without_key: WithoutKey,
-    /// Whether none of it may be imported: its marks are unreadable.
-    is_closed_to_us: bool,
-}
-
-impl TakenStream {
-    /// Returns whether everything of it is imported.
-    fn is_imported(&self) -> bool {
-        self.pending.is_empty() || self.is_closed_to_us
-    }
-
-    fn take_new(&mut self, listed: Vec<BundleName>) {
-        let mut groups: BTreeMap<u32, Vec<BundleName>> = BTreeMap::new();
-        for bundle in listed.into_iter().filter(|bundle| !self.imported.contains(bundle)) {
-            groups.entry(bundle.number).or_default().push(bundle);
-        }
-        self.pending = groups.into_values().collect();
     }
 }
 
@@ -248,7 +208,7 @@ impl<'a> Feeder<'a> {
         let progress = &mut self.progress;
         let keyless = &progress.keyless;
         progress.set_aside.retain(|stream, until| *until > now && !(has_new_keys && keyless.contains_key(stream)));
-        let (holdings, set_aside, selection) = (self.holdings, &progress.set_aside, self.importer.selection);
+        let (holdings, set_aside, selection) = (self.holdings, &progress.set_aside, self.importer.sorter.selection);
         let is_ours =
             |stream| holdings.epoch(stream).is_some() || set_aside.contains_key(&stream) || !selection.takes(stream);
         let Look { mut free, undecided, alive, waiting_alive, draining, unreadable } =
@@ -265,9 +225,8 @@ impl<'a> Feeder<'a> {
         progress.totals.alive = alive as u64;
         progress.totals.waiting_alive = waiting_alive;
         for (stream, fault) in unreadable {
-            let object = ObjectName::Head(stream).to_string();
             progress.set_aside.insert(stream, now + self.settings.takeover_after * SET_ASIDE_TIMES);
-            progress.totals.add_unreadable(UnreadableObject { object, messages: 0, reason: fault.to_string() });
+            progress.totals.add_unreadable_head(stream, &fault);
         }
         progress.looked = Some(now);
         Ok(())
@@ -361,21 +320,12 @@ impl<'a> Feeder<'a> {
         let taken = &mut streams[at];
         let Some(group) = taken.pending.front().cloned() else { return Ok(()) };
         if taken.planned.is_none() {
-            let mut records = Vec::new();
-            let mut unreadable = Vec::new();
-            for bundle in &group {
-                let contents = match taken.prefetched.take() {
-                    Some(contents) => contents,
-                    None => self.reader.bundle(taken.stream, *bundle)?,
-                };
-                records.extend(contents.records);
-                unreadable.extend(contents.unreadable);
-            }
+            let (records, unreadable) = taken.read_next(&self.reader)?;
             for unreadable in unreadable {
                 taken.left += unreadable.messages;
                 totals.add_unreadable(unreadable);
             }
-            taken.planned = Some(taken.plan.next_bundle(records));
+            taken.planned = Some(records);
         }
         let records = taken.planned.as_deref().unwrap_or_default();
         let bundle = ImportedBundle {
@@ -499,9 +449,6 @@ impl<'a> Feeder<'a> {
     }
 }
 
-/// A stream that was taken, and what of it can't be read.
-type PreparedStream = (TakenStream, Option<UnreadableObject>);
-
 /// Takes streams over and ends them, concurrently with the thread that imports.
 struct StreamAccess<'a> {
     depot: &'a dyn Depot,
@@ -517,48 +464,12 @@ impl StreamAccess<'_> {
         let found = free.head.as_ref().map(|(head, version)| (head, version));
         let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
         info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
-        let read = self.read(stream, &head);
+        let read = TakenStream::read(&self.reader, stream, (head.epoch, head.bundles));
         if read.is_err() {
             // So that it need not become silent first.
             let _ = self.holdings.give_back(stream, head.waiting);
         }
         read.map(Some)
-    }
-
-    /// Reads the marks of a stream with this head and the names of its bundles.
-    fn read(&self, stream: StreamId, head: &Head) -> Result<PreparedStream, DepotError> {
-        let (bundles, missing) = self.reader.all_bundles(stream, head.bundles)?;
-        let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
-        let mut settled = SettledMessages::new();
-        let read = self.reader.marks(stream, head.epoch)?.and_then(|marks| {
-            let object = || names::marks_of(&stream);
-            let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
-            marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))
-        });
-        let mut taken = TakenStream {
-            stream,
-            plan: ImportPlan::new(settled),
-            pending: VecDeque::new(),
-            prefetched: None,
-            planned: None,
-            imported: BTreeSet::new(),
-            left: missing.as_ref().map_or(0, |missing| missing.messages),
-            back: HeldBack::default(),
-            without_key: BTreeMap::new(),
-            is_closed_to_us: false,
-        };
-        if let Err(unreadable) = read {
-            taken.is_closed_to_us = true;
-            taken.left = messages;
-            return Ok((taken, Some(UnreadableObject { messages, ..unreadable })));
-        }
-        taken.take_new(bundles);
-        if let Some([only]) = taken.pending.front().map(Vec::as_slice)
-            && only.bytes <= PREFETCH_BYTES
-        {
-            taken.prefetched = Some(self.reader.bundle(stream, *only)?);
-        }
-        Ok((taken, missing))
     }
 
     /// Deletes a stream that is settled, or gives it back if it can't be.

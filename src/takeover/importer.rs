@@ -14,24 +14,18 @@
 //! Each is stored once, by the digest of its stream and message ([`crate::fleet::record::MessageRef::import_digest`]). Rows are stored some
 //! hundred in a commit, in the order of delivery.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use super::error::TakeoverError;
 use super::held_back::HeldBack;
-use super::key_folder::KeyFolder;
 use super::ledger::{ImportRow, MessageOrigin, ReplayerLedger};
 use super::reading::{StreamReader, UnreadableObject};
-use super::selection::FleetReplaySelection;
+use super::record_sorter::{LeftBehind, LeftReason, RecordSorter, is_rejected};
 use crate::fleet::import::{MessageStanding, SettledMessages};
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::StreamId;
 use crate::fleet::record::{FileContent, FleetRecord, RecordState, ShippedFile};
-use crate::fleet::reference::{MissingSecret, is_by_reference};
-use crate::message::{Body, Server, Sha256};
+use crate::message::Body;
 use crate::store::attachment::AttachmentWriter;
-use crate::store::{SalvagedRow, Store, StoreError, now_ms};
+use crate::store::{SalvagedRow, Store, StoreError};
 
 /// Rows of one commit at most.
 const ROWS_MAX: usize = 500;
@@ -56,61 +50,14 @@ pub(super) struct Imported {
     pub left: LeftBehind,
 }
 
-/// The messages of a bundle that were not imported.
-#[derive(Debug, Default)]
-pub(super) struct LeftBehind {
-    /// Messages for other servers.
-    pub elsewhere: u64,
-    /// Messages that were not selected.
-    pub unselected: u64,
-    /// Messages behind one that stays.
-    pub behind: u64,
-    /// Messages whose key is not here, by their workspace and the key's fingerprint.
-    pub without_key: BTreeMap<(String, Sha256), u64>,
-    /// Files that can't be read.
-    pub unreadable: Vec<UnreadableObject>,
-    /// Messages that are settled as expired.
-    pub expired: u64,
-}
-
-impl LeftBehind {
-    /// Returns how many messages stay in the depot.
-    pub(super) fn messages(&self) -> u64 {
-        let without_key: u64 = self.without_key.values().sum();
-        let unreadable: u64 = self.unreadable.iter().map(|object| object.messages).sum();
-        self.elsewhere + self.unselected + self.behind + without_key + unreadable
-    }
-}
-
-impl LeftBehind {
-    fn add(&mut self, record: &FleetRecord, reason: &LeftReason) {
-        match reason {
-            LeftReason::Elsewhere => self.elsewhere += 1,
-            LeftReason::Unselected => self.unselected += 1,
-            LeftReason::Behind => self.behind += 1,
-            LeftReason::Expired => self.expired += 1,
-            LeftReason::WithoutKey(key) => {
-                let workspace = record.message.lane.workspace_name().to_owned();
-                *self.without_key.entry((workspace, *key)).or_default() += 1;
-            }
-        }
-    }
-}
-
 /// Imports bundles.
 pub(super) struct Importer<'a> {
     pub reader: StreamReader,
     pub ledger: &'a ReplayerLedger,
     /// The scratch store, without marks.
     pub store: &'a dyn Store,
-    /// Only messages for this server are imported.
-    pub server: &'a Server,
-    /// How old a message may be.
-    pub max_age: Option<Duration>,
-    /// Only these messages are imported.
-    pub selection: &'a FleetReplaySelection,
-    /// The keys of messages that only name them.
-    pub keys: &'a KeyFolder,
+    /// Which messages are imported.
+    pub sorter: RecordSorter<'a>,
 }
 
 /// Rows that are stored with the next commit.
@@ -118,15 +65,6 @@ pub(super) struct Importer<'a> {
 struct RowBatch {
     rows: Vec<ImportRow>,
     bytes: usize,
-}
-
-/// Why a record is not stored.
-enum LeftReason {
-    Elsewhere,
-    Unselected,
-    Behind,
-    WithoutKey(Sha256),
-    Expired,
 }
 
 impl Importer<'_> {
@@ -145,21 +83,19 @@ impl Importer<'_> {
         let mut batch = RowBatch::default();
         let mut marks = Vec::new();
         for record in records {
-            match self.whole(&bundle, record, back) {
-                Err(LeftReason::Expired) => {
-                    imported.left.expired += 1;
-                    marks.push(Mark { reference: record.reference, fate: Fate::Expired });
-                }
+            match self.sorter.sort(bundle.stream, record, (back, room)) {
                 Err(reason) => {
-                    // What is for elsewhere, or in a workspace that is not selected, shares no entity with the rest.
-                    if !matches!(reason, LeftReason::Elsewhere) && self.selection.is_of_workspace(&record.message) {
-                        back.add(&record.message, room);
+                    if matches!(reason, LeftReason::Expired) {
+                        marks.push(Mark { reference: record.reference, fate: Fate::Expired });
                     }
                     imported.left.add(record, &reason);
                 }
-                Ok(record) => {
-                    marks.extend(self.put_aside(&bundle, &record)?);
-                    self.add(&bundle, &record, &mut batch, &mut imported)?;
+                Ok(whole) => {
+                    if is_rejected(record) && !is_rejected(&whole) {
+                        self.ledger.retry(bundle.stream, record);
+                    }
+                    marks.extend(self.put_aside(&bundle, &whole)?);
+                    self.add(&bundle, &whole, &mut batch, &mut imported)?;
                 }
             }
         }
@@ -167,46 +103,6 @@ impl Importer<'_> {
         self.ledger.add_bytes(bundle.stream, bundle.number, bundle.bytes);
         self.ledger.mark(bundle.stream, marks)?;
         Ok(imported)
-    }
-
-    /// Returns the record with its secrets, or why it is not imported.
-    fn whole<'record>(
-        &self,
-        bundle: &ImportedBundle<'_>,
-        record: &'record FleetRecord,
-        back: &HeldBack,
-    ) -> Result<Cow<'record, FleetRecord>, LeftReason> {
-        let message = &record.message;
-        let is_rejected = matches!(record.state, RecordState::Rejected(_));
-        let max_age_ms = self.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-        let is_selected = self.selection.selects_in(bundle.stream, record);
-        let is_old = max_age_ms.is_some_and(|age| message.accepted_at_ms < now_ms().saturating_sub(age));
-        if is_old && is_selected && !is_rejected {
-            return Err(LeftReason::Expired);
-        }
-        if message.lane.server.as_ref() != Some(self.server) {
-            return Err(LeftReason::Elsewhere);
-        }
-        if !is_selected {
-            return Err(LeftReason::Unselected);
-        }
-        let is_retried = is_rejected && self.selection.retries_rejected();
-        // A rejected message that stays one is not sent, so it needs no key.
-        let whole = match is_rejected && !is_retried || !is_by_reference(record) {
-            true => Cow::Borrowed(record),
-            false => {
-                let restored = self.keys.restore(record);
-                Cow::Owned(restored.map_err(|MissingSecret(key)| LeftReason::WithoutKey(key))?)
-            }
-        };
-        if back.holds(message) {
-            return Err(LeftReason::Behind);
-        }
-        if !is_retried {
-            return Ok(whole);
-        }
-        self.ledger.retry(bundle.stream, record);
-        Ok(Cow::Owned(FleetRecord { state: RecordState::Waiting, ..whole.into_owned() }))
     }
 
     /// Copies a rejected message, which its bundle will not outlive; returns the mark that it needs.

@@ -9,6 +9,8 @@
 //! | `holdings` | the heads that are held: taken, renewed, released, and whether anything may be sent |
 //! | `ledger` | where each message comes from, and the marks that are made before it is settled |
 //! | `reading`, `importer` | from bundles to messages of the scratch store |
+//! | `taken_stream`, `record_sorter` | the bundles of a stream one by one, and which of their messages are delivered |
+//! | [`dry_run`] | what would be taken and delivered: `replay --fleet --dry-run` |
 //! | `selection`, `held_back` | which messages are left in the depot, and what is newer about the same |
 //! | `key_folder` | the keys of messages that only name them |
 //! | `scratch` | the scratch store |
@@ -30,6 +32,7 @@
 
 pub(crate) mod browse;
 pub(crate) mod dialling;
+pub(crate) mod dry_run;
 pub(crate) mod error;
 pub(crate) mod feeder;
 pub(crate) mod founding;
@@ -42,6 +45,7 @@ mod ledger;
 mod objects;
 pub(crate) mod purging;
 pub(crate) mod reading;
+mod record_sorter;
 mod rejected_copies;
 pub(crate) mod resending;
 pub(crate) mod scratch;
@@ -50,5 +54,6 @@ pub(crate) mod session;
 pub(crate) mod standing;
 pub(crate) mod survey;
 mod sweep;
+mod taken_stream;
 pub(crate) mod unreadable;
 pub(crate) mod watch;

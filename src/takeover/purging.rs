@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::browse::{FleetBrowser, FleetSelection};
+use super::browse::{FleetBrowser, FleetSelection, add_group};
 use super::error::TakeoverError;
 use super::holdings::{HeadTiming, Holdings};
 use super::keys::FleetKeys;
@@ -23,16 +23,25 @@ use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::fleet::orders::{FleetOrder, Person};
+use crate::replay::session::ProgressListener;
 use crate::shutdown::Shutdown;
 use crate::store::{BacklogGroup, Filter};
 
-/// A stream that is left alone, and who owns it.
-pub(crate) type OwnedElsewhere = (StreamId, String);
+/// A stream that is left alone, because its owner may be alive.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnedElsewhere {
+    pub stream: StreamId,
+    /// Who that is, or why its head can't be read.
+    pub owner: String,
+    /// How many of its messages wait, selected or not.
+    pub waiting: Option<u64>,
+}
+
+/// The streams that nobody owns, and the others.
+pub(crate) type FreeAndOwned = (Vec<FreeStream>, Vec<OwnedElsewhere>);
 
 /// Marks of one object.
 const MARKS_AT_ONCE: usize = 5000;
-/// How often the heads are looked at while it is not known which owners are alive.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Which messages are deleted.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +59,7 @@ pub(crate) struct FleetPurged {
     /// Streams of which something was selected.
     pub streams: u64,
     /// Streams with an owner that may be alive, which are left alone.
-    pub owned: Vec<(StreamId, String)>,
+    pub owned: Vec<OwnedElsewhere>,
     /// Objects that can't be read, which are left.
     pub unreadable: Vec<super::reading::UnreadableObject>,
 }
@@ -62,20 +71,7 @@ impl FleetPurged {
             return;
         }
         self.streams += 1;
-        for group in selection.groups.drain(..) {
-            let is_same = |other: &&mut BacklogGroup| {
-                (other.status, other.message_type, &other.workspace, &other.server)
-                    == (group.status, group.message_type, &group.workspace, &group.server)
-            };
-            match self.groups.iter_mut().find(is_same) {
-                None => self.groups.push(group),
-                Some(sum) => {
-                    sum.messages += group.messages;
-                    sum.items += group.items;
-                    sum.body_bytes += group.body_bytes;
-                }
-            }
-        }
+        selection.groups.drain(..).for_each(|group| add_group(&mut self.groups, group));
     }
 
     /// Returns how many messages it is about.
@@ -104,7 +100,8 @@ pub(crate) struct FleetPurge {
 }
 
 impl FleetPurge {
-    /// Returns the streams that nobody owns, and those with an owner that may be alive. Waits until that is known.
+    /// Returns the streams that nobody owns, and those with an owner that may be alive. Waits until that is known; `None` if
+    /// it was interrupted before.
     ///
     /// # Errors
     ///
@@ -113,30 +110,32 @@ impl FleetPurge {
         &self,
         selection: &PurgeSelection,
         shutdown: &Shutdown,
-    ) -> Result<(Vec<StreamId>, Vec<OwnedElsewhere>), TakeoverError> {
-        let free = self.look(selection, shutdown)?;
-        let streams: Vec<StreamId> = free.iter().map(|free| free.stream).collect();
+        listener: &dyn ProgressListener,
+    ) -> Result<Option<FreeAndOwned>, TakeoverError> {
+        let mut watch = HeadWatch::new(self.takeover_after);
+        let is_left_out = |stream| !selection.is_about(stream);
+        let Some(look) = watch.look_until_decided(&*self.depot, is_left_out, (listener, shutdown))? else {
+            return Ok(None);
+        };
+        let is_free = |stream: &StreamId| look.free.iter().any(|free| free.stream == *stream);
         let mut others: Vec<StreamId> = super::watch::list_heads(&*self.depot)?.into_iter().map(|(id, _)| id).collect();
-        others.retain(|stream| !streams.contains(stream) && selection.is_about(*stream));
-        let mut owned = Vec::new();
-        for (stream, read) in others.iter().zip(read_heads(&*self.depot, &others)) {
-            match read? {
-                Some((_, Ok(head))) => owned.push((*stream, head.owner.to_string())),
-                Some((_, Err(fault))) => owned.push((*stream, fault.to_string())),
-                None => {}
-            }
-        }
-        Ok((streams, owned))
+        others.retain(|stream| !is_free(stream) && selection.is_about(*stream));
+        let owned = self.owned(&others)?;
+        Ok(Some((look.free, owned)))
     }
 
-    fn look(&self, selection: &PurgeSelection, shutdown: &Shutdown) -> Result<Vec<FreeStream>, TakeoverError> {
-        let mut watch = HeadWatch::new(self.takeover_after);
-        loop {
-            let look = watch.look(&*self.depot, |stream| !selection.is_about(stream))?;
-            if look.undecided == 0 || shutdown.sleep(LOOK_INTERVAL) {
-                return Ok(look.free);
-            }
+    /// Returns whose these streams are; those without a head are left out.
+    fn owned(&self, streams: &[StreamId]) -> Result<Vec<OwnedElsewhere>, TakeoverError> {
+        let mut owned = Vec::new();
+        for (stream, read) in streams.iter().zip(read_heads(&*self.depot, streams)) {
+            let Some((_, head)) = read? else { continue };
+            let (owner, waiting) = match head {
+                Ok(head) => (head.owner.to_string(), Some(head.waiting)),
+                Err(fault) => (fault.to_string(), None),
+            };
+            owned.push(OwnedElsewhere { stream: *stream, owner, waiting });
         }
+        Ok(owned)
     }
 
     /// Counts what would be deleted of these streams, and of the rejected messages.
@@ -146,12 +145,12 @@ impl FleetPurge {
     /// If the depot can't be read.
     pub(crate) fn preview(
         &self,
-        streams: &[StreamId],
+        free: &[FreeStream],
         selection: &PurgeSelection,
     ) -> Result<FleetPurged, TakeoverError> {
         let mut found = FleetPurged::default();
-        for stream in streams {
-            found.add(&mut self.browser.select(*stream, &selection.filter)?);
+        for free in free {
+            found.add(&mut self.browser.select(free.stream, &selection.filter)?);
         }
         if selection.streams.is_empty() {
             found.add(&mut self.browser.rejected(&selection.filter)?);
@@ -159,7 +158,7 @@ impl FleetPurge {
         Ok(found)
     }
 
-    /// Deletes them.
+    /// Deletes of the streams that the preview was about; of those that were taken by others since, nothing.
     ///
     /// # Errors
     ///
@@ -167,15 +166,14 @@ impl FleetPurge {
     pub(crate) fn purge(
         &self,
         selection: &PurgeSelection,
-        preview: &FleetPurged,
+        (free, preview): (&[FreeStream], FleetPurged),
         shutdown: &Shutdown,
     ) -> Result<FleetPurged, TakeoverError> {
-        let free = self.look(selection, shutdown)?;
-        self.leave_order(selection, preview, &free)?;
+        self.leave_order(selection, &preview, free)?;
         let timing = HeadTiming { takeover_after: self.takeover_after };
         let holdings = Holdings::new(self.depot.clone(), self.owner.clone(), timing);
         let ended = Shutdown::new();
-        let mut purged = FleetPurged::default();
+        let mut purged = FleetPurged { owned: preview.owned, ..FleetPurged::default() };
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !ended.sleep((self.takeover_after / 20).min(Duration::from_secs(1))) {
@@ -187,7 +185,7 @@ impl FleetPurge {
                 if shutdown.is_requested() || done.is_err() {
                     break;
                 }
-                done = self.purge_stream(&free, &holdings, selection, &mut purged);
+                done = self.purge_stream(free, &holdings, selection, &mut purged);
             }
             ended.request();
             done
@@ -222,7 +220,10 @@ impl FleetPurge {
     ) -> Result<(), TakeoverError> {
         let stream = free.stream;
         let found = free.head.as_ref().map(|(head, version)| (head, version));
-        let Some(head) = holdings.take(stream, found)? else { return Ok(()) };
+        let Some(head) = holdings.take(stream, found)? else {
+            purged.owned.extend(self.owned(&[stream])?);
+            return Ok(());
+        };
         let mut selected = self.browser.select(stream, &selection.filter)?;
         let marks: Vec<Mark> = (selected.messages.iter())
             .map(|message| Mark { reference: message.reference, fate: Fate::Deleted })
@@ -286,5 +287,88 @@ impl PurgeSelection {
             true => format!("{:?}", self.filter),
             false => format!("streams {}; {:?}", streams.join(", "), self.filter),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depot::model::ModelDepot;
+    use crate::fleet::bundle::{BundleBuilder, Pushed};
+    use crate::fleet::head::{Head, HeadState};
+    use crate::fleet::samples::record;
+    use crate::store::{Keys, Limits, WhenFull};
+    use crate::takeover::objects::name_of;
+
+    struct Silent;
+
+    impl ProgressListener for Silent {
+        fn note(&self, _: &str) {}
+        fn progress(&self, _: u64, _: u64) {}
+    }
+
+    /// Ships three messages as a stream that is closed.
+    fn ship(depot: &ModelDepot) -> StreamId {
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let mut builder = BundleBuilder::new();
+        for number in 1..=3 {
+            assert_eq!(builder.push(&record(number)), Ok(Pushed::Taken));
+        }
+        let bundle = builder.finish().expect("it has records");
+        let name = ObjectName::Bundle(stream, bundle.manifest.name(0));
+        depot.create(&name_of(&name), &bundle.bytes).expect("it answers");
+        let head = Head { bundles: 1, waiting: 3, ..Head::first(HeadState::Closed, HeadOwner::default()) };
+        depot.create(&name_of(&ObjectName::Head(stream)), &head.encode()).expect("it answers");
+        stream
+    }
+
+    fn purge(depot: &Arc<ModelDepot>, folder: &tempfile::TempDir) -> FleetPurge {
+        let keys = FleetKeys::read(&**depot, &[], None).expect("it answers");
+        let limits = Limits { size_max: 1 << 24, disk_reserve: 0, when_full: WhenFull::Refuse };
+        let browser = FleetBrowser::new(depot.clone(), &keys, folder.path(), (limits, &Keys::default()));
+        FleetPurge {
+            depot: depot.clone(),
+            keys,
+            browser: browser.expect("a scratch store"),
+            owner: HeadOwner { nonce: "a person".to_owned(), ..HeadOwner::default() },
+            person: Person::default(),
+            takeover_after: Duration::from_secs(90),
+        }
+    }
+
+    #[test]
+    fn streams_that_others_take_or_leave_after_the_preview_are_not_purged() {
+        let (depot, folder) = (Arc::new(ModelDepot::new()), tempfile::tempdir().expect("a folder"));
+        let (kept, taken) = (ship(&depot), ship(&depot));
+        let purge = purge(&depot, &folder);
+        let (selection, shutdown) = (PurgeSelection::default(), Shutdown::new());
+        let (free, owned) = purge.free(&selection, &shutdown, &Silent).expect("it answers").expect("not interrupted");
+        let preview = FleetPurged { owned, ..purge.preview(&free, &selection).expect("it answers") };
+        assert_eq!((free.len(), preview.messages(), preview.owned.len()), (2, 6, 0));
+        // Somebody reads the preview; meanwhile a replayer takes one of the streams, and an agent leaves another.
+        let owner = HeadOwner { nonce: "a replayer".to_owned(), ..HeadOwner::default() };
+        let timing = HeadTiming { takeover_after: purge.takeover_after };
+        let replayer = Holdings::new(depot.clone(), owner, timing);
+        let of_taken = free.iter().find(|free| free.stream == taken).and_then(|free| free.head.as_ref());
+        let head = of_taken.map(|(head, version)| (head, version));
+        replayer.take(taken, head).expect("it answers").expect("nobody else takes it");
+        let late = ship(&depot);
+        let purged = purge.purge(&selection, (&free, preview), &shutdown).expect("it answers");
+        assert_eq!((purged.messages(), purged.streams), (3, 1), "more was deleted than a person has seen");
+        assert_eq!(purged.owned.iter().map(|owned| owned.stream).collect::<Vec<_>>(), [taken], "it is not said");
+        let has_head = |stream| depot.peek(&name_of(&ObjectName::Head(stream))).is_some();
+        assert_eq!([kept, taken, late].map(has_head), [false, true, true]);
+        assert!(replayer.may_send().is_ok() && replayer.lost().is_empty(), "the replayer lost its stream to a purge");
+    }
+
+    #[test]
+    fn an_interrupted_look_is_no_preview() {
+        let (depot, folder) = (Arc::new(ModelDepot::new()), tempfile::tempdir().expect("a folder"));
+        let stream = ship(&depot);
+        depot.delete(&[name_of(&ObjectName::Head(stream))]).expect("it answers");
+        let (purge, shutdown) = (purge(&depot, &folder), Shutdown::new());
+        shutdown.request();
+        let seen = purge.free(&PurgeSelection::default(), &shutdown, &Silent).expect("it answers");
+        assert!(seen.is_none(), "a part of the streams looks like all of them");
     }
 }

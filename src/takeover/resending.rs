@@ -35,6 +35,9 @@ const MESSAGES_MAX: usize = 10_000;
 /// A copy of a rejected message: its stream, its id there, which part of it, and its object.
 type RejectedCopy = (StreamId, u64, u32, Name);
 
+/// Records with their streams, and what can't be read.
+type CopiedRecords = (Vec<(StreamId, FleetRecord)>, Vec<UnreadableObject>);
+
 /// The new streams, and what could not be moved.
 #[derive(Debug, Default)]
 struct Resent {
@@ -75,6 +78,41 @@ impl Resending<'_> {
         Ok(resent.unreadable)
     }
 
+    /// Returns the records of copies that [`Resending::run`] would move, and what is unreadable. Nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// If the depot can't be read.
+    pub(super) fn records(&self, selection: &FleetReplaySelection) -> Result<CopiedRecords, TakeoverError> {
+        let (mut records, mut unreadable) = (Vec::new(), Vec::new());
+        if !selection.retries_rejected() {
+            return Ok((records, unreadable));
+        }
+        let reader = StreamReader::new(self.depot.clone(), self.keys.identities.clone());
+        for copy in self.copies(selection)? {
+            let Some(record) = self.read(&reader, &copy, selection, &mut unreadable)? else { continue };
+            records.push((copy.0, FleetRecord { state: RecordState::Waiting, ..record }));
+        }
+        Ok((records, unreadable))
+    }
+
+    /// Returns the record of a copy; `None` if it is gone, not selected, for another server, or can't be read.
+    fn read(
+        &self,
+        reader: &StreamReader,
+        (.., name): &RejectedCopy,
+        selection: &FleetReplaySelection,
+        unreadable: &mut Vec<UnreadableObject>,
+    ) -> Result<Option<FleetRecord>, TakeoverError> {
+        let Some(bytes) = read_whole(&**self.depot, name)? else { return Ok(None) };
+        let contents = reader.records_of(name, 1, &bytes);
+        unreadable.extend(contents.unreadable);
+        let is_meant = |record: &FleetRecord| {
+            record.message.lane.server.as_ref() == Some(self.server) && selection.selects(record)
+        };
+        Ok(contents.records.into_iter().next().filter(is_meant))
+    }
+
     /// Returns the copies whose streams are finished.
     fn copies(&self, selection: &FleetReplaySelection) -> Result<Vec<RejectedCopy>, DepotError> {
         let mut existing: HashSet<StreamId> = streams_with_bundles(&**self.depot)?;
@@ -102,14 +140,8 @@ impl Resending<'_> {
         let mut builder = BundleBuilder::new();
         let (mut bundles, mut moved, mut ids) = (0, Vec::new(), 0);
         for copy in copies {
-            let name = &copy.3;
-            let Some(bytes) = read_whole(&**self.depot, name)? else { continue };
-            let contents = reader.records_of(name, 1, &bytes);
-            resent.unreadable.extend(contents.unreadable);
-            let Some(record) = contents.records.into_iter().next() else { continue };
-            if record.message.lane.server.as_ref() != Some(self.server) || !selection.selects(&record) {
-                continue;
-            }
+            let unreadable = &mut resent.unreadable;
+            let Some(record) = self.read(&reader, copy, selection, unreadable)? else { continue };
             ids += 1;
             let Some(record) = self.renamed(copy, record, (stream, ids), resent)? else { continue };
             let mut pushed = builder.push(&record);

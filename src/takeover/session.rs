@@ -29,6 +29,7 @@ use super::importer::Importer;
 use super::keys::FleetKeys;
 use super::ledger::ReplayerLedger;
 use super::reading::StreamReader;
+use super::record_sorter::RecordSorter;
 use super::scratch::ScratchStore;
 use super::selection::FleetReplaySelection;
 use super::standing::{EndsAll, FailsByPanic, OwnStreams, SessionStanding};
@@ -70,7 +71,7 @@ pub(crate) struct FleetReplaySettings {
     pub server: Server,
     /// Pings.
     pub monitor: MonitorSettings,
-    /// Pace and attempts; its filter is ignored.
+    /// Pace, attempts and limit; its filter is ignored.
     pub replay: ReplaySettings,
     /// Bytes of bodies that may be in memory.
     pub memory_budget: u64,
@@ -101,6 +102,8 @@ pub(crate) enum FleetEnding {
     Interrupted,
     /// The time limit is reached.
     TimeOver,
+    /// As many messages as were asked for are delivered or rejected.
+    LimitReached,
     /// The server went away.
     ServerAway,
 }
@@ -288,10 +291,12 @@ impl FleetReplay {
             reader: reader.clone(),
             ledger: &self.ledger,
             store,
-            server: &self.settings.server,
-            max_age: self.settings.max_age,
-            selection: &self.settings.selection,
-            keys: &self.keys.folder,
+            sorter: RecordSorter {
+                server: &self.settings.server,
+                max_age: self.settings.max_age,
+                selection: &self.settings.selection,
+                keys: &self.keys.folder,
+            },
         };
         let FleetReplaySettings { stage_bytes, takeover_after, .. } = self.settings;
         let mut feeder = Feeder {
@@ -360,6 +365,12 @@ impl FleetReplay {
         }
     }
 
+    /// Returns how many more messages may be settled; `None` without a limit.
+    fn limit_left(&self) -> Option<u64> {
+        let settled = self.metrics.messages_delivered.get() + self.metrics.messages_rejected.get();
+        self.settings.replay.limit.map(|limit| limit.saturating_sub(settled))
+    }
+
     fn is_time_over(&self, started: Instant) -> bool {
         self.settings.timeout.is_some_and(|timeout| started.elapsed() >= timeout)
     }
@@ -419,6 +430,10 @@ impl Deliverer<'_> {
             if session.is_time_over(self.started) {
                 return Ok((FleetEnding::TimeOver, None));
             }
+            let limit = session.limit_left();
+            if limit == Some(0) {
+                return Ok((FleetEnding::LimitReached, Some("the limit was reached".to_owned())));
+            }
             if !self.connection.wait_until_available(PAUSE, round_stop) {
                 let is_away = self.connection.availability() == Availability::Unavailable;
                 if is_away && !session.settings.follows {
@@ -429,7 +444,8 @@ impl Deliverer<'_> {
             // Before the round: what is fed while it runs may be missed by it.
             let was_idle = self.feed.is_idle.load(Ordering::Acquire);
             let imported = self.feed.imported.load(Ordering::Acquire);
-            match self.round(&replayer, &owner) {
+            let limited = ReplaySettings { limit, ..settings.clone() };
+            match self.round(&Replayer { settings: &limited, ..replayer }, &owner) {
                 Ok(Some(DrainEnd::Empty | DrainEnd::NotDue { .. }) | None) => {
                     errors = 0;
                     if was_idle && !session.settings.follows && self.feed.is_idle.load(Ordering::Acquire) {

@@ -8,7 +8,8 @@ use super::keys::FleetKeys;
 use super::reading::UnreadableObject;
 use crate::figures::count;
 use crate::fleet::names::ObjectName;
-use crate::sealing::Identity;
+use crate::hint;
+use crate::sealing::{Identity, NOT_OPENED};
 
 /// Streams and keys that are named in an error.
 const NAMED_MAX: usize = 5;
@@ -40,6 +41,13 @@ pub(crate) fn ensure_readable(keys: &FleetKeys, unreadable: &[UnreadableObject])
         listed(streams.into_iter()),
         first.reason
     );
+    if unreadable.iter().all(|object| !object.reason.starts_with(NOT_OPENED)) {
+        let purge = hint::command("purge --fleet URL --stream STREAM");
+        let hint = format!(
+            "it stays in the depot, and the rest can be used; {purge} deletes all of a stream, readable or not"
+        );
+        return Err(DepotUnreadable { message, hint });
+    }
     let tried = listed(keys.identities.iter().map(Identity::recipient).map(|key| key.to_string()));
     let fleet = listed(keys.fleet_recipients.iter().cloned());
     let hint = format!(

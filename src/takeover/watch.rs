@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use super::objects::{folder, list_all, name_of};
 use crate::depot::{Depot, DepotError, Version};
+use crate::figures::{count, short_duration};
 use crate::fleet::head::{Head, HeadFault};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::fleet::parallel::in_parallel;
-use crate::fleet::takeover::{Asked, HeadSeen, SilenceWatch, Takeover};
+use crate::fleet::takeover::{Asked, HeadSeen, SILENCE_MAX, SilenceWatch, Takeover};
+use crate::replay::session::ProgressListener;
+use crate::shutdown::Shutdown;
 use crate::store::since_boot;
 
 /// Heads that are read at a time: object storage answers in tens of milliseconds.
@@ -20,12 +23,15 @@ const READS_AT_ONCE: usize = 64;
 /// Names that are listed at a time where most are skipped.
 const SKIP_PAGE: usize = 1000;
 
+/// How often the heads are looked at while it is not known which owners are alive.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// A head as it was read, or why it can't be.
 pub(crate) type ReadHead = Result<Head, HeadFault>;
 
 /// A stream that may be taken.
 #[derive(Clone, Debug)]
-pub(super) struct FreeStream {
+pub(crate) struct FreeStream {
     pub stream: StreamId,
     /// Its head; `None` if it has none.
     pub head: Option<(Head, Version)>,
@@ -149,6 +155,42 @@ impl HeadWatch {
             }
         }
         Ok(())
+    }
+
+    /// Looks until each owner has renewed its lease, or that has expired; `None` if it was interrupted.
+    ///
+    /// # Errors
+    ///
+    /// If the depot can't be read.
+    pub(super) fn look_until_decided(
+        &mut self,
+        depot: &dyn Depot,
+        is_left_out: impl Fn(StreamId) -> bool,
+        (listener, shutdown): (&dyn ProgressListener, &Shutdown),
+    ) -> Result<Option<Look>, DepotError> {
+        let mut is_said = false;
+        loop {
+            let look = self.look(depot, &is_left_out)?;
+            if look.undecided == 0 {
+                return Ok(Some(look));
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                let streams = count(look.undecided as u64, "stream");
+                let longest = short_duration(self.longest_silence());
+                listener
+                    .note(&format!("waiting for up to {longest}, to learn which owners of {streams} are still alive"));
+            }
+            if shutdown.sleep(LOOK_INTERVAL) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns how long an owner may be silent at most before its stream is free.
+    fn longest_silence(&self) -> Duration {
+        let heads = self.read.values().filter_map(|(_, head)| head.as_ref().ok());
+        let asked = Duration::from_millis(heads.map(|head| head.silence_ms).max().unwrap_or(0));
+        self.takeover_after.max(asked.min(SILENCE_MAX))
     }
 
     /// Forgets a stream that was just taken, released or deleted.

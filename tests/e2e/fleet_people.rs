@@ -1,14 +1,19 @@
 //! What people are told about a depot: what can't be read, and who delivers the messages of a store.
 
+use std::time::Duration;
+
 use opik_offline::fleet::head::HeadState;
 use opik_offline::sealing::read_identities;
 
-use crate::fleet_streams::{Outage, TestFleet};
-use crate::support::agent::{Agent, Home};
+use crate::fleet_selection::two_workspaces;
+use crate::fleet_streams::{Outage, TAKEOVER_AFTER, TestFleet};
+use crate::support::agent::{Agent, Home, program};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::Client;
+use crate::support::ledger::ClientLedger;
+use crate::support::process::{Output, run};
 use crate::support::{PATIENCE, uuid7, wait_until};
-use crate::writes::create;
+use crate::writes::{Told, create};
 
 #[test]
 fn bundles_that_cannot_be_opened_are_an_error_that_names_keys_and_streams() {
@@ -49,6 +54,8 @@ fn bundles_that_cannot_be_opened_are_an_error_that_names_keys_and_streams() {
     assert_eq!(half.code(), Some(1), "a part of the list looks like all of it");
     assert!(half.stdout.contains(&format!("{}/", streams[1])), "{}", half.stdout);
     assert!(half.stderr.contains("1 bundle of 1 stream"), "{}", half.stderr);
+    let has_remedy = half.stderr.contains("purge --fleet") && !half.stderr.contains("secret key");
+    assert!(has_remedy, "another key does not mend what is damaged: {}", half.stderr);
 }
 
 #[test]
@@ -80,4 +87,117 @@ fn a_store_with_copies_says_which_depot_has_them_and_that_nobody_delivers_it() {
         said.contains("the agent that runs does not use it") && said.contains("in place of the one that runs")
     });
     drop(beside);
+}
+
+#[test]
+fn a_purge_deletes_what_its_dry_run_counted() {
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let (fleet, research, scratch) = two_workspaces(&server, &ledger);
+    let identity = fleet.identity.display().to_string();
+    let home = Home::new();
+    let purge = |filter: &[&str], how: &str| {
+        let args = ["purge", "--fleet", &fleet.url(), "--identity", &identity, how, "--format", "json"];
+        let output = home.cli(&[&args[..], filter].concat());
+        assert_eq!(output.code(), Some(0), "{}{}", output.stdout, output.stderr);
+        output.json()
+    };
+    let one = ["--trace", &research[0]];
+    let filters: [(&[&str], u64); 4] = [
+        (&["--type", "UpdateTrace", "--workspace", "scratch"], 4),
+        (&one, 2),
+        (&["--workspace", "scratch", "--older-than", "0s"], 4),
+        (&["--workspace", "scratch"], 0),
+    ];
+    for (filter, messages) in filters {
+        let (dry, purged) = (purge(filter, "--dry-run"), purge(filter, "--yes"));
+        assert_eq!((&dry["messages"], &purged["messages"]), (&messages.into(), &messages.into()), "{dry} {purged}");
+        for same in ["groups", "items", "body_bytes", "streams", "owned", "unreadable"] {
+            assert_eq!(dry[same], purged[same], "{same} of {filter:?}");
+        }
+    }
+    server.start();
+    assert_eq!(fleet.replayed(&server, &[])["delivered"], 6);
+    let sent = |ids: &[String]| ids.iter().filter(|id| !server.sequence_for(id).is_empty()).count();
+    assert_eq!((sent(&scratch), sent(&research)), (0, 3), "a deleted message was delivered, or another is gone");
+}
+
+/// Purges a part of a depot after a while.
+fn purge_after(ms: u64, fleet: &TestFleet, filter: &[&str]) -> Output {
+    std::thread::sleep(Duration::from_millis(ms));
+    let (home, identity) = (Home::new(), fleet.identity.display().to_string());
+    let mut purge = home.command(program());
+    purge.args(["purge", "--fleet", &fleet.url(), "--identity", &identity, "--yes", "--format", "json"]).args(filter);
+    run(purge.env("OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", TAKEOVER_AFTER))
+}
+
+/// Each message is deleted, or delivered: never both, and none is forgotten.
+#[test]
+fn a_purge_beside_two_replayers_reports_what_it_deleted() {
+    let mut outcomes = Vec::new();
+    for (purge_ms, replay_ms) in [(0, 500), (0, 250), (0, 0), (200, 0)] {
+        let server = FakeOpik::new_stopped();
+        let outage = Outage::new(&server, 6, 2);
+        let fleet = TestFleet::new();
+        outage.ship(&fleet, HeadState::Closed);
+        server.start();
+        let homes = [Home::new(), Home::new()];
+        let (purged, replayers) = std::thread::scope(|scope| {
+            let purging = scope.spawn(|| purge_after(purge_ms, &fleet, &[]));
+            std::thread::sleep(Duration::from_millis(replay_ms));
+            let replayers = homes.iter().map(|home| fleet.spawn(home, &server, &["--format", "json"]));
+            let replayers: Vec<_> = replayers.collect();
+            (purging.join().unwrap(), replayers)
+        });
+        assert_eq!(purged.code(), Some(0), "{}{}", purged.stdout, purged.stderr);
+        let mut delivered = 0;
+        for replayer in replayers {
+            let output = replayer.wait_with_output().unwrap();
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            delivered += report["delivered"].as_u64().unwrap();
+        }
+        delivered += fleet.replayed(&server, &[])["delivered"].as_u64().unwrap();
+        let deleted = purged.json()["messages"].as_u64().unwrap();
+        assert_eq!(deleted + delivered, outage.messages(), "{purge_ms}, {replay_ms}: {}", purged.stdout);
+        let sent = outage.groups.iter().flatten().map(|id| server.sequence_for(id).len() as u64).sum::<u64>();
+        assert!(deleted + sent <= outage.messages(), "{deleted} were deleted and {sent} were sent");
+        assert_eq!(fleet.left(), Vec::<String>::new());
+        outcomes.push((deleted, delivered));
+    }
+    println!("deleted and delivered: {outcomes:?}");
+}
+
+/// An agent comes back with its store while a person purges one of its workspaces.
+#[test]
+fn a_purge_beside_an_agent_that_returns_deletes_all_of_the_selection_or_nothing() {
+    for (purge_ms, agent_ms) in [(0, 600), (0, 300), (0, 100), (100, 0)] {
+        let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+        let fleet = TestFleet::new();
+        let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
+        let mut agent = agent.arg("--acknowledge").arg("fleet").start();
+        let [kept, selected] = [(); 2].map(|()| (0..4).map(|_| uuid7()).collect::<Vec<String>>());
+        for (workspace, ids) in [("research", &kept), ("scratch", &selected)] {
+            let mut app = Told::new(&agent.url(), &ledger).in_workspace(workspace);
+            ids.iter().for_each(|id| drop(app.acknowledged(create(id), 201)));
+        }
+        agent.kill9();
+        fleet.close_all();
+        server.start();
+        let purged = std::thread::scope(|scope| {
+            let purging = scope.spawn(|| purge_after(purge_ms, &fleet, &["--workspace", "scratch"]));
+            std::thread::sleep(Duration::from_millis(agent_ms));
+            agent.restart_on_same_port();
+            purging.join().unwrap()
+        });
+        assert_eq!(purged.code(), Some(0), "{}{}", purged.stdout, purged.stderr);
+        // What the purge took over, a replayer delivers.
+        wait_until("the rest is delivered", PATIENCE, || {
+            fleet.replayed(&server, &[]);
+            kept.iter().all(|id| !server.sequence_for(id).is_empty())
+        });
+        agent.wait_until_delivered();
+        let sent = selected.iter().filter(|id| !server.sequence_for(id).is_empty()).count() as u64;
+        let deleted = purged.json()["messages"].as_u64().unwrap();
+        assert_eq!(sent + deleted, 4, "{purge_ms}, {agent_ms}: {}{}", purged.stdout, purged.stderr);
+        println!("{deleted} deleted, {sent} sent");
+    }
 }

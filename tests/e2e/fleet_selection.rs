@@ -1,16 +1,19 @@
 //! `replay --fleet` with filters: what they leave out stays, and nothing overtakes it; and rejected messages, once more.
 
+use std::collections::BTreeMap;
+
 use opik_offline::fleet::head::HeadState;
 
 use crate::fleet_streams::{Outage, TestFleet};
-use crate::support::agent::Agent;
+use crate::support::agent::{Agent, Home, program};
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::ledger::ClientLedger;
+use crate::support::process::run;
 use crate::support::uuid7;
 use crate::writes::{Told, create, update};
 
 /// Returns a depot with what an agent had accepted in two workspaces, and the traces of each.
-fn two_workspaces(server: &FakeOpik, ledger: &ClientLedger) -> (TestFleet, Vec<String>, Vec<String>) {
+pub(crate) fn two_workspaces(server: &FakeOpik, ledger: &ClientLedger) -> (TestFleet, Vec<String>, Vec<String>) {
     let fleet = TestFleet::new();
     let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
     let mut agent = agent.arg("--acknowledge").arg("fleet").start();
@@ -111,4 +114,90 @@ fn a_rejected_create_is_sent_again_in_its_place_and_frees_what_waits_for_it() {
     assert_eq!(fleet.left(), Vec::<String>::new());
     server.assert_equals(&outage.ledger);
     server.assert_no_update_before_create();
+}
+
+/// Returns every object of a depot, with its bytes.
+fn objects(fleet: &TestFleet) -> BTreeMap<String, Vec<u8>> {
+    let names = fleet.names("v1").into_iter();
+    names.map(|name| (name.clone(), std::fs::read(fleet.root().join(name)).unwrap())).collect()
+}
+
+#[test]
+fn a_dry_run_of_a_replay_counts_what_is_delivered_then_and_writes_nothing() {
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let (fleet, _, _) = two_workspaces(&server, &ledger);
+    let steps: [(&[&str], u64); 4] =
+        [(&["--type", "UpdateTrace"], 0), (&["--workspace", "research"], 8), (&[], 8), (&[], 0)];
+    for (number, (filter, delivered)) in steps.into_iter().enumerate() {
+        let before = objects(&fleet);
+        let dry = fleet.replay(&server, &[filter, &["--dry-run", "--format", "json"]].concat());
+        assert_eq!(dry.code(), Some(0), "it needs no server: {}", dry.stderr);
+        assert_eq!(objects(&fleet), before, "a dry run wrote something");
+        if number == 0 {
+            server.start();
+        }
+        let (dry, real) = (dry.json(), fleet.replayed(&server, filter));
+        assert_eq!((&dry["dry_run"], &real["dry_run"]), (&true.into(), &false.into()));
+        assert_eq!((&dry["remaining"], &real["delivered"]), (&delivered.into(), &delivered.into()), "{dry} {real}");
+        let sum =
+            |of: &str| dry["groups"].as_array().unwrap().iter().map(|group| group[of].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(sum("messages"), delivered, "{dry}");
+        assert_eq!(dry["oldest_accepted_at"].is_string(), delivered > 0, "{dry}");
+        for same in ["behind", "unselected", "elsewhere", "held", "expired", "unreadable"] {
+            assert_eq!(dry[same], real[same], "{same} of {filter:?}: {dry} {real}");
+        }
+        assert_eq!(dry["streams"]["taken"], real["streams"]["taken"]);
+    }
+    server.assert_equals(&ledger);
+    assert_eq!(fleet.left(), Vec::<String>::new());
+}
+
+#[test]
+fn a_dry_run_counts_rejected_messages_only_if_they_are_sent_again() {
+    let server = FakeOpik::new_stopped();
+    let outage = Outage::new(&server, 1, 2);
+    let fleet = TestFleet::new();
+    outage.ship(&fleet, HeadState::Closed);
+    let refused = server.script(When::write().method("PUT"), Then::status(400));
+    server.start();
+    assert_eq!(fleet.replayed(&server, &[])["rejected"], 2);
+    refused.clear();
+    let before = objects(&fleet);
+    for (args, messages) in [(&[][..], 0), (&["--rejected"], 2)] {
+        let dry = fleet.replay(&server, &[args, &["--dry-run", "--format", "json"]].concat());
+        assert_eq!((dry.code(), &dry.json()["remaining"]), (Some(0), &messages.into()), "{}{}", dry.stdout, dry.stderr);
+    }
+    assert_eq!(objects(&fleet), before, "a dry run moved rejected messages");
+    // Without the key it is not known.
+    let home = Home::new();
+    let mut command = home.command(program());
+    command.args(["replay", "--dry-run", "--rejected", "--fleet", &fleet.url(), "--upstream", &server.url()]);
+    let blind = run(&mut command);
+    assert!(blind.code() == Some(1) && blind.stderr.contains("can't be read"), "{}{}", blind.stdout, blind.stderr);
+    assert_eq!(fleet.replayed(&server, &["--rejected"])["delivered"], 2);
+}
+
+#[test]
+fn a_limit_ends_a_replay_and_the_rest_is_for_the_next() {
+    let server = FakeOpik::new_stopped();
+    let outage = Outage::new(&server, 2, 2);
+    let fleet = TestFleet::new();
+    let streams = outage.ship(&fleet, HeadState::Closed);
+    server.start();
+    for (args, code) in [(&["--limit", "5"][..], 0), (&["--limit", "5", "--fail-if-backlog"], 4)] {
+        let output = fleet.replay(&server, &[args, &["--format", "json"]].concat());
+        let report = output.json();
+        assert_eq!((output.code(), &report["delivered"]), (Some(code), &5.into()), "{report}{}", output.stderr);
+        assert_eq!(report["reasons"][0], "the limit was reached", "{report}");
+    }
+    let closed = |stream: &_| fleet.head(*stream).is_some_and(|head| head.state == HeadState::Closed);
+    assert!(streams.iter().all(closed), "the next replay has to wait until its streams are silent");
+    let rest = fleet.replayed(&server, &["--limit", "1000"]);
+    assert_eq!(rest["delivered"], outage.messages() - 10, "{rest}");
+    assert_eq!(fleet.left(), Vec::<String>::new());
+    server.assert_equals(&outage.ledger);
+    server.assert_order(&outage.ledger);
+    for refused in [&["--limit", "5", "--follow"][..], &["--dry-run", "--follow"], &["--dry-run", "--hold", "1m"]] {
+        assert_eq!(fleet.replay(&server, refused).code(), Some(2), "{refused:?}");
+    }
 }

@@ -6,7 +6,7 @@ use super::replay::UnreadableLine;
 use crate::figures::count;
 use crate::report::groups::{GroupRow, groups, groups_text, sums_text};
 use crate::store::Backlog;
-use crate::takeover::purging::FleetPurged;
+use crate::takeover::purging::{FleetPurged, OwnedElsewhere};
 use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
 
@@ -34,14 +34,17 @@ pub(crate) struct FleetPurgeReport {
 struct LivingStream {
     stream: String,
     owner: String,
+    /// How many of its messages wait, selected or not.
+    waiting: Option<u64>,
 }
 
 impl FleetPurgeReport {
     pub(crate) fn of(depot: &str, purged: &FleetPurged, dry_run: bool) -> Self {
         let backlog = Backlog { groups: purged.groups.clone(), ..Backlog::default() };
-        let owned = |(stream, owner): &(crate::fleet::names::StreamId, String)| LivingStream {
-            stream: stream.to_string(),
-            owner: owner.clone(),
+        let owned = |owned: &OwnedElsewhere| LivingStream {
+            stream: owned.stream.to_string(),
+            owner: owned.owner.clone(),
+            waiting: owned.waiting,
         };
         Self {
             schema_version: 1,
@@ -71,8 +74,14 @@ impl FleetPurgeReport {
             shown.add(&groups_text(renderer, &self.groups));
         }
         for stream in self.owned.iter().take(NAMED_MAX) {
-            let LivingStream { stream, owner } = stream;
-            shown.add_line(&format!("left alone: stream {stream} of {owner}, who may be alive; purge it there"));
+            let LivingStream { stream, owner, waiting } = stream;
+            shown.add_line(&match waiting {
+                None => format!("left alone: stream {stream}: {owner}"),
+                Some(waiting) => format!(
+                    "left alone: stream {stream} with {} of {owner}, who may be alive; purge there, or once it has ended",
+                    count(*waiting, "message")
+                ),
+            });
         }
         if self.owned.len() > NAMED_MAX {
             shown.add_line(&format!("and {} more", count((self.owned.len() - NAMED_MAX) as u64, "stream")));

@@ -2,13 +2,17 @@
 
 use serde::Serialize;
 
-use crate::figures::count;
+use crate::figures::{count, time};
 use crate::hint;
 use crate::printable::name;
+use crate::report::groups::{GroupRow, groups, preview_text, sums_text};
+use crate::store::Backlog;
+use crate::takeover::dry_run::FleetPreview;
 use crate::takeover::key_folder::UnusableKeyFile;
 use crate::takeover::reading::UnreadableObject;
-use crate::takeover::session::FleetConclusion;
+use crate::takeover::session::{FleetConclusion, FleetEnding};
 use crate::terminal::Shown;
+use crate::terminal::render::Renderer;
 
 /// How many objects are named for people.
 const NAMED_MAX: usize = 10;
@@ -19,14 +23,18 @@ const KEY_DIGITS: usize = 12;
 #[derive(Serialize)]
 pub(crate) struct FleetReplayReport {
     schema_version: u32,
+    dry_run: bool,
     depot: String,
+    /// With `--dry-run`: the messages that would be delivered.
+    #[serde(flatten)]
+    selected: Option<SelectedMessages>,
     delivered: u64,
     rejected: u64,
     /// Messages marked as expired.
     expired: u64,
     /// Messages that the server refuses for the time in their ids. They stay in the depot.
     held: u64,
-    /// Messages of streams that were taken and released.
+    /// Messages of streams that were taken and released; with `--dry-run` those that would be delivered.
     remaining: u64,
     /// Messages for other servers, which stay in the depot.
     elsewhere: u64,
@@ -46,6 +54,14 @@ pub(crate) struct FleetReplayReport {
     seconds: f64,
     /// Why messages remain, for people.
     reasons: Vec<String>,
+}
+
+/// The messages of a dry run.
+#[derive(Serialize)]
+struct SelectedMessages {
+    groups: Vec<GroupRow>,
+    /// When the oldest of them was accepted.
+    oldest_accepted_at: Option<String>,
 }
 
 /// A key that messages wait for.
@@ -121,7 +137,9 @@ impl FleetReplayReport {
         let missing = totals.without_key.iter();
         Self {
             schema_version: 1,
+            dry_run: false,
             depot,
+            selected: None,
             delivered: conclusion.delivered,
             rejected: conclusion.rejected,
             expired: totals.expired,
@@ -156,12 +174,34 @@ impl FleetReplayReport {
         }
     }
 
-    /// Returns how many messages that were taken are not delivered, for any reason.
-    pub(crate) fn left_here(&self) -> u64 {
-        // Those for other servers are somebody else's, and others were not asked for.
-        self.remaining.saturating_sub(self.elsewhere + self.unselected)
-            + self.rejected
-            + self.unreadable.objects.len() as u64
+    /// Returns the report of a dry run.
+    pub(crate) fn of_dry_run(depot: String, preview: FleetPreview, unusable: &[UnusableKeyFile]) -> Self {
+        let backlog = Backlog { groups: preview.groups, ..Backlog::default() };
+        let groups = groups(&backlog);
+        let would = FleetConclusion {
+            ending: FleetEnding::Complete,
+            delivered: 0,
+            rejected: 0,
+            held: preview.held,
+            requests: 0,
+            seconds: 0.0,
+            reasons: preview.fleet_held.into_iter().collect(),
+            is_key_refused: false,
+            totals: preview.totals,
+        };
+        let remaining = groups.iter().map(|group| group.messages).sum();
+        let selected = SelectedMessages { groups, oldest_accepted_at: preview.oldest_ms.map(time) };
+        Self { dry_run: true, selected: Some(selected), remaining, ..Self::of(depot, &would, unusable) }
+    }
+
+    /// Returns whether something is not delivered that was taken and asked for.
+    pub(crate) fn is_incomplete(&self, ending: FleetEnding) -> bool {
+        // Those for other servers are somebody else's, and others were not asked for, as what is beyond a limit.
+        let remaining = match ending {
+            FleetEnding::LimitReached => 0,
+            _ => self.remaining.saturating_sub(self.elsewhere + self.unselected),
+        };
+        remaining + self.rejected + self.unreadable.objects.len() as u64 > 0
     }
 
     /// Returns how many messages are left in the depot, as far as is known.
@@ -183,6 +223,35 @@ impl FleetReplayReport {
                 format!("delivered {messages} in {seconds:.1} s ({rate} a second) to {server}; {streams} finished")
             }
         });
+        shown.add(&self.rows());
+        shown
+    }
+
+    /// Returns the result of a dry run for people. `server` is where the messages would go.
+    pub(crate) fn preview_text(&self, renderer: &Renderer, server: &str) -> Shown {
+        let mut shown = Shown::default();
+        let groups = self.selected.as_ref().map_or(&[][..], |selected| &selected.groups);
+        if groups.is_empty() {
+            shown.add_line(&format!("nothing to replay in {}", self.depot));
+        } else {
+            let streams = count(self.streams.taken, "stream");
+            shown.add_line(&format!("would replay {} of {streams} for {server}", sums_text(groups)));
+            self.reasons.iter().for_each(|reason| shown.add_line(&format!("but {reason}")));
+            shown.end_line();
+            let oldest = self.selected.as_ref().and_then(|selected| selected.oldest_accepted_at.as_deref());
+            shown.add(&preview_text(renderer, groups, oldest));
+        }
+        let rows = self.rows();
+        if !groups.is_empty() && !rows.as_str().is_empty() {
+            shown.end_line();
+        }
+        shown.add(&rows);
+        shown
+    }
+
+    /// Returns what is not delivered, and why.
+    fn rows(&self) -> Shown {
+        let mut shown = Shown::default();
         let mut row = |number: u64, name: &str, what: &str| {
             if number > 0 {
                 shown.add_line(&format!("{name:<9} {}{what}", count(number, "message")));
@@ -194,7 +263,9 @@ impl FleetReplayReport {
         row(self.held, "held", ": their ids are outside the server's window");
         row(self.elsewhere, "elsewhere", " for other servers: replay them with their --upstream");
         row(self.unselected, "others", ", not selected: left in the depot");
-        row(self.remaining, "remaining", " of streams that were released again");
+        if !self.dry_run {
+            row(self.remaining, "remaining", " of streams that were released again");
+        }
         for line in &self.missing_keys {
             shown.add_line(&format!("no key    {}", line.text()));
         }
@@ -202,7 +273,9 @@ impl FleetReplayReport {
             shown.add_line(&format!("behind    {} newer than these, about the same", count(self.behind, "message")));
         }
         self.unusable_key_files.iter().for_each(|file| shown.add_line(&format!("unusable key file {file}")));
-        self.reasons.iter().for_each(|reason| shown.add_line(&format!("  {reason}")));
+        if !self.dry_run {
+            self.reasons.iter().for_each(|reason| shown.add_line(&format!("  {reason}")));
+        }
         let UnreadableReport { messages, objects } = &self.unreadable;
         if !objects.is_empty() {
             let what = count(*messages, "message");
