@@ -30,7 +30,7 @@ use crate::depot::{Depot, DepotError};
 use crate::fleet::head::{Head, MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::import::{ImportPlan, SettledMessages};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
-use crate::fleet::parallel::in_parallel;
+use crate::fleet::parallel::{in_parallel, join};
 use crate::fleet::record::FleetRecord;
 use crate::message::Sha256;
 use crate::store::{Filter, Store, now_ms, since_boot};
@@ -588,10 +588,6 @@ impl StreamAccess<'_> {
         info!(target: "fleet", %stream, "delivered and deleted a stream");
         Ok(Swept::Finished)
     }
-}
-
-fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Returns the keys that messages wait for as a head names them.
