@@ -55,7 +55,7 @@ pub enum BatchEnd {
 }
 
 /// The pace in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     settings: PaceSettings,
     batch: usize,
@@ -160,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_of_a_fleet_starts_at_the_live_rate_and_has_no_floor() {
+    fn the_pace_of_a_fleet_starts_at_a_quarter_of_the_live_rate_and_has_no_floor() {
         let fleet = Some(FleetPace::of_backlog(18_000, Duration::from_secs(3600)));
         let mut pace = Pace::start(PaceSettings { fleet, ..PaceSettings::default() });
-        assert_eq!((pace.batch(), pace.pause_after(2)), (2, Duration::from_millis(400)));
-        assert_eq!(pace.pauses_for(50), Duration::from_secs(10), "5 messages a second");
+        assert_eq!((pace.batch(), pace.pause_after(1)), (1, Duration::from_millis(800)));
+        assert_eq!(pace.pauses_for(50), Duration::from_secs(40), "a quarter of 5 messages a second");
         pace = pace.after(BatchEnd::Strained);
-        assert_eq!(pace.pauses_for(50), Duration::from_secs(40), "a quarter of that");
-        assert!(pace.after(BatchEnd::KeptUp).pauses_for(50) < Duration::from_secs(40));
+        assert_eq!(pace.pauses_for(50), Duration::from_secs(160), "a quarter of that");
+        assert!(pace.after(BatchEnd::KeptUp).pauses_for(50) < Duration::from_secs(160));
         let set = PaceSettings { fleet, batch: Some(50), delay: None };
         assert_eq!(Pace::start(set).pause_after(50), DELAY_DEFAULT, "a pace that was set is exact in a fleet, too");
     }

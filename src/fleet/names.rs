@@ -271,9 +271,14 @@ pub fn finished() -> String {
     format!("{ROOT}/finished")
 }
 
+/// Returns the folder of all bundles.
+pub fn bundles() -> String {
+    format!("{ROOT}/bundles")
+}
+
 /// Returns the folder of a stream's bundles.
 pub fn bundles_of(stream: &StreamId) -> String {
-    format!("{ROOT}/bundles/{}/{stream}", stream.shard())
+    format!("{}/{}/{stream}", bundles(), stream.shard())
 }
 
 /// Returns the folder of a stream's marks.

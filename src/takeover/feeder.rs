@@ -30,7 +30,7 @@ use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
 use crate::fleet::head::{HeadFault, MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::names::{BundleName, ObjectName, StreamId};
-use crate::fleet::parallel::in_parallel;
+use crate::fleet::parallel::{in_parallel, join};
 use crate::store::{Filter, Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
@@ -499,10 +499,6 @@ impl StreamAccess<'_> {
         info!(target: "fleet", %stream, "delivered and deleted a stream");
         Ok(Swept::Finished)
     }
-}
-
-fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Returns the keys that messages wait for as a head names them.

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::error::TakeoverError;
-use super::objects::{folder, list_all};
+use super::objects::{folder, list_all, list_spread};
 use super::watch::{list_heads, read_heads, streams_with_bundles};
 use crate::depot::{Depot, DepotDescription, DepotError};
 use crate::fleet::dial::{DialFault, DialSetting};
 use crate::fleet::dial_change::read_dial;
 use crate::fleet::head::{Head, HeadFault, HeadState, MissingKey};
 use crate::fleet::names::{self, ObjectName, StreamId};
+use crate::fleet::parallel::join;
 use crate::store::now_ms;
 
 /// The standing of a stream, as people read it.
@@ -98,7 +99,8 @@ pub(crate) struct FleetSurvey {
 }
 
 impl FleetSurvey {
-    /// Gathers it.
+    /// Gathers it. Bundles are listed while heads are read, but after the heads are listed: a stream's bundles are deleted
+    /// before its head, so none that is delivered meanwhile seems to have bundles without a head.
     ///
     /// # Errors
     ///
@@ -106,16 +108,21 @@ impl FleetSurvey {
     pub(crate) fn gather(depot: &dyn Depot, takeover_after: Duration) -> Result<Self, TakeoverError> {
         let at_ms = u64::try_from(now_ms()).unwrap_or(0);
         let listed: Vec<StreamId> = list_heads(depot)?.into_iter().map(|(stream, _)| stream).collect();
-        let mut sums = bundle_sums(depot)?;
+        let (heads, sums, rest) = std::thread::scope(|scope| {
+            let sums = scope.spawn(|| bundle_sums(depot));
+            let rest = scope.spawn(|| Ok::<_, TakeoverError>((rejected(depot)?, read_dial(depot)?)));
+            (read_heads(depot, &listed), join(sums), join(rest))
+        });
+        let (mut sums, (rejected, dial)) = (sums?, rest?);
         let mut survey = Self {
             depot: depot.describe(),
             streams: Vec::with_capacity(listed.len()),
             unreadable: Vec::new(),
-            rejected: rejected(depot)?,
-            dial: read_dial(depot)?,
+            rejected,
+            dial,
             at_ms,
         };
-        for (stream, read) in listed.iter().zip(read_heads(depot, &listed)) {
+        for (stream, read) in listed.iter().zip(heads) {
             let sums = sums.remove(stream).unwrap_or_default();
             match read? {
                 Some((_, Ok(head))) => {
@@ -215,7 +222,7 @@ pub(crate) fn streams_of(depot: &dyn Depot) -> Result<Vec<StreamId>, TakeoverErr
 
 fn bundle_sums(depot: &dyn Depot) -> Result<HashMap<StreamId, BundleSums>, TakeoverError> {
     let mut found: HashMap<StreamId, BundleSums> = HashMap::new();
-    for entry in list_all(depot, &folder(&format!("{}/bundles", names::ROOT)))? {
+    for entry in list_spread(depot, &names::bundles())? {
         let Some(ObjectName::Bundle(stream, bundle)) = ObjectName::parse(entry.name.as_str()) else { continue };
         let sums = found.entry(stream).or_default();
         sums.bundles += 1;

@@ -225,7 +225,7 @@ pub(crate) fn read_heads(
 
 /// Returns the streams that have bundles. Skips the bundles of a stream that has more than one page of them.
 pub(crate) fn streams_with_bundles(depot: &dyn Depot) -> Result<HashSet<StreamId>, DepotError> {
-    let under = folder(&format!("{}/bundles", names::ROOT));
+    let under = folder(&names::bundles());
     let mut found = HashSet::new();
     let mut after = None;
     loop {
