@@ -22,6 +22,8 @@ struct ClientWrite {
     /// Whether it need not arrive: it was only on a lost disk, or a person may have deleted it.
     may_be_missing: bool,
     is_received: bool,
+    /// Whether its disk was lost before it was settled or copied: an older one that was copied may be sent after it.
+    is_lost_unsettled: bool,
 }
 
 /// The events so far.
@@ -47,6 +49,7 @@ impl Oracle {
             is_purged: false,
             may_be_missing: false,
             is_received: false,
+            is_lost_unsettled: false,
         });
         (self.writes.len() - 1, is_first)
     }
@@ -82,6 +85,7 @@ impl Oracle {
         self.story.push(format!("the disk of agent {agent} is lost; the depot has {kept:?}"));
         let lost = self.writes.iter_mut().enumerate().filter(|(_, write)| write.entity.agent == agent);
         for (number, write) in lost {
+            write.is_lost_unsettled |= !write.is_final && !kept.contains(&number);
             write.may_be_missing |= !write.is_received && !kept.contains(&number);
         }
     }
@@ -109,9 +113,11 @@ impl Oracle {
             }
         }
         for (entity, last) in &self.last {
-            let is_newer = |(_, write): &(usize, &ClientWrite)| write.entity == *entity && write.is_received;
+            let is_newer = |(_, write): &(usize, &ClientWrite)| {
+                write.entity == *entity && write.is_received && !write.is_lost_unsettled
+            };
             let newest = self.writes.iter().enumerate().filter(is_newer).map(|(number, _)| number).max();
-            if newest != Some(*last) {
+            if newest.is_some_and(|newest| newest > *last) {
                 self.wrong.push(format!("{entity:?} ends with write {last}, and its newest is {newest:?}"));
             }
         }
