@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Does the same work for each of these, a few at a time; the results are in their order.
 pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    if items.len() < 2 {
+    if items.len() < 2 || is_sequential() {
         return items.iter().map(work).collect();
     }
     let next = AtomicUsize::new(0);
@@ -28,9 +28,33 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: i
     done.into_iter().map(|(_, result)| result).collect()
 }
 
+/// Does two things in threads of their own and a third one here, at the same time.
+pub(crate) fn all_three<A: Send, B: Send, C>(
+    first: impl FnOnce() -> A + Send,
+    second: impl FnOnce() -> B + Send,
+    here: impl FnOnce() -> C,
+) -> (A, B, C) {
+    if is_sequential() {
+        return (first(), second(), here());
+    }
+    std::thread::scope(|scope| {
+        let (first, second) = (scope.spawn(first), scope.spawn(second));
+        let here = here();
+        (join(first), join(second), here)
+    })
+}
+
 /// Returns what a thread returned, or panics as it did.
 pub(crate) fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Returns whether one thing is done after the other: where a test sets the clock, it decides what happens when.
+fn is_sequential() -> bool {
+    #[cfg(test)]
+    return crate::store::faked::now().is_some();
+    #[cfg(not(test))]
+    false
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ pub struct Shipper {
 }
 
 /// The state of the loop between its turns.
-struct Turns {
+pub(crate) struct Turns {
     nonce: String,
     schedule: ShippingSchedule,
     opened: u64,
@@ -102,9 +102,9 @@ struct Turns {
     head_due: Duration,
     /// Since when something was seen that is not shipped.
     waiting_since: Option<Duration>,
-    gone_due: Instant,
-    watch_due: Instant,
-    retry_due: Option<Instant>,
+    gone_due: Duration,
+    watch_due: Duration,
+    retry_due: Option<Duration>,
     /// Whether a bundle of the current choice may be in the depot.
     may_be_there: bool,
     shipped: u64,
@@ -121,15 +121,26 @@ struct Turns {
 impl Shipper {
     /// Ships until shutdown, and then what is left.
     pub fn run(&self, shutdown: &Shutdown) {
-        let mut turns = Turns {
+        let mut turns = self.begin();
+        while !shutdown.is_requested() {
+            shutdown.beat();
+            self.turn_reported(&mut turns);
+            self.ledger.wait_until_woken(TICK);
+        }
+        self.end(&mut turns, shutdown);
+    }
+
+    /// Returns the state before the first turn.
+    pub(crate) fn begin(&self) -> Turns {
+        Turns {
             nonce: Uuid::now_v7().simple().to_string(),
             schedule: ShippingSchedule::new(self.ledger.settings.schedule),
             opened: 0,
             head: None,
             head_due: Duration::ZERO,
             waiting_since: None,
-            gone_due: Instant::now(),
-            watch_due: Instant::now(),
+            gone_due: Duration::ZERO,
+            watch_due: Duration::ZERO,
             retry_due: None,
             may_be_there: true,
             shipped: 0,
@@ -138,18 +149,17 @@ impl Shipper {
             is_announced: false,
             is_ending: false,
             is_hopeless: false,
-        };
-        while !shutdown.is_requested() {
-            shutdown.beat();
-            self.turn_reported(&mut turns);
-            self.ledger.wait_until_woken(TICK);
         }
+    }
+
+    /// Ships what is left, and closes the head.
+    pub(crate) fn end(&self, turns: &mut Turns, shutdown: &Shutdown) {
         let until = Instant::now() + self.end_within;
         turns.is_ending = true;
         loop {
             shutdown.beat();
             turns.retry_due = None;
-            self.turn_reported(&mut turns);
+            self.turn_reported(turns);
             let left = self.ledger.standing().unshipped.messages;
             if left == 0 || turns.is_hopeless || Instant::now() >= until {
                 break;
@@ -158,13 +168,13 @@ impl Shipper {
                 std::thread::sleep(Duration::from_millis(200).min(until.saturating_duration_since(Instant::now())));
             }
         }
-        self.close(&mut turns);
+        self.close(turns);
     }
 
     /// One turn; what fails is logged once, and tried again.
-    fn turn_reported(&self, turns: &mut Turns) {
+    pub(crate) fn turn_reported(&self, turns: &mut Turns) {
         let Ok(store) = self.slot.get() else { return };
-        let is_waiting = turns.retry_due.is_some_and(|due| Instant::now() < due);
+        let is_waiting = turns.retry_due.is_some_and(|due| since_boot() < due);
         let problem = match is_waiting {
             true => Some(turns.said.clone()),
             false => self.turn_or_problem(&store, turns),
@@ -205,7 +215,7 @@ impl Shipper {
         };
         turns.retry_due = match &result {
             Ok(()) | Err(ShipError::StillFailing(_)) => None,
-            Err(_) => Some(Instant::now() + RETRY_AFTER),
+            Err(_) => Some(since_boot() + RETRY_AFTER),
         };
         match result {
             Ok(()) => None,
@@ -241,7 +251,7 @@ impl Shipper {
         if turns.head.as_ref().is_some_and(|head| head.written().is_some()) && since_boot() >= turns.head_due {
             self.renew(store, turns, HeadState::Open)?;
         }
-        let now = Instant::now();
+        let now = since_boot();
         if now >= turns.watch_due {
             turns.watch_due = now + RENEW_EVERY;
             self.watch_handed_over(store)?;
@@ -335,6 +345,10 @@ impl Shipper {
     }
 
     fn loaded(&self, store: &dyn Store, turns: &mut Turns, stream: StreamId, loaded: Loaded) -> Result<(), ShipError> {
+        // A process that was suspended while it wrote may have lost its stream, and a replayer have finished it without
+        // this bundle.
+        turns.may_be_there = true;
+        self.make_sure(store, turns)?;
         store.confirm_bundle(stream.uuid(), loaded.next_bundle)?;
         turns.may_be_there = false;
         turns.shipped += loaded.messages;
@@ -361,11 +375,17 @@ impl Shipper {
             Some(owned) => owned.stream,
             None => self.begin_stream(store, turns)?,
         };
-        let is_sure = |owned: &HeldStream| owned.fence.may_lease(since_boot());
-        if !self.ledger.lock().owned.as_ref().is_some_and(is_sure) {
-            self.renew(store, turns, HeadState::Open)?;
-        }
+        self.make_sure(store, turns)?;
         Ok(stream)
+    }
+
+    /// Renews the head, unless it is certain that nobody can have taken the stream.
+    fn make_sure(&self, store: &dyn Store, turns: &mut Turns) -> Result<(), ShipError> {
+        let owned = self.ledger.lock().owned.clone();
+        match owned.is_some_and(|owned| owned.fence.may_lease(since_boot())) {
+            true => Ok(()),
+            false => self.renew(store, turns, HeadState::Open),
+        }
     }
 
     fn begin_stream(&self, store: &dyn Store, turns: &mut Turns) -> Result<StreamId, ShipError> {

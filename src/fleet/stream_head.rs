@@ -112,7 +112,12 @@ impl StreamHead {
         };
         match written {
             // It was written by this call or an earlier one, the answer was lost: the caller repeats from its version.
-            (Some(written), _) => Ok((written, began)),
+            (Some(HeadWritten::Ours), _) => {
+                // Otherwise it would look as if it was never written, and would not be renewed.
+                self.written = Some(began);
+                Ok((HeadWritten::Ours, began))
+            }
+            (Some(HeadWritten::Lost), _) => Ok((HeadWritten::Lost, began)),
             (None, error @ DepotError::UnknownOutcome { .. }) => Err(error),
             (None, _) => Err(DepotError::UnknownOutcome {
                 at: depot.describe().url,

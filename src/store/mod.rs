@@ -89,6 +89,8 @@ mod traits;
 mod view;
 mod work;
 
+#[cfg(test)]
+pub(crate) use self::clock::faked;
 pub use self::clock::{now_ms, since_boot};
 pub use self::encryption::key::{EncryptionKey, KeyError, KeyId, Keys};
 pub use self::encryption::reseal::{Resealed, Resealing};

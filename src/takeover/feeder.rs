@@ -30,7 +30,7 @@ use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
 use crate::fleet::head::{HeadFault, MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::names::{BundleName, ObjectName, StreamId};
-use crate::fleet::parallel::{in_parallel, join};
+use crate::fleet::parallel::{all_three, in_parallel};
 use crate::store::{Filter, Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
@@ -243,12 +243,11 @@ impl<'a> Feeder<'a> {
         let next = if may_take { self.next_free()? } else { Vec::new() };
         let done = self.take_done();
         let access = self.access();
-        let (prepared, imported, swept) = std::thread::scope(|scope| {
-            let preparing = scope.spawn(|| in_parallel(&next, TAKEN_AT_ONCE, |free| access.prepare(free)));
-            let sweeping = scope.spawn(|| in_parallel(&done, SWEPT_AT_ONCE, |taken| access.sweep(taken)));
-            let imported = self.import_some();
-            (join(preparing), imported, join(sweeping))
-        });
+        let (prepared, swept, imported) = all_three(
+            || in_parallel(&next, TAKEN_AT_ONCE, |free| access.prepare(free)),
+            || in_parallel(&done, SWEPT_AT_ONCE, |taken| access.sweep(taken)),
+            || self.import_some(),
+        );
         let has_worked = !next.is_empty() || !done.is_empty();
         // All of it is noted, whatever failed: what is forgotten would stay until its head is silent.
         let prepared = self.note_prepared(&next, prepared);

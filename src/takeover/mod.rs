@@ -37,6 +37,8 @@ pub(crate) mod error;
 pub(crate) mod feeder;
 pub(crate) mod founding;
 mod held_back;
+#[cfg(test)]
+mod history;
 pub(crate) mod holdings;
 mod importer;
 pub(crate) mod key_folder;

@@ -211,7 +211,7 @@ impl FleetPurge {
         Ok(order.leave(&*self.depot)?)
     }
 
-    fn purge_stream(
+    pub(super) fn purge_stream(
         &self,
         free: &FreeStream,
         holdings: &Holdings,

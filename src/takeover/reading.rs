@@ -23,7 +23,7 @@ use crate::sealing::{Identity, OpenReader, SealError, is_sealed};
 
 /// How often bundles are listed until all that were shipped are there, and the pause between: a listing may lag behind.
 const LISTS_MAX: usize = 6;
-const LIST_PAUSE: Duration = Duration::from_secs(1);
+const LIST_PAUSE: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
 /// Objects of one stream that are read at a time.
 const READS_AT_ONCE: usize = 4;
 

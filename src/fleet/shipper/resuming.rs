@@ -5,8 +5,8 @@ use tracing::{info, warn};
 use super::super::finished::FinishedStream;
 use super::{
     CHOICE, DELETE_STEP, DepotError, Filter, Head, HeadRead, HeadState, LoadError, Loader, MessageId, ObjectName, Page,
-    ShipError, Shipper, Store, StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, depot_name,
-    read_head, since_boot, this_process,
+    ShipError, Shipper, Store, StreamHead, StreamId, StreamRecord, StreamState, TAKEOVER_AFTER, Turns, bundles_of,
+    depot_name, folder_name, read_head, since_boot, this_process,
 };
 
 impl Shipper {
@@ -134,7 +134,14 @@ impl Shipper {
             has_all.then(|| record.next_bundle.saturating_add(1))
         };
         let next_bundle = match finished {
-            Some(finished) => all_had(finished),
+            Some(finished) => match all_had(finished) {
+                Some(next_bundle) => Some(next_bundle),
+                // It may have arrived after the stream was finished, and nobody has read it.
+                None => {
+                    let late = self.look_for(store, &record, &chosen)?.filter(|_| !chosen.is_empty());
+                    late.map(|next_bundle| self.offer(&record, next_bundle).map(|()| next_bundle)).transpose()?
+                }
+            },
             None => match self.look_for(store, &record, &chosen)? {
                 Some(next_bundle) => Some(next_bundle),
                 // The new owner may just have deleted it, and has made the record before.
@@ -146,6 +153,27 @@ impl Shipper {
             _ => store.withdraw_bundle(stream)?,
         }
         Ok(())
+    }
+
+    /// Leaves bundles that arrived after their stream was finished to the next replayer, with a head that is closed. Until
+    /// that has delivered them, their messages wait here, and newer ones behind them.
+    fn offer(&self, record: &StreamRecord, bundles: u32) -> Result<(), ShipError> {
+        let (stream, owner) = (StreamId::new(record.stream), this_process(&uuid::Uuid::now_v7().simple().to_string()));
+        let epoch = record.epoch.saturating_add(1);
+        let head = Head { epoch, bundles, ..Head::first(HeadState::Closed, owner) };
+        // If it is lost, a replayer has found the bundles itself.
+        StreamHead::new(stream, head, None)?.write(self.ledger.depot.as_ref(), |_| {})?;
+        warn!(target: "fleet", "a bundle of stream {stream} arrived after the stream was finished: a replayer delivers it");
+        Ok(())
+    }
+
+    /// Returns whether the depot has bundles of a stream; no, if we may not ask.
+    fn has_bundles(&self, stream: StreamId) -> Result<bool, DepotError> {
+        match self.ledger.depot.list(&folder_name(&bundles_of(&stream))?, None, 1) {
+            Ok(found) => Ok(!found.is_empty()),
+            Err(DepotError::NotAuthorised { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the number of the bundle behind those of this choice, if all of them are in the depot.
@@ -222,11 +250,16 @@ impl Shipper {
             if self.head_of(StreamId::new(record.stream))?.is_some() {
                 continue;
             }
-            if self.finished(record.stream)?.is_none() {
+            let Some(finished) = self.finished(record.stream)? else {
                 self.stream_is_gone(store, record)?;
                 continue;
-            }
+            };
             let ids = store.hand_over(record.stream)?;
+            let has_all = ids.iter().all(|id| finished.had(id.0.unsigned_abs()));
+            if !has_all && self.has_bundles(StreamId::new(record.stream))? {
+                self.offer(record, record.next_bundle)?;
+                continue;
+            }
             self.ledger.change(|state| state.clearing = Some(record.stream));
             let mut deleted = 0;
             for step in ids.chunks(DELETE_STEP) {
