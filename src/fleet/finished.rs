@@ -12,7 +12,7 @@ pub const BYTES_MAX: usize = 256 * 1024;
 /// Ranges of a record: those of the last messages, which the agent may not know of.
 const RANGES_MAX: usize = 4096;
 
-/// The messages of a finished stream that its bundles had.
+/// The messages of a finished stream that its bundles had, or of which a mark said that they are settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FinishedStream {
     /// Ranges of ids in the origin store, ascending; where there are too many, the last ones.
@@ -29,16 +29,21 @@ struct FinishedFields {
 }
 
 impl FinishedStream {
-    /// Returns the record of a stream whose bundles had these ranges of messages, ascending.
+    /// Returns the record of a stream of which these ranges of messages are settled, ascending.
     pub fn with(ranges: impl DoubleEndedIterator<Item = (u64, u64)>) -> Self {
         let mut had: Vec<_> = ranges.rev().take(RANGES_MAX).collect();
         had.reverse();
         Self { had }
     }
 
-    /// Returns whether the bundles certainly had this message.
+    /// Returns whether this message was certainly settled.
     pub fn had(&self, message: u64) -> bool {
         self.had.iter().any(|(first, last)| (first..=last).contains(&&message))
+    }
+
+    /// Returns the ranges, each with its last id.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.had.iter().copied()
     }
 
     /// Encodes it.

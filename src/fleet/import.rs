@@ -153,6 +153,12 @@ impl SettledMessages {
         if is_within_budget { Ok(()) } else { Err(TooManyMarks) }
     }
 
+    /// Adds what an earlier owner had settled when it finished the stream: its marks are deleted, and a bundle that
+    /// arrived late may have these messages once more.
+    pub fn add_finished(&mut self, finished: &FinishedStream) {
+        finished.ranges().for_each(|range| self.done.insert_range(range));
+    }
+
     fn set(&mut self, message: u64, open: Option<OpenMessage>) {
         self.bytes += open.as_ref().map_or(0, OpenMessage::bytes);
         let replaced = match open {
@@ -271,9 +277,12 @@ impl ImportPlan {
         records.into_iter().flat_map(|record| self.settled.remaining(record)).collect()
     }
 
-    /// Returns the record of the stream, once it is finished: the messages of all bundles so far.
+    /// Returns the record of the stream, once it is finished: the messages of all bundles so far, and those that are
+    /// settled by a mark, whose bundle may still be on its way.
     pub fn finished(&self) -> FinishedStream {
-        FinishedStream::with(self.seen.ranges())
+        let mut had = self.seen.clone();
+        self.settled.done.ranges().for_each(|range| had.insert_range(range));
+        FinishedStream::with(had.ranges())
     }
 
     /// Returns what the marks say.
@@ -314,6 +323,21 @@ impl IdRanges {
             None => drop(self.0.insert(id, last)),
         }
         true
+    }
+
+    /// Adds all ids of a range; nothing if its last one is below its first.
+    fn insert_range(&mut self, (mut first, mut last): (u64, u64)) {
+        if first > last {
+            return;
+        }
+        while let Some((known_first, known_last)) =
+            self.0.range(..=last.saturating_add(1)).next_back().map(|(first, last)| (*first, *last))
+            && known_last.saturating_add(1) >= first
+        {
+            self.0.remove(&known_first);
+            (first, last) = (first.min(known_first), last.max(known_last));
+        }
+        self.0.insert(first, last);
     }
 
     /// Returns the ranges, ascending, each with its last id.

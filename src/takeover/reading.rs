@@ -14,6 +14,7 @@ use ring::digest::{Context, SHA256};
 use super::objects::{folder, list_all, name_of, read_whole};
 use crate::depot::{Depot, DepotError, Name};
 use crate::fleet::bundle::BundleReader;
+use crate::fleet::finished::FinishedStream;
 use crate::fleet::marks::{Mark, MarksReader};
 use crate::fleet::names::{self, BundleName, ObjectName, StreamId};
 use crate::fleet::parallel::in_parallel;
@@ -121,7 +122,13 @@ impl StreamReader {
     }
 
     fn is_finished(&self, stream: StreamId) -> Result<bool, DepotError> {
-        Ok(self.depot.get(&name_of(&ObjectName::Finished(stream)))?.is_some())
+        Ok(self.finished(stream)?.is_some())
+    }
+
+    /// Returns the record of a stream that was finished once: it is there again if a bundle arrived late.
+    pub(super) fn finished(&self, stream: StreamId) -> Result<Option<FinishedStream>, DepotError> {
+        let bytes = read_whole(&*self.depot, &name_of(&ObjectName::Finished(stream)))?;
+        Ok(bytes.map(|bytes| FinishedStream::decode(&bytes)))
     }
 
     /// Returns all marks of a stream, in the order in which they were written; or which of their objects can't be read.

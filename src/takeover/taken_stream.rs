@@ -55,6 +55,9 @@ impl TakenStream {
             let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
             marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))
         });
+        if let Some(finished) = reader.finished(stream)? {
+            settled.add_finished(&finished);
+        }
         let mut taken = Self {
             stream,
             plan: ImportPlan::new(settled),
@@ -109,5 +112,54 @@ impl TakenStream {
             groups.entry(bundle.number).or_default().push(bundle);
         }
         self.pending = groups.into_values().collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::depot::Depot;
+    use crate::depot::model::ModelDepot;
+    use crate::fleet::bundle::{BundleBuilder, Pushed};
+    use crate::fleet::marks::{Fate, Mark};
+    use crate::fleet::names::ObjectName;
+    use crate::fleet::record::MessageRef;
+    use crate::fleet::samples::record;
+    use crate::takeover::objects::name_of;
+    use crate::takeover::sweep::delete_stream;
+
+    fn put(depot: &ModelDepot, stream: StreamId, number: u32, messages: &[u64]) -> BundleName {
+        let mut builder = BundleBuilder::new();
+        for message in messages {
+            assert_eq!(builder.push(&record(*message)), Ok(Pushed::Taken));
+        }
+        let bundle = builder.finish().expect("it has records");
+        let name = bundle.manifest.name(number);
+        depot.create(&name_of(&ObjectName::Bundle(stream, name)), &bundle.bytes).expect("it answers");
+        name
+    }
+
+    #[test]
+    fn a_bundle_that_arrives_after_its_stream_was_finished_repeats_nothing_that_was_settled() {
+        let (depot, stream) = (Arc::new(ModelDepot::new()), StreamId::new(uuid::Uuid::now_v7()));
+        let first = put(&depot, stream, 0, &[1, 2]);
+        let mut settled = SettledMessages::new();
+        // Its agent settled message 3 while the bundle with it was on its way.
+        for message in [1, 2, 3] {
+            let mark = Mark { reference: MessageRef::whole(message), fate: Fate::Delivered };
+            settled.add(mark).expect("there is room");
+        }
+        let mut plan = ImportPlan::new(settled);
+        assert_eq!(plan.next_bundle(vec![record(1), record(2)]), []);
+        delete_stream(&*depot, stream, (&[first], &plan.finished()), |_| false).expect("it answers");
+        put(&depot, stream, 1, &[3, 4]);
+        let reader = StreamReader::new(depot.clone(), Arc::from([]));
+        let (mut taken, unreadable) = TakenStream::read(&reader, stream, (0, 0)).expect("it answers");
+        assert_eq!(unreadable, None);
+        let (records, _) = taken.read_next(&reader).expect("it answers");
+        let messages: Vec<u64> = records.iter().map(|record| record.reference.message).collect();
+        assert_eq!(messages, [4], "message 3 would be sent over newer writes, or 4 be lost");
     }
 }

@@ -257,6 +257,19 @@ proptest! {
         let runs = expected.iter().filter(|id| !expected.contains(&(**id + 1))).count();
         prop_assert_eq!(ranges.len(), runs, "adjacent ranges are not merged");
     }
+
+    #[test]
+    fn a_range_is_added_as_its_ids_are(added in prop::collection::vec((0_u64..60, 0_u64..12), 0..20)) {
+        let (mut whole, mut single) = (IdRanges::default(), IdRanges::default());
+        for (first, length) in added {
+            // Length 0 is no range: its last id is below its first.
+            if let Some(last) = (first + length).checked_sub(1) {
+                whole.insert_range((first, last));
+            }
+            (first..first + length).for_each(|id| { single.insert(id); });
+            prop_assert_eq!(whole.ranges().collect::<Vec<_>>(), single.ranges().collect::<Vec<_>>());
+        }
+    }
 }
 
 #[test]
@@ -264,4 +277,6 @@ fn ranges_reach_the_end_of_the_numbers() {
     let mut ranges = IdRanges::default();
     assert!(ranges.insert(u64::MAX) && ranges.insert(0) && ranges.insert(u64::MAX - 1));
     assert!(!ranges.insert(u64::MAX) && ranges.contains(0) && ranges.len() == 2);
+    ranges.insert_range((1, u64::MAX));
+    assert_eq!(ranges.ranges().collect::<Vec<_>>(), [(0, u64::MAX)]);
 }
