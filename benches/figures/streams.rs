@@ -110,18 +110,14 @@ pub(crate) fn in_threads(count: usize, work: impl Fn(usize) + Sync) {
 }
 
 fn head(bundles: u32, messages: u64) -> Head {
+    let owner = HeadOwner { host: "pod".to_owned(), nonce: Uuid::now_v7().to_string(), ..HeadOwner::default() };
     Head {
-        state: HeadState::Closed,
-        epoch: 1,
-        owner: HeadOwner { host: "pod".to_owned(), nonce: Uuid::now_v7().to_string(), ..HeadOwner::default() },
         bundles,
         shipped: messages,
         waiting: messages,
         oldest_ms: u64::try_from(ACCEPTED_AT_MS).ok(),
         renewed: 1,
-        renewed_at_ms: 0,
-        silence_ms: 0,
-        missing_keys: Vec::new(),
+        ..Head::first(HeadState::Closed, owner)
     }
 }
 

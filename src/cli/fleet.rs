@@ -26,7 +26,7 @@ use crate::takeover::browse::FleetBrowser;
 use crate::takeover::dry_run::FleetDryRun;
 use crate::takeover::founding;
 use crate::takeover::keys::FleetKeys;
-use crate::takeover::purging::{FleetPurge, FleetPurged, PurgeSelection};
+use crate::takeover::purging::{FleetPurge, PurgeSelection};
 use crate::takeover::resending::Resending;
 use crate::takeover::selection::FleetReplaySelection;
 use crate::takeover::session::{FleetEnding, FleetReplay, ensure_exclusive};
@@ -308,15 +308,16 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
     let owner = this_process(&uuid::Uuid::now_v7().simple().to_string());
     let person = dial::this_person();
     let takeover_after = config.fleet_takeover_after.value;
-    let purge = FleetPurge { depot, keys, browser, owner, person, takeover_after };
+    let purge = FleetPurge { depot, keys, browser, owner, person, order: uuid::Uuid::now_v7(), takeover_after };
     if !order.dry_run {
         ensure_exclusive(&*purge.depot, config.fleet_single_replayer.value)?;
     }
     let shutdown = Shutdown::new();
-    let Some((free, owned)) = purge.free(&order.selection, &shutdown, &ProgressDisplay::new(common.quiet))? else {
+    let progress = ProgressDisplay::new(common.quiet);
+    let Some((free, owned)) = purge.free(&order.selection, &shutdown, &progress)? else {
         return Err(Failure::silent(Exit::Interrupted));
     };
-    let would = FleetPurged { owned, ..purge.preview(&free, &order.selection)? };
+    let would = purge.preview((&free, owned), &order.selection)?;
     let renderer = common.renderer();
     let report = FleetPurgeReport::of(&url, &would, true);
     if order.dry_run || would.messages() == 0 && order.selection.streams.is_empty() {
@@ -335,7 +336,7 @@ pub(super) fn purge(common: &Common, config: &Config, order: &FleetPurgeOrder<'_
         confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))?;
     }
     stop_on_signals(&shutdown)?;
-    let purged = purge.purge(&order.selection, (&free, would), &shutdown)?;
+    let purged = purge.purge(&order.selection, (&free, would), (&shutdown, &progress))?;
     if common.prints_summary() {
         let report = FleetPurgeReport::of(&url, &purged, false);
         renderer.result(&report, |renderer, report| report.text(renderer))?;

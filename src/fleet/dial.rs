@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::json::order_id;
 use crate::printable;
 
 /// The format that this version writes, and the newest that it reads.
@@ -179,20 +180,6 @@ impl DialSetting {
 }
 
 /// The id of an order as text.
-mod order_id {
-    use serde::de::Error as _;
-    use serde::{Deserialize, Deserializer, Serializer};
-    use uuid::Uuid;
-
-    pub(super) fn serialize<S: Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&id.hyphenated())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
-        Uuid::try_parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
 /// Returns who decided, harmless to print.
 fn harmless(decided: Decided) -> Decided {
     let short: String = decided.by.chars().take(NAME_CHARS_MAX).collect();

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::names::StreamId;
+use super::stream_purge::PurgeAnswer;
 use crate::printable;
 
 /// The format that this version writes, and the newest that it reads.
@@ -14,6 +16,8 @@ pub const FORMAT: u16 = 1;
 pub const BYTES_MAX: usize = 16 * 1024;
 /// The longest text in a head, in characters; longer ones are cut.
 const TEXT_CHARS_MAX: usize = 256;
+/// Earlier streams that a head names at most, the last ones: more are never unfinished.
+const AFTER_MAX: usize = 128;
 /// Keys that a head names at most.
 pub const MISSING_KEYS_MAX: usize = 16;
 
@@ -83,6 +87,10 @@ pub struct Head {
     pub silence_ms: u64,
     /// Keys that a replayer did not have when it released the stream, the ones that most messages wait for.
     pub missing_keys: Vec<MissingKey>,
+    /// The last purge that the owner has carried out.
+    pub purged: Option<PurgeAnswer>,
+    /// Streams of the same store that began earlier and were taken over unfinished: their messages are older.
+    pub after: Vec<StreamId>,
 }
 
 /// A key that messages wait for.
@@ -137,6 +145,10 @@ struct HeadFields {
     silence_ms: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     missing_keys: Vec<MissingKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    purged: Option<PurgeAnswer>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    after: Vec<String>,
 }
 
 /// The fields of every format.
@@ -162,6 +174,8 @@ impl Head {
             renewed_at_ms: 0,
             silence_ms: 0,
             missing_keys: Vec::new(),
+            purged: None,
+            after: Vec::new(),
         }
     }
 
@@ -181,6 +195,8 @@ impl Head {
             renewed_at_ms: head.renewed_at_ms,
             silence_ms: head.silence_ms,
             missing_keys: harmless_keys(head.missing_keys),
+            purged: head.purged,
+            after: head.after.iter().rev().take(AFTER_MAX).rev().map(StreamId::to_string).collect(),
         };
         serde_json::to_vec(&fields).unwrap_or_default()
     }
@@ -213,6 +229,8 @@ impl Head {
             renewed_at_ms: fields.renewed_at_ms,
             silence_ms: fields.silence_ms,
             missing_keys: harmless_keys(fields.missing_keys),
+            purged: fields.purged,
+            after: fields.after.iter().filter_map(|stream| StreamId::parse(stream)).collect(),
         })
     }
 
@@ -292,6 +310,8 @@ mod tests {
             renewed_at_ms: 1_790_000_060_000,
             silence_ms: 90_000,
             missing_keys: vec![MissingKey { workspace: "research".to_owned(), key: "9f3c".to_owned(), messages: 3 }],
+            purged: Some(PurgeAnswer { order: uuid::Uuid::nil(), deleted: 3, kept: 1 }),
+            after: vec![StreamId::new(uuid::Uuid::nil())],
         }
     }
 
@@ -303,6 +323,13 @@ mod tests {
         let least =
             Head::decode(br#"{"format":1,"state":"closed","epoch":1}"#).expect("an early head has fewer fields");
         assert_eq!((least.state, least.bundles, least.oldest_ms), (HeadState::Closed, 0, None));
+    }
+
+    #[test]
+    fn a_head_with_more_earlier_streams_than_it_has_room_for_can_be_read() {
+        let after: Vec<StreamId> = (0..5000).map(|_| StreamId::new(uuid::Uuid::now_v7())).collect();
+        let read = Head::decode(&Head { after: after.clone(), ..head() }.encode()).expect("nobody could deliver it");
+        assert_eq!(read.after, after[after.len() - AFTER_MAX..]);
     }
 
     #[test]

@@ -112,3 +112,18 @@ impl AnswerFields {
         LastAnswer { text, ..answer }
     }
 }
+
+/// The id of an order as text.
+pub(super) mod order_id {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use uuid::Uuid;
+
+    pub(in crate::fleet) fn serialize<S: Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&id.hyphenated())
+    }
+
+    pub(in crate::fleet) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
+        Uuid::try_parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}

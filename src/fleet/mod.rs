@@ -16,6 +16,7 @@
 //! | [`head`] | the one object of a stream that changes: its owner and state |
 //! | [`fleet_file`] | the fleet's id and the public keys of its replayers |
 //! | [`dial`] | the pace and the hold that people have set |
+//! | [`stream_purge`] | the purge of a stream whose owner is alive |
 //!
 //! # The policies
 //!
@@ -79,4 +80,5 @@ mod secret_header;
 pub mod shipper;
 pub mod spooled;
 pub mod stream_head;
+pub mod stream_purge;
 pub mod takeover;

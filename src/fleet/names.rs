@@ -201,6 +201,8 @@ pub enum ObjectName {
     },
     /// A decision of a person about the fleet.
     Order(Uuid),
+    /// The purge of a stream whose owner is alive; exists while the command of a person waits for it.
+    Purge(StreamId),
     /// The pace and the hold in force; changes by compare-and-swap.
     Dial,
 }
@@ -213,6 +215,7 @@ impl ObjectName {
             ["fleet.json"] => Self::FleetFile,
             ["dial"] => Self::Dial,
             ["heads", stream] => Self::Head(StreamId::parse(stream)?),
+            ["purges", stream] => Self::Purge(StreamId::parse(stream)?),
             ["finished", stream] => Self::Finished(StreamId::parse(stream)?),
             ["bundles", _, stream, last] => Self::Bundle(StreamId::parse(stream)?, parse_bundle(last)?),
             ["files", _, stream, message, last] => {
@@ -233,7 +236,8 @@ impl ObjectName {
     /// Returns the stream that it belongs to.
     pub fn stream(&self) -> Option<StreamId> {
         match self {
-            Self::Head(stream) | Self::Finished(stream) | Self::Bundle(stream, _) => Some(*stream),
+            Self::Head(stream) | Self::Finished(stream) | Self::Purge(stream) => Some(*stream),
+            Self::Bundle(stream, _) => Some(*stream),
             Self::File { stream, .. } | Self::Marks { stream, .. } | Self::Rejected { stream, .. } => Some(*stream),
             Self::FleetFile | Self::Order(_) | Self::Dial => None,
         }
@@ -256,6 +260,7 @@ impl fmt::Display for ObjectName {
             Self::Rejected { workspace, stream, number, status, message } => {
                 write!(f, "{ROOT}/rejected/{workspace}/{stream}/{number:010}.{status}.{message}")
             }
+            Self::Purge(stream) => write!(f, "{}/{stream}", purges()),
             Self::Order(order) => write!(f, "{ROOT}/orders/{}", order.hyphenated()),
         }
     }
@@ -269,6 +274,11 @@ pub fn heads() -> String {
 /// Returns the folder of the records of finished streams.
 pub fn finished() -> String {
     format!("{ROOT}/finished")
+}
+
+/// Returns the folder of all purges.
+pub fn purges() -> String {
+    format!("{ROOT}/purges")
 }
 
 /// Returns the folder of all bundles.

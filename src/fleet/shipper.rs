@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use self::purging::Purging;
 use super::head::{Head, HeadState};
 use super::ledger::{Acknowledge, AgentLedger, HeldStream};
 use super::loading::{LoadError, Loaded, Loader};
@@ -38,6 +39,7 @@ use super::object_names::{depot_name, folder_name};
 use super::schedule::{ShipNext, ShippingSchedule, Unshipped, jitter};
 use super::spooled::Removal;
 use super::stream_head::{HeadRead, HeadWritten, StreamHead, read_head, this_process};
+use super::stream_purge::PurgeAnswer;
 use super::takeover::{Fence, RENEW_EVERY, TAKEOVER_AFTER};
 use crate::depot::{Depot, DepotError};
 use crate::message::MessageId;
@@ -116,6 +118,10 @@ pub(crate) struct Turns {
     is_ending: bool,
     /// Whether trying again can't help before somebody changes something.
     is_hopeless: bool,
+    /// The purge of the stream that is in progress.
+    purging: Option<Purging>,
+    /// The answer to the last purge, and when the head had it.
+    purged: Option<(PurgeAnswer, Duration)>,
 }
 
 impl Shipper {
@@ -149,6 +155,8 @@ impl Shipper {
             is_announced: false,
             is_ending: false,
             is_hopeless: false,
+            purging: None,
+            purged: None,
         }
     }
 
@@ -236,7 +244,7 @@ impl Shipper {
         };
         if opened != turns.opened {
             (turns.opened, turns.head, turns.may_be_there) = (opened, None, true);
-            turns.silent = None;
+            (turns.silent, turns.purging, turns.purged) = (None, None, None);
         }
         let is_beside = || -> Result<bool, StoreError> {
             let is_owner = self.ledger.lock().owned.is_some();
@@ -250,7 +258,9 @@ impl Shipper {
         }
         if turns.head.as_ref().is_some_and(|head| head.written().is_some()) && since_boot() >= turns.head_due {
             self.renew(store, turns, HeadState::Open)?;
+            self.look_for_purge(turns);
         }
+        self.carry_out_purge(store, turns)?;
         let now = since_boot();
         if now >= turns.watch_due {
             turns.watch_due = now + RENEW_EVERY;
@@ -409,6 +419,7 @@ impl Shipper {
         }
         turns.head = Some(StreamHead::new(stream, self.first_head(turns), None)?);
         (turns.shipped, turns.may_be_there, turns.is_announced) = (0, false, false);
+        (turns.purging, turns.purged) = (None, None);
         self.own(stream, 1);
         Ok(stream)
     }
@@ -436,11 +447,17 @@ impl Shipper {
         let backlog = store.backlog(&Filter::default())?;
         let stream = self.ledger.lock().owned.as_ref().map(|owned| owned.stream);
         let head_is_finished = || stream.is_some_and(|stream| self.is_known_finished(stream));
-        let record = store.streams()?.into_iter().find(|it| Some(it.stream) == stream.as_ref().map(StreamId::uuid));
+        let records = store.streams()?;
+        let handed_over = records.iter().filter(|it| it.state == StreamState::HandedOver);
+        let after: Vec<StreamId> = handed_over.map(|it| StreamId::new(it.stream)).collect();
+        let record = records.into_iter().find(|it| Some(it.stream) == stream.as_ref().map(StreamId::uuid));
         // Those of a stream that is settled may be deleted from now on.
         let is_needed = |it: &StreamRecord| state == HeadState::Open || it.is_outstanding;
         let (shipped, bundles) = (turns.shipped, record.filter(is_needed).map_or(0, |it| it.next_bundle));
+        let purged = turns.purged.map(|(answer, _)| answer);
         let written = head.write(self.ledger.depot.as_ref(), |head| {
+            head.purged = purged.or(head.purged);
+            head.after = after;
             head.state = state;
             head.bundles = bundles;
             head.shipped = head.shipped.max(shipped);
@@ -480,5 +497,6 @@ fn rest_of(unshipped: UnshippedCount) -> UnshippedCount {
 }
 
 mod ending;
+mod purging;
 mod resuming;
 mod sealing;

@@ -265,6 +265,14 @@ impl Footprint {
         }
     }
 
+    /// Adds all messages of another group.
+    pub fn add_group(&mut self, other: &Self) {
+        for (key, strength) in &other.0 {
+            let known = self.0.entry(*key).or_insert(*strength);
+            *known = (*strength).max(*known);
+        }
+    }
+
     /// Returns whether a message with these touches must keep its order relative to one of the group.
     pub fn conflicts(&self, touches: &[Touch]) -> bool {
         touches.iter().any(|touch| match (self.0.get(&touch.key), touch.effect) {

@@ -20,7 +20,7 @@ use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
 use crate::figures::short_duration;
 use crate::fleet::dial_reader::DialReader;
-use crate::fleet::head::HeadOwner;
+use crate::fleet::head::{Head, HeadOwner, HeadState};
 use crate::fleet::names::StreamId;
 use crate::fleet::record::{FileContent, FleetRecord, RecordState};
 use crate::message::{MessageStatus, Server};
@@ -106,8 +106,9 @@ impl FleetDryRun<'_> {
         free: &FreeStream,
         preview: &mut FleetPreview,
     ) -> Result<(), DepotError> {
-        let at = free.head.as_ref().map_or((0, 0), |(head, _)| (head.epoch, head.bundles));
-        let (mut taken, unreadable) = TakenStream::read(reader, free.stream, at)?;
+        let headless = Head { epoch: 0, ..Head::first(HeadState::Closed, HeadOwner::default()) };
+        let head = free.head.as_ref().map_or(&headless, |(head, _)| head);
+        let (mut taken, unreadable) = TakenStream::read(reader, free.stream, head)?;
         preview.totals.taken += 1;
         unreadable.into_iter().for_each(|object| preview.totals.add_unreadable(object));
         while !taken.is_imported() {

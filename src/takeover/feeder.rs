@@ -10,8 +10,8 @@
 //! rejected messages keep those that depend on them from being delivered.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -21,17 +21,19 @@ use super::holdings::Holdings;
 use super::importer::{Imported, ImportedBundle, Importer};
 use super::key_folder::KeyFolder;
 use super::ledger::{ReplayerLedger, Staged};
+use super::objects::name_of;
 use super::reading::{StreamReader, UnreadableObject};
 use super::record_sorter::{LeftBehind, WithoutKey};
 use super::standing::{OwnStreams, spare};
 use super::sweep::delete_stream;
 use super::taken_stream::{HELD_BACK_MAX, PreparedStream, TakenStream};
+use super::wanted::WantedStreams;
 use super::watch::{FreeStream, HeadWatch, Look};
 use crate::depot::{Depot, DepotError};
 use crate::fleet::head::{HeadFault, MISSING_KEYS_MAX, MissingKey};
 use crate::fleet::names::{BundleName, ObjectName, StreamId};
 use crate::fleet::parallel::{all_three, in_parallel};
-use crate::store::{Filter, Store, now_ms, since_boot};
+use crate::store::{Store, now_ms, since_boot};
 
 /// Streams that are held at most: the others are left for other replayers until these are delivered.
 const STREAMS_MAX: usize = 64;
@@ -157,14 +159,18 @@ pub(super) struct Feeder<'a> {
 pub(super) struct FeedProgress {
     watch: HeadWatch,
     free: VecDeque<FreeStream>,
-    streams: Vec<TakenStream>,
+    pub(super) streams: Vec<TakenStream>,
+    /// The streams that are reserved for purges.
+    pub(super) wanted: WantedStreams,
+    /// Messages of streams that wait until an earlier one of the same store is settled.
+    behind: u64,
     /// Streams that are not taken again before then.
     set_aside: HashMap<StreamId, Duration>,
     /// Streams that were released and wait for keys.
     keyless: BTreeMap<StreamId, WithoutKey>,
     looked: Option<Duration>,
     undecided: usize,
-    totals: FeedTotals,
+    pub(super) totals: FeedTotals,
 }
 
 impl FeedProgress {
@@ -173,6 +179,8 @@ impl FeedProgress {
             watch: HeadWatch::new(takeover_after),
             free: VecDeque::new(),
             streams: Vec::new(),
+            wanted: WantedStreams::new(takeover_after),
+            behind: 0,
             set_aside: HashMap::new(),
             keyless: BTreeMap::new(),
             looked: None,
@@ -189,7 +197,7 @@ impl<'a> Feeder<'a> {
     ///
     /// If the depot or the scratch store can't be used. Nothing is lost: the next call continues.
     pub(super) fn step(&mut self, may_take: bool) -> Result<bool, TakeoverError> {
-        self.drop_lost()?;
+        self.let_go()?;
         let is_due = |looked| since_boot().saturating_sub(looked) >= self.settings.look_interval();
         if self.progress.looked.is_none_or(is_due) {
             self.look()?;
@@ -206,22 +214,32 @@ impl<'a> Feeder<'a> {
         let now = since_boot();
         let has_new_keys = self.keys.refresh();
         let progress = &mut self.progress;
+        progress.wanted.look(self.depot)?;
         let keyless = &progress.keyless;
         progress.set_aside.retain(|stream, until| *until > now && !(has_new_keys && keyless.contains_key(stream)));
-        let (holdings, set_aside, selection) = (self.holdings, &progress.set_aside, self.importer.sorter.selection);
-        let is_ours =
-            |stream| holdings.epoch(stream).is_some() || set_aside.contains_key(&stream) || !selection.takes(stream);
+        let (holdings, selection) = (self.holdings, self.importer.sorter.selection);
+        let (set_aside, wanted) = (&progress.set_aside, &progress.wanted);
+        let is_ours = |stream| {
+            holdings.epoch(stream).is_some()
+                || set_aside.contains_key(&stream)
+                || wanted.has(stream)
+                || !selection.takes(stream)
+        };
         let Look { mut free, undecided, alive, waiting_alive, draining, unreadable } =
             progress.watch.look(self.depot, is_ours)?;
         self.state.draining.store(draining, Ordering::Release);
         // Two replayers that look at the same time begin at different places.
         let turn = uuid::Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).as_bytes()[15];
         spare(self.own, &mut free)?;
+        let behind = self.leave_later(&mut free)?;
+        let is_next = |stream: &StreamId| free.iter().any(|free| free.stream == *stream);
+        let (soon, later): (Vec<_>, Vec<_>) = behind.into_iter().partition(|behind| is_next(&behind.earlier));
         let progress = &mut self.progress;
+        progress.behind = later.iter().map(|behind| behind.waiting).sum();
         let middle = free.len() * usize::from(turn) / 256;
         free.rotate_left(middle);
         progress.free = free.into();
-        progress.undecided = undecided;
+        progress.undecided = undecided + soon.len();
         progress.totals.alive = alive as u64;
         progress.totals.waiting_alive = waiting_alive;
         for (stream, fault) in unreadable {
@@ -270,10 +288,55 @@ impl<'a> Feeder<'a> {
         let mut next: Vec<FreeStream> = self.progress.free.drain(..room).collect();
         // An agent that stops may have closed its head since.
         spare(self.own, &mut next)?;
+        self.leave_later(&mut next)?;
         // Their agents are gone, and their applications may go on behind other agents, whose updates are in no stream: of
         // all that is older than this it is unknown whether an update reached the server before its create.
         self.store.note_updates_ahead(&[], now_ms())?;
         Ok(next)
+    }
+
+    /// Removes and returns the streams that have to wait for an earlier one of the same store, which another process owns or
+    /// nobody. Where the earlier one is held here, the later one is imported after it.
+    fn leave_later(&self, free: &mut Vec<FreeStream>) -> Result<Vec<BehindEarlier>, TakeoverError> {
+        let mut behind = Vec::new();
+        let mut result = Ok(());
+        free.retain(|free| {
+            let Some((head, _)) = &free.head else { return true };
+            let is_here = |earlier: &StreamId| *earlier == free.stream || self.holdings.epoch(*earlier).is_some();
+            for earlier in head.after.iter().filter(|earlier| !is_here(earlier)) {
+                match self.depot.get(&name_of(&ObjectName::Head(*earlier))) {
+                    Ok(None) if !self.progress.watch.is_headless(*earlier) => {}
+                    Ok(_) => {
+                        behind.push(BehindEarlier { earlier: *earlier, waiting: head.waiting });
+                        return false;
+                    }
+                    Err(error) => {
+                        result = Err(error.into());
+                        return false;
+                    }
+                }
+            }
+            true
+        });
+        result.map(|()| behind)
+    }
+
+    /// Returns whether an earlier stream of the same store has to be imported before this one.
+    fn is_behind(&self, at: usize) -> bool {
+        let streams = &self.progress.streams;
+        streams.iter().any(|earlier| !earlier.is_imported() && streams[at].after.contains(&earlier.stream))
+    }
+
+    /// Lets messages stay that are newer than one that stays in an earlier stream of the same store.
+    fn inherit(&mut self, at: usize) {
+        if self.progress.streams[at].after.is_empty() {
+            return;
+        }
+        let mut back = std::mem::take(&mut self.progress.streams[at].back);
+        let streams = &self.progress.streams;
+        let earlier = streams.iter().filter(|earlier| streams[at].after.contains(&earlier.stream));
+        earlier.for_each(|earlier| back.inherit(&earlier.back));
+        self.progress.streams[at].back = back;
     }
 
     fn note_prepared(
@@ -304,7 +367,7 @@ impl<'a> Feeder<'a> {
     fn import_some(&mut self) -> Result<bool, TakeoverError> {
         let mut has_worked = false;
         for at in 0..self.progress.streams.len() {
-            while self.has_room(1) && !self.progress.streams[at].is_imported() {
+            while self.has_room(1) && !self.progress.streams[at].is_imported() && !self.is_behind(at) {
                 self.import_next(at)?;
                 has_worked = true;
             }
@@ -313,6 +376,7 @@ impl<'a> Feeder<'a> {
     }
 
     fn import_next(&mut self, at: usize) -> Result<(), TakeoverError> {
+        self.inherit(at);
         let FeedProgress { streams, totals, .. } = &mut self.progress;
         let others = streams.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, other)| other.back.len());
         let room = HELD_BACK_MAX.saturating_sub(others.sum());
@@ -353,8 +417,13 @@ impl<'a> Feeder<'a> {
     /// Removes and returns the streams that are settled, as far as they can be here.
     fn take_done(&mut self) -> Vec<TakenStream> {
         let is_done = |taken: &TakenStream| taken.is_imported() && self.ledger.outstanding(taken.stream) == 0;
-        let (done, rest) = std::mem::take(&mut self.progress.streams).into_iter().partition(is_done);
+        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.progress.streams).into_iter().partition(is_done);
         self.progress.streams = rest;
+        for taken in &mut self.progress.streams {
+            done.iter()
+                .filter(|done| taken.after.contains(&done.stream))
+                .for_each(|done| taken.back.inherit(&done.back));
+        }
         done
     }
 
@@ -390,29 +459,6 @@ impl<'a> Feeder<'a> {
         result
     }
 
-    /// Drops the messages of streams that another process took.
-    fn drop_lost(&mut self) -> Result<(), TakeoverError> {
-        let lost = self.holdings.lost();
-        if lost.is_empty() {
-            return Ok(());
-        }
-        // Nothing is sent before they are forgotten, so the round ends and none begins.
-        let _round = self.state.round.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in lost {
-            let ids = self.ledger.ids_of(stream, self.store)?;
-            for ids in ids.chunks(500) {
-                let filter = Filter { ids: ids.to_vec(), ..Filter::default() };
-                while self.store.purge(&filter, ids.len())?.messages > 0 {}
-            }
-            self.ledger.forget(stream);
-            self.holdings.forget(stream);
-            self.progress.streams.retain(|taken| taken.stream != stream);
-            self.progress.totals.lost += 1;
-            warn!(target: "fleet", %stream, messages = ids.len(), "dropped the messages of a stream that was lost");
-        }
-        Ok(())
-    }
-
     fn sweep_done(&mut self) -> Result<(), TakeoverError> {
         let (done, access) = (self.take_done(), self.access());
         let swept = in_parallel(&done, SWEPT_AT_ONCE, |taken| access.sweep(taken));
@@ -425,11 +471,10 @@ impl<'a> Feeder<'a> {
     ///
     /// The first error of the depot: streams that could not be released become silent.
     pub(super) fn close(mut self) -> (FeedTotals, Result<(), TakeoverError>) {
-        let mut result = self.drop_lost().and_then(|()| self.sweep_done());
+        let mut result = self.let_go().and_then(|()| self.sweep_done());
         let rest = std::mem::take(&mut self.progress.streams);
         let given = in_parallel(&rest, SWEPT_AT_ONCE, |taken| {
-            let pending = taken.pending.iter().flatten().map(|bundle| u64::from(bundle.messages)).sum::<u64>();
-            let waiting = taken.left + self.ledger.outstanding(taken.stream) + pending;
+            let waiting = self.waiting_of(taken);
             (waiting, self.holdings.release(taken.stream, waiting, Some(missing_keys(&taken.without_key))))
         });
         let keyless = rest.into_iter().map(|taken| (taken.stream, taken.without_key));
@@ -437,6 +482,8 @@ impl<'a> Feeder<'a> {
         for (key, messages) in std::mem::take(&mut self.progress.keyless).into_values().flatten() {
             *self.progress.totals.without_key.entry(key).or_default() += messages;
         }
+        self.progress.totals.left_waiting += self.progress.behind;
+        self.progress.totals.behind += self.progress.behind;
         for (waiting, given) in given {
             self.progress.totals.given_back += 1;
             self.progress.totals.left_waiting += waiting;
@@ -463,7 +510,7 @@ impl StreamAccess<'_> {
         let found = free.head.as_ref().map(|(head, version)| (head, version));
         let Some(head) = self.holdings.take(stream, found)? else { return Ok(None) };
         info!(target: "fleet", %stream, epoch = head.epoch, "took a stream over");
-        let read = TakenStream::read(&self.reader, stream, (head.epoch, head.bundles));
+        let read = TakenStream::read(&self.reader, stream, &head);
         if read.is_err() {
             // So that it need not become silent first.
             let _ = self.holdings.give_back(stream, head.waiting);
@@ -501,7 +548,7 @@ impl StreamAccess<'_> {
 }
 
 /// Returns the keys that messages wait for as a head names them.
-fn missing_keys(without: &WithoutKey) -> Vec<MissingKey> {
+pub(super) fn missing_keys(without: &WithoutKey) -> Vec<MissingKey> {
     let mut keys: Vec<MissingKey> = without
         .iter()
         .map(|((workspace, key), messages)| MissingKey {
@@ -513,6 +560,13 @@ fn missing_keys(without: &WithoutKey) -> Vec<MissingKey> {
     keys.sort_by_key(|key| std::cmp::Reverse(key.messages));
     keys.truncate(MISSING_KEYS_MAX);
     keys
+}
+
+/// A stream that waits for an earlier one of the same store.
+struct BehindEarlier {
+    earlier: StreamId,
+    /// How many messages its head says are waiting.
+    waiting: u64,
 }
 
 /// The outcome of a sweep.

@@ -21,6 +21,12 @@ impl HeldBack {
         self.entities.add(&placed(message));
     }
 
+    /// Adds what stays of an earlier stream.
+    pub(super) fn inherit(&mut self, earlier: &Self) {
+        self.entities.add_group(&earlier.entities);
+        self.is_full |= earlier.is_full;
+    }
+
     /// Returns whether this message is newer than one that stays, and about the same.
     pub(super) fn holds(&self, message: &Message) -> bool {
         self.is_full || !self.entities.is_empty() && self.entities.conflicts(&placed(message))

@@ -63,6 +63,8 @@ struct HeldHead {
     /// When it was last tried to renew it.
     tried: Duration,
     is_lost: bool,
+    /// Whether it is about to be released, for which nothing may be in flight.
+    is_leaving: bool,
 }
 
 /// The heads that this replayer holds. One mutex, which is never held over a request.
@@ -99,7 +101,7 @@ impl Holdings {
         });
         let expected = found.map(|(_, version)| version);
         let Some(version) = self.write(stream, expected, &head)? else { return Ok(None) };
-        let held = HeldHead { head: head.clone(), version, renewed, tried: renewed, is_lost: false };
+        let held = HeldHead { head: head.clone(), version, renewed, tried: renewed, is_lost: false, is_leaving: false };
         self.lock().insert(stream, held);
         Ok(Some(head))
     }
@@ -150,7 +152,8 @@ impl Holdings {
         let Some(now) = all.get_mut(&stream).filter(|now| now.version == held.version) else { return };
         match written {
             Ok(Some(version)) => {
-                *now = HeldHead { head, version, renewed, tried: renewed, is_lost: false };
+                let is_leaving = now.is_leaving;
+                *now = HeldHead { head, version, renewed, tried: renewed, is_lost: false, is_leaving };
             }
             Ok(None) => {
                 now.is_lost = true;
@@ -179,13 +182,17 @@ impl Holdings {
     ///
     /// # Errors
     ///
-    /// [`StoreError::DepotAway`] if not: nothing is sent until it is, or until its messages are dropped.
+    /// [`StoreError::DepotAway`] if not, or if one is about to be released: nothing is sent until then, or until its
+    /// messages are dropped.
     pub(crate) fn may_send(&self) -> Result<(), StoreError> {
         let (now, fence) = (since_boot(), self.timing.fence());
         let held = self.lock();
         for (stream, held) in held.iter() {
             if held.is_lost {
                 return Err(StoreError::DepotAway { reason: format!("stream {stream} was taken by another process") });
+            }
+            if held.is_leaving {
+                return Err(StoreError::DepotAway { reason: format!("stream {stream} is being released") });
             }
             if now.saturating_sub(held.renewed) >= fence {
                 let reason = format!("the head of stream {stream} was not renewed in time");
@@ -203,6 +210,18 @@ impl Holdings {
     /// Returns how many streams are held.
     pub(crate) fn count(&self) -> u64 {
         self.lock().len() as u64
+    }
+
+    /// Lets nothing be sent until this stream is released.
+    pub(crate) fn leave(&self, stream: StreamId) {
+        if let Some(held) = self.lock().get_mut(&stream) {
+            held.is_leaving = true;
+        }
+    }
+
+    /// Returns the streams that are about to be released.
+    pub(crate) fn leaving(&self) -> Vec<StreamId> {
+        self.lock().iter().filter(|(_, held)| held.is_leaving && !held.is_lost).map(|(stream, _)| *stream).collect()
     }
 
     /// Returns the streams that were lost and not forgotten yet.

@@ -1,18 +1,21 @@
 //! Deleting messages of a depot because a person said so.
 //!
-//! Only streams that nobody owns are touched: they are taken over, the selected messages are marked as deleted, and the
-//! rest is released. An order in the depot says who deleted what, and is written before anything is.
+//! Streams that nobody owns are taken over, the selected messages are marked as deleted, and the rest is released. The
+//! owners of the others are asked ([`super::owner_purge`]). An order in the depot says who deleted what, and is written
+//! before anything is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::browse::{FleetBrowser, FleetSelection, add_group};
 use super::error::TakeoverError;
 use super::holdings::{HeadTiming, Holdings};
 use super::keys::FleetKeys;
+use super::owner_purge::{AskedStream, OwnersAsked};
 use super::reading::StreamReader;
 use super::sweep::{delete_folder, delete_stream};
 use super::watch::{FreeStream, HeadWatch, read_heads};
@@ -23,11 +26,12 @@ use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::fleet::orders::{FleetOrder, Person};
+use crate::fleet::takeover::SILENCE_MAX;
 use crate::replay::session::ProgressListener;
 use crate::shutdown::Shutdown;
 use crate::store::{BacklogGroup, Filter};
 
-/// A stream that is left alone, because its owner may be alive.
+/// A stream whose owner may be alive.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnedElsewhere {
     pub stream: StreamId,
@@ -35,6 +39,10 @@ pub(crate) struct OwnedElsewhere {
     pub owner: String,
     /// How many of its messages wait, selected or not.
     pub waiting: Option<u64>,
+    /// How long its owner relies on being left alone.
+    pub silence: Duration,
+    /// Why something of it was left alone.
+    pub why: Option<String>,
 }
 
 /// The streams that nobody owns, and the others.
@@ -58,8 +66,12 @@ pub(crate) struct FleetPurged {
     pub groups: Vec<BacklogGroup>,
     /// Streams of which something was selected.
     pub streams: u64,
-    /// Streams with an owner that may be alive, which are left alone.
+    /// Selected messages that owners have settled or kept instead.
+    pub fewer: u64,
+    /// Streams of which something was left alone, because their owner may be alive.
     pub owned: Vec<OwnedElsewhere>,
+    /// Of a preview: the streams whose owners have to delete messages, which are counted above as well.
+    pub asked: Vec<AskedStream>,
     /// Objects that can't be read, which are left.
     pub unreadable: Vec<super::reading::UnreadableObject>,
 }
@@ -74,9 +86,17 @@ impl FleetPurged {
         selection.groups.drain(..).for_each(|group| add_group(&mut self.groups, group));
     }
 
+    /// Adds the messages of a request to an owner, and the number of those that it has deleted.
+    pub(super) fn add_answer(&mut self, groups: Vec<BacklogGroup>, deleted: u64) {
+        let selected = groups.iter().map(|group| group.messages).sum::<u64>();
+        self.fewer += selected.saturating_sub(deleted);
+        self.streams += u64::from(deleted > 0);
+        groups.into_iter().for_each(|group| add_group(&mut self.groups, group));
+    }
+
     /// Returns how many messages it is about.
     pub(crate) fn messages(&self) -> u64 {
-        self.groups.iter().map(|group| group.messages).sum()
+        self.groups.iter().map(|group| group.messages).sum::<u64>().saturating_sub(self.fewer)
     }
 }
 
@@ -96,6 +116,8 @@ pub(crate) struct FleetPurge {
     pub owner: HeadOwner,
     /// At whose command.
     pub person: Person,
+    /// The id of their order.
+    pub order: Uuid,
     pub takeover_after: Duration,
 }
 
@@ -129,26 +151,42 @@ impl FleetPurge {
         let mut owned = Vec::new();
         for (stream, read) in streams.iter().zip(read_heads(&*self.depot, streams)) {
             let Some((_, head)) = read? else { continue };
-            let (owner, waiting) = match head {
-                Ok(head) => (head.owner.to_string(), Some(head.waiting)),
-                Err(fault) => (fault.to_string(), None),
+            let (owner, waiting, silence_ms) = match head {
+                Ok(head) => (head.owner.to_string(), Some(head.waiting), head.silence_ms),
+                Err(fault) => (fault.to_string(), None, 0),
             };
-            owned.push(OwnedElsewhere { stream: *stream, owner, waiting });
+            let silence = self.takeover_after.max(Duration::from_millis(silence_ms)).min(SILENCE_MAX);
+            owned.push(OwnedElsewhere { stream: *stream, owner, waiting, silence, why: None });
         }
         Ok(owned)
     }
 
-    /// Counts what would be deleted of these streams, and of the rejected messages.
+    /// Counts the messages of these streams, and the rejected ones, that would be deleted. Keeps the streams with an owner
+    /// of which messages are selected, and those whose head can't be read.
     ///
     /// # Errors
     ///
     /// If the depot can't be read.
     pub(crate) fn preview(
         &self,
-        free: &[FreeStream],
+        (free, owned): (&[FreeStream], Vec<OwnedElsewhere>),
         selection: &PurgeSelection,
     ) -> Result<FleetPurged, TakeoverError> {
         let mut found = FleetPurged::default();
+        for owned in owned {
+            if owned.waiting.is_none() {
+                found.owned.push(owned);
+                continue;
+            }
+            let mut selected = self.browser.select(owned.stream, &selection.filter)?;
+            found.unreadable.append(&mut selected.unreadable);
+            let Some(asked) = AskedStream::of(self, owned, &mut selected, selection.is_whole_stream()) else {
+                continue;
+            };
+            found.streams += 1;
+            asked.groups.iter().for_each(|group| add_group(&mut found.groups, group.clone()));
+            found.asked.push(asked);
+        }
         for free in free {
             found.add(&mut self.browser.select(free.stream, &selection.filter)?);
         }
@@ -167,7 +205,7 @@ impl FleetPurge {
         &self,
         selection: &PurgeSelection,
         (free, preview): (&[FreeStream], FleetPurged),
-        shutdown: &Shutdown,
+        (shutdown, listener): (&Shutdown, &dyn ProgressListener),
     ) -> Result<FleetPurged, TakeoverError> {
         self.leave_order(selection, &preview, free)?;
         let timing = HeadTiming { takeover_after: self.takeover_after };
@@ -187,6 +225,8 @@ impl FleetPurge {
                 }
                 done = self.purge_stream(free, &holdings, selection, &mut purged);
             }
+            let asked = OwnersAsked { purge: self, selection, holdings: &holdings, shutdown, listener };
+            let done = done.and_then(|()| asked.ask(preview.asked, &mut purged));
             ended.request();
             done
         })?;
@@ -202,12 +242,13 @@ impl FleetPurge {
         preview: &FleetPurged,
         free: &[FreeStream],
     ) -> Result<(), TakeoverError> {
+        let of_asked = preview.asked.iter().map(|asked| asked.owned.stream);
         let what = PurgeOrder {
             filter: selection.text(),
             messages: preview.messages(),
-            streams: free.iter().map(|free| free.stream.to_string()).collect(),
+            streams: free.iter().map(|free| free.stream).chain(of_asked).map(|stream| stream.to_string()).collect(),
         };
-        let order = FleetOrder { id: uuid::Uuid::now_v7(), order: "purge", by: &self.person, what };
+        let order = FleetOrder { id: self.order, order: "purge", by: &self.person, what };
         Ok(order.leave(&*self.depot)?)
     }
 
@@ -332,6 +373,7 @@ mod tests {
             browser: browser.expect("a scratch store"),
             owner: HeadOwner { nonce: "a person".to_owned(), ..HeadOwner::default() },
             person: Person::default(),
+            order: Uuid::now_v7(),
             takeover_after: Duration::from_secs(90),
         }
     }
@@ -343,7 +385,7 @@ mod tests {
         let purge = purge(&depot, &folder);
         let (selection, shutdown) = (PurgeSelection::default(), Shutdown::new());
         let (free, owned) = purge.free(&selection, &shutdown, &Silent).expect("it answers").expect("not interrupted");
-        let preview = FleetPurged { owned, ..purge.preview(&free, &selection).expect("it answers") };
+        let preview = purge.preview((&free, owned), &selection).expect("it answers");
         assert_eq!((free.len(), preview.messages(), preview.owned.len()), (2, 6, 0));
         // Somebody reads the preview; meanwhile a replayer takes one of the streams, and an agent leaves another.
         let owner = HeadOwner { nonce: "a replayer".to_owned(), ..HeadOwner::default() };
@@ -353,7 +395,7 @@ mod tests {
         let head = of_taken.map(|(head, version)| (head, version));
         replayer.take(taken, head).expect("it answers").expect("nobody else takes it");
         let late = ship(&depot);
-        let purged = purge.purge(&selection, (&free, preview), &shutdown).expect("it answers");
+        let purged = purge.purge(&selection, (&free, preview), (&shutdown, &Silent)).expect("it answers");
         assert_eq!((purged.messages(), purged.streams), (3, 1), "more was deleted than a person has seen");
         assert_eq!(purged.owned.iter().map(|owned| owned.stream).collect::<Vec<_>>(), [taken], "it is not said");
         let has_head = |stream| depot.peek(&name_of(&ObjectName::Head(stream))).is_some();

@@ -159,17 +159,11 @@ impl Resending<'_> {
             return Ok(());
         }
         let head = Head {
-            state: HeadState::Closed,
-            epoch: 1,
-            owner: self.owner.clone(),
             bundles,
             shipped: moved.len() as u64,
             waiting: moved.len() as u64,
-            oldest_ms: None,
             renewed: 1,
-            renewed_at_ms: 0,
-            silence_ms: 0,
-            missing_keys: Vec::new(),
+            ..Head::first(HeadState::Closed, self.owner.clone())
         };
         self.depot.create(&name_of(&ObjectName::Head(stream)), &head.encode())?;
         let gone: Vec<Name> = moved.iter().map(|(.., name)| name.clone()).collect();

@@ -33,7 +33,7 @@ pub(super) fn delete_stream(
         _ => false,
     })?;
     delete_folder(depot, &names::marks_of(&stream), |name| matches!(name, ObjectName::Marks { .. }))?;
-    depot.delete(&[name_of(&ObjectName::Head(stream))])
+    depot.delete(&[name_of(&ObjectName::Purge(stream)), name_of(&ObjectName::Head(stream))])
 }
 
 /// Deletes the records of streams that began too long ago.

@@ -6,6 +6,7 @@ use super::held_back::HeldBack;
 use super::reading::{BundleContents, StreamReader, UnreadableObject};
 use super::record_sorter::WithoutKey;
 use crate::depot::DepotError;
+use crate::fleet::head::Head;
 use crate::fleet::import::{ImportPlan, SettledMessages};
 use crate::fleet::names::{self, BundleName, StreamId};
 use crate::fleet::record::FleetRecord;
@@ -35,22 +36,19 @@ pub(super) struct TakenStream {
     pub(super) back: HeldBack,
     /// How many of them wait for which key, by workspace and the key's fingerprint.
     pub(super) without_key: WithoutKey,
+    /// Streams of the same store that began earlier and may have older messages.
+    pub(super) after: Vec<StreamId>,
     /// Whether none of it may be imported: its marks are unreadable.
     pub(super) is_closed_to_us: bool,
 }
 
 impl TakenStream {
-    /// Reads the marks and the names of the bundles of a stream whose head has this epoch and number of bundles; nothing
-    /// is changed.
-    pub(super) fn read(
-        reader: &StreamReader,
-        stream: StreamId,
-        (epoch, shipped): (u32, u32),
-    ) -> Result<PreparedStream, DepotError> {
-        let (bundles, missing) = reader.all_bundles(stream, shipped)?;
+    /// Reads the marks and the names of the bundles of a stream with this head; nothing is changed.
+    pub(super) fn read(reader: &StreamReader, stream: StreamId, head: &Head) -> Result<PreparedStream, DepotError> {
+        let (bundles, missing) = reader.all_bundles(stream, head.bundles)?;
         let messages = bundles.iter().map(|bundle| u64::from(bundle.messages)).sum();
         let mut settled = SettledMessages::new();
-        let read = reader.marks(stream, epoch)?.and_then(|marks| {
+        let read = reader.marks(stream, head.epoch)?.and_then(|marks| {
             let object = || names::marks_of(&stream);
             let unreadable = |reason: String| UnreadableObject { object: object(), messages: 0, reason };
             marks.into_iter().try_for_each(|mark| settled.add(mark)).map_err(|fault| unreadable(fault.to_string()))
@@ -68,6 +66,7 @@ impl TakenStream {
             left: missing.as_ref().map_or(0, |missing| missing.messages),
             back: HeldBack::default(),
             without_key: BTreeMap::new(),
+            after: head.after.clone(),
             is_closed_to_us: false,
         };
         if let Err(unreadable) = read {
@@ -123,6 +122,7 @@ mod tests {
     use crate::depot::Depot;
     use crate::depot::model::ModelDepot;
     use crate::fleet::bundle::{BundleBuilder, Pushed};
+    use crate::fleet::head::{HeadOwner, HeadState};
     use crate::fleet::marks::{Fate, Mark};
     use crate::fleet::names::ObjectName;
     use crate::fleet::record::MessageRef;
@@ -156,7 +156,9 @@ mod tests {
         delete_stream(&*depot, stream, (&[first], &plan.finished()), |_| false).expect("it answers");
         put(&depot, stream, 1, &[3, 4]);
         let reader = StreamReader::new(depot.clone(), Arc::from([]));
-        let (mut taken, unreadable) = TakenStream::read(&reader, stream, (0, 0)).expect("it answers");
+        let (mut taken, unreadable) =
+            TakenStream::read(&reader, stream, &Head::first(HeadState::Closed, HeadOwner::default()))
+                .expect("it answers");
         assert_eq!(unreadable, None);
         let (records, _) = taken.read_next(&reader).expect("it answers");
         let messages: Vec<u64> = records.iter().map(|record| record.reference.message).collect();

@@ -157,6 +157,11 @@ impl HeadWatch {
         Ok(())
     }
 
+    /// Returns whether a stream was last seen without a head, with bundles.
+    pub(super) fn is_headless(&self, stream: StreamId) -> bool {
+        self.headless.contains_key(&stream)
+    }
+
     /// Looks until each owner has renewed its lease, or that has expired; `None` if it was interrupted.
     ///
     /// # Errors

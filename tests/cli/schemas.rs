@@ -148,17 +148,14 @@ fn of_a_depot(found: &mut Documents, server: &FakeOpik) {
         put(&ObjectName::Bundle(stream, bundle.manifest.name(0)), &bundle.bytes);
         let owner = HeadOwner { host: "pod-host".to_owned(), version: "0.1.0".to_owned(), ..HeadOwner::default() };
         let head = Head {
-            state,
-            epoch: 1,
-            owner,
             bundles: 1,
             shipped: 2,
             waiting: 2,
             oldest_ms: Some(1_767_323_045_000),
             renewed: 1,
             renewed_at_ms: 1_767_323_045_000,
-            silence_ms: 0,
             missing_keys: vec![MissingKey { workspace: "research".to_owned(), key: "9f3c".to_owned(), messages: 1 }],
+            ..Head::first(state, owner)
         };
         put(&ObjectName::Head(stream), &head.encode());
         stream

@@ -201,3 +201,90 @@ fn a_purge_beside_an_agent_that_returns_deletes_all_of_the_selection_or_nothing(
         println!("{deleted} deleted, {sent} sent");
     }
 }
+
+/// Purges beside owners with the default timing, or these settings.
+fn purge_beside(fleet: &TestFleet, env: &[(&str, &str)], args: &[&str]) -> Output {
+    let (home, identity) = (Home::new(), fleet.identity.display().to_string());
+    let mut purge = home.command(program());
+    purge.args(["purge", "--fleet", &fleet.url(), "--identity", &identity, "--format", "json"]).args(args);
+    let output = run(purge.envs(env.iter().copied()));
+    assert_eq!(output.code(), Some(0), "{}{}", output.stdout, output.stderr);
+    output
+}
+
+#[test]
+fn a_living_agent_deletes_what_a_person_purges_in_the_depot() {
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let fleet = TestFleet::new();
+    let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
+    let agent = agent.arg("--acknowledge").arg("fleet").start();
+    let [kept, selected] = [(); 2].map(|()| (0..40).map(|_| uuid7()).collect::<Vec<String>>());
+    for (kept, selected) in kept.iter().zip(&selected) {
+        for (workspace, id) in [("research", kept), ("scratch", selected)] {
+            drop(Told::new(&agent.url(), &ledger).in_workspace(workspace).acknowledged(create(id), 201));
+        }
+    }
+    let dry = purge_beside(&fleet, &[], &["--workspace", "scratch", "--dry-run"]).json();
+    assert_eq!((&dry["messages"], &dry["owned"][0]["selected"]), (&40.into(), &40.into()), "{dry}");
+    assert!(fleet.names("v1/purges").is_empty() && fleet.names("v1/orders").is_empty(), "a dry run ordered something");
+    let purged = purge_beside(&fleet, &[], &["--workspace", "scratch", "--yes"]);
+    let report = purged.json();
+    assert_eq!((&report["messages"], report["owned"].as_array().map(Vec::len)), (&40.into(), Some(0)), "{report}");
+    assert_eq!(fleet.names("v1/purges"), Vec::<String>::new(), "what was ordered is not withdrawn");
+    assert_eq!(fleet.names("v1/orders").len(), 1, "nobody can tell who deleted them");
+    let status = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!(status["backlog"]["messages"], 40, "{status}");
+    let left = purge_beside(&fleet, &[], &["--dry-run"]).json();
+    assert_eq!(left["messages"], 40, "the depot does not know what its agent deleted: {left}");
+    server.start();
+    agent.wait_until_delivered();
+    let sent = |ids: &[String]| ids.iter().filter(|id| !server.sequence_for(id).is_empty()).count();
+    assert_eq!((sent(&selected), sent(&kept)), (0, 40), "a deleted message was delivered, or another is gone");
+}
+
+#[test]
+fn a_stream_of_which_everything_is_purged_is_finished_by_its_agent() {
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let fleet = TestFleet::new();
+    let agent = Agent::builder(&server.url()).impatient().arg("--fleet").arg(&fleet.url());
+    let agent = agent.arg("--acknowledge").arg("fleet").start();
+    let mut app = Told::new(&agent.url(), &ledger);
+    (0..7).for_each(|_| drop(app.acknowledged(create(&uuid7()), 201)));
+    let stream = fleet.names("v1/heads")[0].rsplit('/').next().unwrap().to_owned();
+    let purged = purge_beside(&fleet, &[], &["--stream", &stream, "--yes"]).json();
+    assert_eq!((&purged["messages"], purged["owned"].as_array().map(Vec::len)), (&7.into(), Some(0)), "{purged}");
+    wait_until("the agent finishes its stream", PATIENCE, || fleet.left().is_empty());
+    assert_eq!(agent.cli(&["status", "--format", "json"]).json()["backlog"]["messages"], 0);
+    let later = uuid7();
+    drop(app.acknowledged(create(&later), 201));
+    server.start();
+    wait_until("a later message is delivered", PATIENCE, || !server.sequence_for(&later).is_empty());
+}
+
+#[test]
+fn a_replayer_releases_what_a_person_purges_and_delivers_the_rest() {
+    let (fleet, server) = (TestFleet::new(), FakeOpik::new_stopped());
+    let outage = Outage::new(&server, 2, 2);
+    let streams = outage.ship(&fleet, HeadState::Closed);
+    let hold = Home::new().cli(&["replay", "--fleet", &fleet.url(), "--hold", "30m"]);
+    assert_eq!(hold.code(), Some(0), "{}", hold.stderr);
+    server.start();
+    let home = Home::new();
+    let mut replayer = fleet.spawn(&home, &server, &["--follow"]);
+    let is_taken = || streams.iter().all(|stream| fleet.head(*stream).is_some_and(|head| head.epoch == 2));
+    wait_until("the replayer takes the streams", PATIENCE, is_taken);
+    let env = [("OPIK_OFFLINE_FLEET_TAKEOVER_AFTER", TAKEOVER_AFTER)];
+    let trace = &outage.groups[1][0];
+    let purged = purge_beside(&fleet, &env, &["--trace", trace, "--yes"]).json();
+    assert_eq!((&purged["messages"], purged["owned"].as_array().map(Vec::len)), (&8.into(), Some(0)), "{purged}");
+    assert_eq!(fleet.names("v1/purges"), Vec::<String>::new(), "what was ordered is not withdrawn");
+    let resume = Home::new().cli(&["replay", "--fleet", &fleet.url(), "--resume"]);
+    assert_eq!(resume.code(), Some(0), "{}", resume.stderr);
+    wait_until("the rest is delivered", PATIENCE, || fleet.left().is_empty());
+    replayer.kill().unwrap();
+    replayer.wait().unwrap();
+    assert!(server.sequence_for(trace).is_empty(), "a deleted message was delivered");
+    let mut others = outage.groups.iter().flatten().filter(|id| *id != trace);
+    assert!(others.all(|id| !server.sequence_for(id).is_empty()), "a message that nobody purged is gone");
+    server.assert_no_violations();
+}

@@ -223,18 +223,14 @@ pub(crate) fn messages_in(names: &[String]) -> u64 {
 
 /// Returns the head of an agent's stream.
 pub(crate) fn head(state: HeadState, bundles: u32, messages: u64) -> Head {
+    let owner = HeadOwner { host: "pod-host".to_owned(), nonce: uuid7(), ..HeadOwner::default() };
     Head {
-        state,
-        epoch: 1,
-        owner: HeadOwner { host: "pod-host".to_owned(), nonce: uuid7(), ..HeadOwner::default() },
         bundles,
         shipped: messages,
         waiting: messages,
         oldest_ms: Some(1_700_000_000_000),
         renewed: 1,
-        renewed_at_ms: 0,
-        silence_ms: 0,
-        missing_keys: Vec::new(),
+        ..Head::first(state, owner)
     }
 }
 

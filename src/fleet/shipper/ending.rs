@@ -18,6 +18,9 @@ impl Shipper {
         if record.state != StreamState::Open || record.is_outstanding {
             return Ok(());
         }
+        if self.is_answer_new(turns) {
+            return Ok(());
+        }
         self.renew(store, turns, HeadState::Closed)?;
         store.end_stream(record.stream)?;
         self.ledger.change(|state| state.owned = None);
@@ -28,7 +31,7 @@ impl Shipper {
         let is_swept = store.backlog(&rejected)?.messages() == 0 && self.sweep(owned.stream);
         info!(
             target: "fleet",
-            "all messages of stream {} are delivered; its objects {}",
+            "all messages of stream {} are settled; its objects {}",
             owned.stream,
             if is_swept { "are deleted from the depot" } else { "are left in the depot for a replayer to delete" }
         );

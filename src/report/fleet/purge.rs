@@ -25,7 +25,8 @@ pub(crate) struct FleetPurgeReport {
     groups: Vec<GroupRow>,
     /// Streams of which something was selected.
     streams: u64,
-    /// Streams that were left alone, because their owner may be alive.
+    /// Streams with an owner that may be alive: in a dry run those of which messages are selected, otherwise those of which
+    /// messages were left alone.
     owned: Vec<LivingStream>,
     unreadable: Vec<UnreadableLine>,
 }
@@ -36,16 +37,23 @@ struct LivingStream {
     owner: String,
     /// How many of its messages wait, selected or not.
     waiting: Option<u64>,
+    /// Selected messages, in a dry run.
+    selected: Option<u64>,
+    /// Why something was left alone.
+    why: Option<String>,
 }
 
 impl FleetPurgeReport {
     pub(crate) fn of(depot: &str, purged: &FleetPurged, dry_run: bool) -> Self {
         let backlog = Backlog { groups: purged.groups.clone(), ..Backlog::default() };
-        let owned = |owned: &OwnedElsewhere| LivingStream {
+        let living = |owned: &OwnedElsewhere, selected: Option<u64>| LivingStream {
             stream: owned.stream.to_string(),
             owner: owned.owner.clone(),
             waiting: owned.waiting,
+            selected,
+            why: owned.why.clone(),
         };
+        let asked = purged.asked.iter().map(|asked| living(&asked.owned, Some(asked.selected())));
         Self {
             schema_version: 1,
             dry_run,
@@ -55,14 +63,16 @@ impl FleetPurgeReport {
             body_bytes: purged.groups.iter().map(|group| group.body_bytes).sum(),
             groups: groups(&backlog),
             streams: purged.streams,
-            owned: purged.owned.iter().map(owned).collect(),
+            owned: purged.owned.iter().map(|owned| living(owned, None)).chain(asked).collect(),
             unreadable: purged.unreadable.iter().map(UnreadableLine::from).collect(),
         }
     }
 
     /// Returns what it is about: `5 messages (869 B, 7 items)`.
     pub(crate) fn sums(&self) -> String {
-        sums_text(&self.groups)
+        // Owners say how many they deleted, not which.
+        let is_exact = self.groups.iter().map(|group| group.messages).sum::<u64>() == self.messages;
+        if is_exact { sums_text(&self.groups) } else { count(self.messages, "message") }
     }
 
     /// Returns it for people.
@@ -74,10 +84,15 @@ impl FleetPurgeReport {
             shown.add(&groups_text(renderer, &self.groups));
         }
         for stream in self.owned.iter().take(NAMED_MAX) {
-            let LivingStream { stream, owner, waiting } = stream;
-            shown.add_line(&match waiting {
-                None => format!("left alone: stream {stream}: {owner}"),
-                Some(waiting) => format!(
+            let LivingStream { stream, owner, waiting, selected, why } = stream;
+            shown.add_line(&match (waiting, selected, why) {
+                (None, ..) => format!("left alone: stream {stream}: {owner}"),
+                (_, Some(0), _) => format!("{owner} is to delete all of stream {stream} that it has shipped"),
+                (_, Some(selected), _) => {
+                    format!("of these, {owner} is to delete {} of stream {stream}", count(*selected, "message"))
+                }
+                (_, None, Some(why)) => format!("left alone: stream {stream} of {owner}: {why}"),
+                (Some(waiting), None, None) => format!(
                     "left alone: stream {stream} with {} of {owner}, who may be alive; purge there, or once it has ended",
                     count(*waiting, "message")
                 ),

@@ -383,6 +383,7 @@ impl PersonHost {
             browser: browser.expect("there is a disk"),
             owner: owner_of_heads("person"),
             person: Person { user: None, uid: 0, host: String::new() },
+            order: uuid::Uuid::now_v7(),
             takeover_after: TAKEOVER_AFTER,
         };
         Self { world: world.clone(), purge }

@@ -24,8 +24,6 @@ pub(super) struct SharedWorld {
     pub(super) is_cut: [AtomicBool; HOSTS],
     /// Whether agents may neither list nor delete in the depot.
     pub(super) pods_only_write: bool,
-    /// Whether a write arrives in the depot however long it was in flight; otherwise it times out.
-    pub(super) late_writes_arrive: bool,
 }
 
 impl SharedWorld {

@@ -51,7 +51,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(pods_only_write: bool, late_writes_arrive: bool) -> Self {
+    pub(super) fn new(pods_only_write: bool) -> Self {
         let memory = std::path::Path::new("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
         let folder = folder.expect("a temporary folder");
@@ -64,7 +64,6 @@ impl World {
             is_server_up: AtomicBool::new(true),
             is_cut: Default::default(),
             pods_only_write,
-            late_writes_arrive,
         });
         let host = |number: usize| HostPlace {
             folder: folder.path().join(format!("host-{number}")),
