@@ -60,10 +60,7 @@ impl RuntimeFolder {
     /// Returns the text of the port file, if there is one.
     pub(super) fn read_record(&self) -> Result<Option<String>, BackgroundError> {
         let path = self.path.join("agent.json");
-        let file = match open_own(&path, OpenOptions::new().read(true)) {
-            Err(BackgroundError::Unusable { .. }) if !path.exists() => return Ok(None),
-            opened => opened?,
-        };
+        let Some(file) = open_own_if_there(&path, OpenOptions::new().read(true))? else { return Ok(None) };
         let mut text = String::new();
         match file.take(RECORD_BYTES_MAX).read_to_string(&mut text) {
             Ok(_) => Ok(Some(text)),
@@ -117,14 +114,23 @@ fn untrusted(path: &Path, reason: impl Into<String>) -> BackgroundError {
 
 /// Opens a file that belongs to this user alone and has one name; links are not followed.
 fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, BackgroundError> {
+    open_own_if_there(path, options)?.ok_or_else(|| unusable(path, &io::ErrorKind::NotFound.into()))
+}
+
+/// The same; `None` if it does not exist. Asked of the call that opens it: others create and replace it meanwhile.
+fn open_own_if_there(path: &Path, options: &mut OpenOptions) -> Result<Option<File>, BackgroundError> {
     let flags = OFlags::NOFOLLOW.bits() as i32;
-    let file = options.mode(0o600).custom_flags(flags).open(path).map_err(|error| unusable(path, &error))?;
+    let file = match options.mode(0o600).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unusable(path, &error)),
+    };
     let found = file.metadata().map_err(|error| unusable(path, &error))?;
     check_owner(path, &found)?;
     if !found.is_file() || found.nlink() > 1 {
         return Err(untrusted(path, "it is not a file, or has another name as well"));
     }
-    Ok(file)
+    Ok(Some(file))
 }
 
 /// Ensures that a folder belongs to this user and nobody else can enter it. A link in its place is refused.
