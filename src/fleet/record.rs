@@ -51,19 +51,22 @@ impl MessageRef {
         Self { message: self.message, part: Some(part_digest(request)) }
     }
 
-    /// Returns the name by which [`crate::store::Intake::salvage`] deduplicates what is imported. That of a message that
-    /// was not divided is no hash, so that those of a bundle are neighbours in the index.
-    pub fn import_digest(&self, stream: Uuid) -> Sha256 {
+    /// Returns the name by which [`crate::store::Intake::salvage`] deduplicates what is imported of a stream that is owned in
+    /// this epoch. A stream that was lost, and taken over again, is imported again. The name of a message that was not
+    /// divided is no hash, so that those of a bundle are neighbours in the index.
+    pub fn import_digest(&self, stream: Uuid, epoch: u32) -> Sha256 {
         if self.part.is_none() {
             let mut name = [0; Sha256::LEN];
             name[..16].copy_from_slice(stream.as_bytes());
             name[16..24].copy_from_slice(&self.message.to_be_bytes());
+            name[24..28].copy_from_slice(&epoch.to_be_bytes());
             return Sha256::new(name);
         }
         let mut context = Context::new(&SHA256);
         context.update(b"opik-offline fleet import\0");
         context.update(stream.as_bytes());
         context.update(&self.message.to_be_bytes());
+        context.update(&epoch.to_be_bytes());
         if let Some(part) = &self.part {
             context.update(part.as_bytes());
         }

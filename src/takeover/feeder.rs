@@ -393,6 +393,7 @@ impl<'a> Feeder<'a> {
         let records = taken.planned.as_deref().unwrap_or_default();
         let bundle = ImportedBundle {
             stream: taken.stream,
+            epoch: taken.epoch,
             number: group.first().map_or(0, |bundle| bundle.number),
             bytes: group.iter().map(|bundle| bundle.bytes).sum(),
             settled: taken.plan.settled(),

@@ -11,7 +11,7 @@
 //! | newer than one of these, and about the same | stays: it must not be overtaken later |
 //! | its file can't be read | stays, and is named |
 //!
-//! Each is stored once, by the digest of its stream and message ([`crate::fleet::record::MessageRef::import_digest`]). Rows are stored some
+//! Each is stored once, by the digest of its stream, epoch and message ([`crate::fleet::record::MessageRef::import_digest`]). Rows are stored some
 //! hundred in a commit, in the order of delivery.
 
 use super::error::TakeoverError;
@@ -35,6 +35,8 @@ const COMMIT_BYTES: usize = 4 << 20;
 /// The bundle whose records are imported.
 pub(super) struct ImportedBundle<'a> {
     pub stream: StreamId,
+    /// The epoch in which this replayer owns the stream.
+    pub epoch: u32,
     pub number: u32,
     /// Bytes of its records.
     pub bytes: u64,
@@ -128,7 +130,11 @@ impl Importer<'_> {
         };
         let mut row = SalvagedRow {
             held,
-            ..SalvagedRow::new(record.reference.import_digest(bundle.stream.uuid()), record.message.clone(), rejected)
+            ..SalvagedRow::new(
+                record.reference.import_digest(bundle.stream.uuid(), bundle.epoch),
+                record.message.clone(),
+                rejected,
+            )
         };
         let origin = MessageOrigin { stream: bundle.stream, bundle: bundle.number, reference: record.reference };
         let origin = row.rejected.is_none().then_some(origin);

@@ -22,6 +22,8 @@ pub(super) type PreparedStream = (TakenStream, Option<UnreadableObject>);
 /// A stream that this replayer holds, or that a dry run looks at.
 pub(super) struct TakenStream {
     pub(super) stream: StreamId,
+    /// The epoch of its head.
+    pub(super) epoch: u32,
     pub(super) plan: ImportPlan,
     /// Bundles that are not imported yet; those with one number come together.
     pub(super) pending: VecDeque<Vec<BundleName>>,
@@ -58,6 +60,7 @@ impl TakenStream {
         }
         let mut taken = Self {
             stream,
+            epoch: head.epoch,
             plan: ImportPlan::new(settled),
             pending: VecDeque::new(),
             prefetched: None,

@@ -30,6 +30,8 @@ use crate::fleet::schedule::ShippingSettings;
 use crate::fleet::seals::Seals;
 use crate::fleet::shipper::Shipper;
 use crate::fleet::spooled::Spooled;
+use crate::fleet::stream_head::read_head;
+use crate::fleet::stream_purge::StreamPurge;
 use crate::fleet::takeover::TAKEOVER_AFTER;
 use crate::message::{
     Body, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageId, MessageType, Request, Server,
@@ -367,10 +369,17 @@ impl ReplayerHost {
     }
 }
 
-/// A person who purges what nobody owns.
+/// A person who purges.
 pub(super) struct PersonHost {
     world: Arc<SharedWorld>,
     purge: FleetPurge,
+}
+
+/// A purge that waits for the owner of a stream, and its writes.
+struct RequestedPurge {
+    stream: StreamId,
+    purge: StreamPurge,
+    writes: Vec<usize>,
 }
 
 impl PersonHost {
@@ -389,11 +398,14 @@ impl PersonHost {
         Self { world: world.clone(), purge }
     }
 
-    /// Purges streams that are free: all of them, or what is about an entity.
+    /// Purges streams that are free, and requests it from the owners of the others: all messages, or those about an entity.
     pub(super) fn purge(&self) -> impl FnMut(Order) + '_ {
         let mut watch = HeadWatch::new(TAKEOVER_AFTER);
+        let mut requested = Vec::new();
         move |order| {
             let Order::Purge { entity } = order else { return };
+            self.read_answers(&mut requested);
+            self.request(entity, &mut requested);
             let Ok(look) = watch.look(&*self.purge.depot, |_| false) else { return };
             for free in look.free {
                 let selection = match entity {
@@ -403,22 +415,70 @@ impl PersonHost {
                         filter: Filter { entities: vec![key_of(entity)], ..Filter::default() },
                     },
                 };
-                let mut found = self.world.shipped(free.stream);
-                found.retain(|(_, write)| entity.is_none_or(|entity| self.world.oracle().entity(*write) == entity));
-                // Messages of unconfirmed bundles are delivered by their agent.
                 let confirmed = free.head.as_ref().map_or(0, |(head, _)| head.bundles);
-                self.world.oracle().purging(&found.iter().map(|(_, write)| *write).collect::<Vec<_>>());
-                found.retain(|(bundle, _)| *bundle < confirmed);
+                let found = self.selected(free.stream, entity, confirmed);
                 let timing = HeadTiming { takeover_after: TAKEOVER_AFTER };
                 let holdings = Holdings::new(self.purge.depot.clone(), self.purge.owner.clone(), timing);
                 let mut purged = FleetPurged::default();
                 let done = self.purge.purge_stream(&free, &holdings, &selection, &mut purged);
                 if done.is_ok() && purged.streams > 0 {
-                    self.world.oracle().purged(&found.iter().map(|(_, write)| *write).collect::<Vec<_>>());
+                    self.world.oracle().purged(&found.iter().map(|found| found.write).collect::<Vec<_>>());
                 }
             }
         }
     }
+
+    /// Returns the messages of a stream that a person selects. Those of unconfirmed bundles are delivered by their agent.
+    fn selected(&self, stream: StreamId, entity: Option<u8>, confirmed: u32) -> Vec<ShippedWrite> {
+        let mut found = self.world.shipped(stream);
+        found.retain(|found| entity.is_none_or(|entity| self.world.oracle().entity(found.write) == entity));
+        self.world.oracle().purging(&found.iter().map(|found| found.write).collect::<Vec<_>>());
+        found.retain(|found| found.bundle < confirmed);
+        found
+    }
+
+    /// Requests purges from the owners of streams.
+    fn request(&self, entity: Option<u8>, requested: &mut Vec<RequestedPurge>) {
+        for stream in self.world.streams() {
+            let Some(head) = self.world.head(stream).filter(|head| head.state != HeadState::Closed) else { continue };
+            let found = self.selected(stream, entity, head.bundles);
+            let messages = found.iter().map(|found| found.message).collect();
+            let (purge, _) = StreamPurge::of(uuid::Uuid::now_v7(), String::new(), &messages);
+            if purge.leave(&*self.purge.depot, stream) == Ok(true) {
+                self.world.tell(format!("requested: the purge of {messages:?} from the owner of {stream}"));
+                requested.push(RequestedPurge {
+                    stream,
+                    purge,
+                    writes: found.iter().map(|found| found.write).collect(),
+                });
+            }
+        }
+    }
+
+    /// Reads the answers of owners, and withdraws what they have answered, or what they have to answer no longer.
+    fn read_answers(&self, requested: &mut Vec<RequestedPurge>) {
+        requested.retain(|requested| {
+            let head = match read_head(&*self.purge.depot, requested.stream) {
+                Ok(read) => read.map(|read| read.head),
+                Err(_) => return true,
+            };
+            let answer = head.as_ref().and_then(|head| head.purged).filter(|it| it.order == requested.purge.order);
+            if answer.is_some_and(|answer| answer.kept == 0) {
+                self.world.oracle().purged(&requested.writes);
+            }
+            let waits = answer.is_none() && head.is_some_and(|head| head.state != HeadState::Closed);
+            waits || StreamPurge::withdraw(&*self.purge.depot, requested.stream).is_err()
+        });
+    }
+}
+
+/// A message in the depot.
+pub(super) struct ShippedWrite {
+    bundle: u32,
+    /// Its id in the store of its agent.
+    message: u64,
+    /// The number of its write.
+    write: usize,
 }
 
 impl SharedWorld {
@@ -437,8 +497,8 @@ impl SharedWorld {
         self.depot.names().iter().filter_map(head).collect()
     }
 
-    /// Returns the bundle and the write of each message that is in the depot, of this stream.
-    pub(super) fn shipped(&self, stream: StreamId) -> Vec<(u32, usize)> {
+    /// Returns the messages of a stream that are in the depot.
+    pub(super) fn shipped(&self, stream: StreamId) -> Vec<ShippedWrite> {
         let reader = StreamReader::new(self.depot.clone(), Arc::new([]));
         let mut found = Vec::new();
         for name in self.depot.names() {
@@ -447,7 +507,11 @@ impl SharedWorld {
                 && let Some(bytes) = self.depot.peek(&name)
             {
                 let records = reader.records_of(&name, bundle.messages.into(), &bytes).records;
-                found.extend(records.iter().map(|it| (bundle.number, write_in(&it.message.request.body.bytes))));
+                found.extend(records.iter().map(|it| ShippedWrite {
+                    bundle: bundle.number,
+                    message: it.reference.message,
+                    write: write_in(&it.message.request.body.bytes),
+                }));
             }
         }
         found
@@ -460,6 +524,6 @@ impl SharedWorld {
             _ => None,
         };
         let streams: std::collections::BTreeSet<StreamId> = self.depot.names().iter().filter_map(stream).collect();
-        streams.into_iter().flat_map(|stream| self.shipped(stream)).map(|(_, write)| write).collect()
+        streams.into_iter().flat_map(|stream| self.shipped(stream)).map(|found| found.write).collect()
     }
 }

@@ -40,7 +40,7 @@ fn any_order() -> impl Strategy<Value = (usize, Order)> {
         5 => replayer.clone().prop_map(|host| (host, Order::Feed)),
         2 => replayer.clone().prop_map(|host| (host, Order::Keep)),
         6 => (replayer, 1..4_usize).prop_map(|(host, most)| (host, Order::Deliver { most })),
-        1 => prop::option::of(0..ENTITIES).prop_map(|entity| (PERSON, Order::Purge { entity })),
+        2 => prop::option::of(0..ENTITIES).prop_map(|entity| (PERSON, Order::Purge { entity })),
     ]
 }
 
@@ -79,8 +79,8 @@ fn any_frame() -> impl Strategy<Value = HistoryFrame> {
         .prop_map(|(pods_only_write, return_in_the_end)| HistoryFrame { pods_only_write, return_in_the_end })
 }
 
-/// Plays a history; fails if anything was wrong.
-fn play(steps: &[HistoryStep], frame: HistoryFrame) {
+/// Plays a history, and returns its events; fails if anything was wrong.
+fn play(steps: &[HistoryStep], frame: HistoryFrame) -> Vec<String> {
     let mut world = World::new(frame.pods_only_write);
     for (number, step) in steps.iter().enumerate() {
         world.shared.tell(format!("step {number}: {step:?}"));
@@ -90,6 +90,7 @@ fn play(steps: &[HistoryStep], frame: HistoryFrame) {
     world.shared.tell("the end".to_owned());
     world.conclude(frame.return_in_the_end);
     world.check();
+    std::mem::take(&mut world.shared.oracle().story)
 }
 
 proptest! {
@@ -131,6 +132,7 @@ fn a_plain_history_is_what_it_should_be() {
         HistoryStep::Silence,
         HistoryStep::Server(true),
         HistoryStep::Silence,
+        go(AGENTS, Order::Feed),
         go(AGENTS, Order::Feed),
         deliver,
     ]);
@@ -189,4 +191,76 @@ fn an_earlier_stream_of_the_same_store_is_delivered_first() {
     for frame in [RETURNS, GONE] {
         play(&steps, frame);
     }
+}
+
+#[test]
+fn an_owner_deletes_what_a_person_purges() {
+    let write = go(0, Order::Write { entity: 0 });
+    let turn = go(0, Order::Turn);
+    let purge = go(PERSON, Order::Purge { entity: None });
+    // Of an agent; and of a replayer that holds the stream while the server is away.
+    let of_agent = [
+        HistoryStep::Server(false),
+        write.clone(),
+        turn.clone(),
+        HistoryStep::Wait(25),
+        turn.clone(),
+        purge.clone(),
+        HistoryStep::Wait(25),
+        turn.clone(),
+        purge.clone(),
+    ];
+    let of_replayer = [
+        HistoryStep::Server(false),
+        write,
+        turn.clone(),
+        HistoryStep::Wait(25),
+        turn,
+        HistoryStep::Kill(0),
+        HistoryStep::Silence,
+        HistoryStep::Silence,
+        HistoryStep::Server(true),
+        go(AGENTS, Order::Feed),
+        go(AGENTS, Order::Feed),
+        purge.clone(),
+        HistoryStep::Wait(15),
+        go(AGENTS, Order::Feed),
+        go(AGENTS, Order::Feed),
+        purge,
+    ];
+    for frame in [RETURNS, GONE] {
+        for steps in [&of_agent[..], &of_replayer] {
+            let story = play(steps, frame);
+            assert!(story.iter().any(|event| event == "purged: [0]"), "nobody deleted it: {story:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_was_lost_and_is_taken_over_again_is_imported_again() {
+    let cut = |is_cut| HistoryStep::Cut { host: AGENTS, is_cut };
+    let turn = go(0, Order::Turn);
+    // The first replayer is cut off, the second one takes the stream over, and is killed.
+    let steps = [
+        HistoryStep::Server(false),
+        go(0, Order::Write { entity: 0 }),
+        turn.clone(),
+        HistoryStep::Wait(25),
+        turn,
+        HistoryStep::Kill(0),
+        HistoryStep::Silence,
+        HistoryStep::Silence,
+        HistoryStep::Server(true),
+        go(AGENTS, Order::Feed),
+        go(AGENTS, Order::Feed),
+        cut(true),
+        HistoryStep::Silence,
+        HistoryStep::Silence,
+        HistoryStep::Kill(AGENTS + 1),
+        cut(false),
+        HistoryStep::Silence,
+    ];
+    let story = play(&steps, GONE);
+    let taken = story.iter().filter(|event| event.contains("applies write 0")).count();
+    assert_eq!(taken, 1, "{story:#?}");
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::gate::{HostDepot, Killed, Report, enter};
 use super::hosts::{AgentHost, PersonHost, ReplayerHost};
 use super::script::{AGENTS, Course, HOSTS, HistoryStep, Order, PERSON, REPLAYERS, SharedWorld};
-use crate::depot::Depot;
 use crate::depot::model::ModelDepot;
+use crate::depot::{Depot, Name};
 use crate::fleet::names::ObjectName;
 use crate::store::faked;
 
@@ -117,6 +117,10 @@ impl World {
         self.shared.depot.set(|faults| *faults = Default::default());
         self.shared.is_cut.iter().for_each(|is_cut| is_cut.store(false, Ordering::SeqCst));
         self.shared.is_server_up.store(true, Ordering::SeqCst);
+        self.kill(PERSON);
+        let is_purge = |name: &Name| matches!(ObjectName::parse(name.as_str()), Some(ObjectName::Purge(_)));
+        let purges: Vec<Name> = self.shared.depot.names().into_iter().filter(is_purge).collect();
+        self.shared.depot.delete(&purges).expect("it answers");
         (0..HOSTS).for_each(|host| self.resume_all(host));
         self.check();
         for (host, returns) in returns.into_iter().enumerate() {
