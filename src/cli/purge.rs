@@ -24,7 +24,7 @@ const AFTER_HELP: &str = "\
 Examples:
   See what would be deleted:
     opik-offline purge --rejected --older-than 7d --dry-run
-  Delete messages of the fleet's depot whose agents are gone:
+  Delete messages of the fleet's depot, and of the agents and replayers that own them:
     opik-offline purge --fleet s3://BUCKET/PREFIX --identity KEYFILE --workspace scratch --dry-run
   Delete it without confirmation, from cron:
     opik-offline purge --rejected --older-than 7d --yes

@@ -19,6 +19,8 @@ use crate::depot::{Created, Depot, DepotError};
 pub const FORMAT: u16 = 1;
 /// The largest purge that is read, in bytes.
 pub const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest name of a person, in characters; longer ones are cut.
+const NAME_CHARS_MAX: usize = 256;
 /// Ranges of a purge: as many as fit for certain.
 const RANGES_MAX: usize = 90_000;
 
@@ -96,6 +98,7 @@ impl StreamPurge {
         let PurgeFields { format, order, by, messages } = serde_json::from_slice(bytes).ok()?;
         let is_ascending = messages.iter().all(|(first, last)| first <= last)
             && messages.windows(2).all(|pair| matches!(pair, [(_, last), (first, _)] if last < first));
+        let by = by.chars().take(NAME_CHARS_MAX).collect();
         (format <= FORMAT && is_ascending).then_some(Self { order, by, messages })
     }
 

@@ -239,7 +239,8 @@ impl<'a> Feeder<'a> {
         let middle = free.len() * usize::from(turn) / 256;
         free.rotate_left(middle);
         progress.free = free.into();
-        progress.undecided = undecided + soon.len();
+        // Reserved streams are free again soon.
+        progress.undecided = undecided + soon.len() + progress.wanted.count();
         progress.totals.alive = alive as u64;
         progress.totals.waiting_alive = waiting_alive;
         for (stream, fault) in unreadable {

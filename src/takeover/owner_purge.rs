@@ -36,8 +36,6 @@ pub(crate) struct AskedStream {
     /// The selected messages, counted.
     pub groups: Vec<BacklogGroup>,
     purge: StreamPurge,
-    /// Selected messages that exceed the size limit of the purge.
-    rest: u64,
 }
 
 impl AskedStream {
@@ -52,17 +50,20 @@ impl AskedStream {
     ) -> Option<Self> {
         let is_rejected = |status: MessageStatus| status == MessageStatus::Rejected;
         selected.groups.retain(|group| !is_rejected(group.status));
+        // An owner deletes all parts of a message, so a part is requested only together with all others.
+        let is_all = selected.others == 0;
         let waiting = selected.messages.iter().filter(|message| !is_rejected(message.listed.status));
-        let messages: BTreeSet<u64> = waiting.map(|message| message.reference.message).collect();
+        let whole = waiting.filter(|message| is_all || message.reference.part.is_none());
+        let messages: BTreeSet<u64> = whole.map(|message| message.reference.message).collect();
         let by = purge.person.to_string();
-        let (of_selected, rest) = match is_whole {
-            true => (StreamPurge::of_all(purge.order, by), 0),
-            false => StreamPurge::of(purge.order, by, &messages),
+        let of_selected = match is_whole {
+            true => StreamPurge::of_all(purge.order, by),
+            false => StreamPurge::of(purge.order, by, &messages).0,
         };
         if messages.is_empty() && !is_whole {
             return None;
         }
-        Some(Self { owned, groups: std::mem::take(&mut selected.groups), purge: of_selected, rest })
+        Some(Self { owned, groups: std::mem::take(&mut selected.groups), purge: of_selected })
     }
 
     /// Returns how many messages are selected.
@@ -183,11 +184,13 @@ impl OwnersAsked<'_> {
             HeadSays::Nothing => {}
             HeadSays::Answered(answer) => {
                 purged.add_answer(asked.groups.clone(), answer.deleted);
-                let left =
-                    asked.selected().max(answer.deleted + answer.kept + asked.rest).saturating_sub(answer.deleted);
+                let selected = asked.selected().max(answer.deleted.saturating_add(answer.kept));
+                let left = selected.saturating_sub(answer.deleted);
                 if left > 0 {
                     let messages = count(left, "selected message");
-                    let why = format!("{messages} of it were being sent or are delivered; purge again to be sure");
+                    let why = format!(
+                        "{messages} of it were kept: they are being sent or delivered already, or parts of others"
+                    );
                     purged.owned.push(asked.left_alone(&why));
                 }
             }

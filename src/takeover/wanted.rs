@@ -44,6 +44,11 @@ impl WantedStreams {
         Ok(())
     }
 
+    /// Returns how many streams are reserved.
+    pub(super) fn count(&self) -> usize {
+        self.since.keys().filter(|stream| self.has(**stream)).count()
+    }
+
     /// Returns whether a stream is reserved.
     pub(super) fn has(&self, stream: StreamId) -> bool {
         self.since.get(&stream).is_some_and(|since| since_boot().saturating_sub(*since) < self.at_most)

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use opik_offline::fleet::head::HeadState;
+use opik_offline::fleet::names::ObjectName;
+use opik_offline::fleet::stream_purge::StreamPurge;
 use opik_offline::sealing::read_identities;
 
 use crate::fleet_selection::two_workspaces;
@@ -287,4 +289,16 @@ fn a_replayer_releases_what_a_person_purges_and_delivers_the_rest() {
     let mut others = outage.groups.iter().flatten().filter(|id| *id != trace);
     assert!(others.all(|id| !server.sequence_for(id).is_empty()), "a message that nobody purged is gone");
     server.assert_no_violations();
+}
+
+#[test]
+fn a_purge_whose_command_was_killed_delays_a_replay_and_no_more() {
+    let (fleet, server) = (TestFleet::new(), FakeOpik::new_stopped());
+    let outage = Outage::new(&server, 1, 2);
+    let stream = outage.ship(&fleet, HeadState::Closed)[0];
+    let left = StreamPurge::of_all(uuid::Uuid::now_v7(), "ana (uid 1000 on host-a)".to_owned());
+    fleet.put(&ObjectName::Purge(stream), &left.encode());
+    server.start();
+    assert_eq!(fleet.replayed(&server, &[])["delivered"], outage.messages(), "the stream stays for ever");
+    assert_eq!((fleet.left(), fleet.names("v1/purges")), (Vec::new(), Vec::new()));
 }

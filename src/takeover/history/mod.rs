@@ -16,7 +16,7 @@
 //! - A message whose purge was confirmed is not sent again.
 //! - In the end nothing is left in the depot but records of finished streams and of purges.
 //!
-//! `PROPTEST_CASES` sets how many histories are tried: an eighth of it, 32 by default.
+//! `PROPTEST_CASES` sets how many histories are tried; 32 by default.
 
 mod gate;
 mod hosts;
