@@ -75,7 +75,7 @@ pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Re
 /// As [`open_with`].
 pub fn open_scratch(path: &Path, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
     let store = sqlite::SqliteStore::open_with(path, OpenMode::CreateIfMissing, limits, keys)?;
-    Ok(Arc::new(store.as_scratch()?))
+    Ok(Arc::new(store.into_scratch()?))
 }
 
 /// Rewrites and syncs a store if an earlier write or sync of it failed. Opening it with a mode that recovers does the

@@ -82,7 +82,7 @@ enum HeadSays {
     /// Its owner has carried it out.
     Answered(PurgeAnswer),
     /// Its owner has released it.
-    Free(FreeStream),
+    Free(Box<FreeStream>),
     /// The stream was finished.
     Gone,
 }
@@ -217,7 +217,9 @@ fn patience(asked: &[AskedStream]) -> Duration {
 fn says(stream: StreamId, head: Head, version: Version, purge: &StreamPurge) -> HeadSays {
     match head.purged.filter(|answer| answer.order == purge.order) {
         Some(answer) => HeadSays::Answered(answer),
-        None if head.state == HeadState::Closed => HeadSays::Free(FreeStream { stream, head: Some((head, version)) }),
+        None if head.state == HeadState::Closed => {
+            HeadSays::Free(Box::new(FreeStream { stream, head: Some((head, version)) }))
+        }
         None => HeadSays::Nothing,
     }
 }

@@ -153,7 +153,7 @@ impl SqliteStore {
     /// # Errors
     ///
     /// If SQLite refuses the setting.
-    pub(crate) fn as_scratch(mut self) -> Result<Self, StoreError> {
+    pub(crate) fn into_scratch(mut self) -> Result<Self, StoreError> {
         let set = lock(&self.writer).pragma_update(None, "synchronous", "NORMAL");
         set.map_err(|error| Fault::from(error).at(&self.path))?;
         self.packer = Packer::plain();

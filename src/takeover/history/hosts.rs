@@ -263,6 +263,9 @@ impl AgentHost {
     }
 }
 
+/// Takes the orders of a thread.
+type OrderTaker<'a> = &'a mut dyn FnMut(Order);
+
 /// The process of a replayer.
 pub(super) struct ReplayerHost {
     world: Arc<SharedWorld>,
@@ -333,7 +336,7 @@ impl ReplayerHost {
     }
 
     /// Takes streams over until it is stopped.
-    pub(super) fn feed(&self, next: &mut dyn FnMut(&mut dyn FnMut(Order))) {
+    pub(super) fn feed(&self, next: &mut dyn FnMut(OrderTaker<'_>)) {
         let reader = StreamReader::new(self.depot.clone(), self.keys.identities.clone());
         let (store, server, selection) = (&**self.scratch.store(), server(), FleetReplaySelection::default());
         let importer = Importer {
