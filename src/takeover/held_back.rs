@@ -12,6 +12,11 @@ pub(super) struct HeldBack {
 }
 
 impl HeldBack {
+    /// Returns the entities of a stream of which nothing can be read: they may be any.
+    pub(super) fn unknown() -> Self {
+        Self { is_full: true, ..Self::default() }
+    }
+
     /// Adds a message that stays. `room` is how many entities may be known in all.
     pub(super) fn add(&mut self, message: &Message, room: usize) {
         if self.entities.len() + message.touches.len() > room {

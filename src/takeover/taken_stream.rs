@@ -74,6 +74,8 @@ impl TakenStream {
         };
         if let Err(unreadable) = read {
             taken.is_closed_to_us = true;
+            // Later streams of the same store may be about the same.
+            taken.back = HeldBack::unknown();
             taken.left = messages;
             return Ok((taken, Some(UnreadableObject { messages, ..unreadable })));
         }
