@@ -6,6 +6,7 @@
 //! these objects, and a bucket policy can deny it to them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,6 +20,8 @@ use crate::depot::{Created, Depot, DepotError};
 pub const FORMAT: u16 = 1;
 /// The largest purge that is read, in bytes.
 pub const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long after its order a purge is valid: its command waits for a part of that at most, and may have been killed.
+const VALID_FOR: Duration = Duration::from_secs(3600);
 /// The longest name of a person, in characters; longer ones are cut.
 const NAME_CHARS_MAX: usize = 256;
 /// Ranges of a purge: as many as fit for certain.
@@ -84,6 +87,13 @@ impl StreamPurge {
         self.messages.get(at).is_some_and(|(first, _)| *first <= message)
     }
 
+    /// Returns whether it was left by a command that ended long ago, by the time of its order and this one, since the Unix
+    /// epoch: what was stored since then is not what the person has seen.
+    pub fn is_outdated(&self, now: Duration) -> bool {
+        let ordered = self.order.get_timestamp().map(|at| Duration::from_secs(at.to_unix().0));
+        ordered.is_none_or(|ordered| now.saturating_sub(ordered) > VALID_FOR)
+    }
+
     /// Encodes it.
     pub fn encode(&self) -> Vec<u8> {
         let Self { order, by, messages } = self.clone();
@@ -112,17 +122,29 @@ impl StreamPurge {
         Ok(found.and_then(|(bytes, _)| Self::decode(&bytes)))
     }
 
-    /// Writes it for the owner of the stream. Returns whether there is no other one.
+    /// Writes it for the owner of the stream, in place of one that is outdated at this time since the Unix epoch. Returns
+    /// whether there is no other one.
     ///
     /// # Errors
     ///
     /// If the depot can't be written to.
-    pub fn leave(&self, depot: &dyn Depot, stream: StreamId) -> Result<bool, DepotError> {
+    pub fn leave(&self, depot: &dyn Depot, stream: StreamId, now: Duration) -> Result<bool, DepotError> {
         let (name, bytes) = (depot_name(&ObjectName::Purge(stream))?, self.encode());
-        match depot.create(&name, &bytes)? {
-            Created::New => Ok(true),
-            // Perhaps by an earlier attempt of this call.
-            Created::AlreadyThere => Ok(depot.get(&name)?.is_some_and(|(found, _)| found == bytes)),
+        if depot.create(&name, &bytes)? == Created::New {
+            return Ok(true);
+        }
+        let Some((found, version)) = depot.get(&name)? else { return Ok(false) };
+        if found == bytes {
+            // By an earlier attempt of this call.
+            return Ok(true);
+        }
+        if Self::decode(&found).is_some_and(|other| !other.is_outdated(now)) {
+            return Ok(false);
+        }
+        match depot.swap(&name, Some(&version), &bytes) {
+            Ok(_) => Ok(true),
+            Err(DepotError::Lost { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -151,10 +173,16 @@ mod tests {
     fn one_purge_of_a_stream_waits_at_a_time() {
         let (depot, stream) = (ModelDepot::new(), StreamId::new(Uuid::now_v7()));
         let (first, second) = (purge(&[1, 2, 5]), purge(&[9]));
-        assert_eq!(first.leave(&depot, stream), Ok(true));
-        assert_eq!(first.leave(&depot, stream), Ok(true), "its answer may have been lost");
-        assert_eq!(second.leave(&depot, stream), Ok(false), "the other person's order is gone");
-        assert_eq!(StreamPurge::read(&depot, stream), Ok(Some(first)));
+        let now = Duration::from_millis(u64::try_from(crate::store::now_ms()).expect("it is after 1970"));
+        assert_eq!(first.leave(&depot, stream, now), Ok(true));
+        assert_eq!(first.leave(&depot, stream, now), Ok(true), "its answer may have been lost");
+        assert_eq!(second.leave(&depot, stream, now), Ok(false), "the other person's order is gone");
+        assert_eq!(StreamPurge::read(&depot, stream), Ok(Some(first.clone())));
+        assert!(!first.is_outdated(now) && !first.is_outdated(Duration::ZERO), "clocks differ");
+        let later = now + VALID_FOR * 2;
+        assert!(first.is_outdated(later), "messages would be deleted that nobody has seen");
+        assert_eq!(second.leave(&depot, stream, later), Ok(true), "a command that was killed blocks all others");
+        assert_eq!(StreamPurge::read(&depot, stream), Ok(Some(second)));
         StreamPurge::withdraw(&depot, stream).expect("it answers");
         assert_eq!(StreamPurge::read(&depot, stream), Ok(None));
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::browse::FleetSelection;
 use super::error::TakeoverError;
@@ -17,12 +17,12 @@ use super::watch::{FreeStream, list_heads, read_heads};
 use crate::depot::Version;
 use crate::figures::{count, short_duration};
 use crate::fleet::head::{Head, HeadState};
-use crate::fleet::names::StreamId;
+use crate::fleet::names::{ObjectName, StreamId};
 use crate::fleet::stream_purge::{PurgeAnswer, StreamPurge};
 use crate::message::MessageStatus;
 use crate::replay::session::ProgressListener;
 use crate::shutdown::Shutdown;
-use crate::store::{BacklogGroup, since_boot};
+use crate::store::{BacklogGroup, now_ms, since_boot};
 
 /// The interval at which the heads are polled.
 const POLL: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ impl AskedStream {
         purge: &FleetPurge,
         owned: OwnedElsewhere,
         selected: &mut FleetSelection,
-        is_whole: bool,
+        (is_whole, is_readable): (bool, bool),
     ) -> Option<Self> {
         let is_rejected = |status: MessageStatus| status == MessageStatus::Rejected;
         selected.groups.retain(|group| !is_rejected(group.status));
@@ -56,7 +56,8 @@ impl AskedStream {
         let whole = waiting.filter(|message| is_all || message.reference.part.is_none());
         let messages: BTreeSet<u64> = whole.map(|message| message.reference.message).collect();
         let by = purge.person.to_string();
-        let of_selected = match is_whole {
+        // The ids of messages that can't be read are unknown.
+        let of_selected = match is_whole && !is_readable {
             true => StreamPurge::of_all(purge.order, by),
             false => StreamPurge::of(purge.order, by, &messages).0,
         };
@@ -103,13 +104,25 @@ impl OwnersAsked<'_> {
     ///
     /// If the depot can't be used; requests without an answer are withdrawn as far as possible.
     pub(super) fn ask(&self, asked: Vec<AskedStream>, purged: &mut FleetPurged) -> Result<(), TakeoverError> {
+        let now = Duration::from_millis(u64::try_from(now_ms()).unwrap_or(0));
         let mut waiting = Vec::new();
         let mut result = Ok(());
         for asked in asked {
-            match result.is_ok().then(|| asked.purge.leave(&*self.purge.depot, asked.owned.stream)) {
+            let stream = asked.owned.stream;
+            match result.is_ok().then(|| asked.purge.leave(&*self.purge.depot, stream, now)) {
                 Some(Ok(true)) => waiting.push(asked),
-                Some(Ok(false)) => purged.owned.push(asked.left_alone("another purge of it waits for its owner")),
-                Some(Err(error)) => result = Err(error.into()),
+                Some(Ok(false)) => {
+                    let why = format!(
+                        "another purge of it waits for its owner; if its command was killed, delete {}",
+                        ObjectName::Purge(stream)
+                    );
+                    purged.owned.push(asked.left_alone(&why));
+                }
+                Some(Err(error)) => {
+                    // It may be there all the same.
+                    self.withdraw(stream);
+                    result = Err(error.into());
+                }
                 None => {}
             }
         }
@@ -141,7 +154,13 @@ impl OwnersAsked<'_> {
         let until = since_boot() + patience;
         let mut seen = HashMap::new();
         while !waiting.is_empty() && since_boot() < until && !self.shutdown.sleep(POLL) {
-            self.poll(waiting, &mut seen, purged)?;
+            match self.poll(waiting, &mut seen, purged) {
+                // Owners answer all the same.
+                Err(TakeoverError::Depot(error)) if error.is_passing() => {
+                    debug!(target: "fleet", %error, "the answers of owners are read again");
+                }
+                polled => polled?,
+            }
         }
         Ok(())
     }

@@ -68,6 +68,8 @@ pub(crate) struct FleetPurged {
     pub streams: u64,
     /// Selected messages that owners have settled or kept instead.
     pub fewer: u64,
+    /// Messages that owners have deleted unread: these are in no group.
+    pub unread: u64,
     /// Streams of which something was left alone, because their owner may be alive.
     pub owned: Vec<OwnedElsewhere>,
     /// Of a preview: the streams whose owners have to delete messages, which are counted above as well.
@@ -90,13 +92,15 @@ impl FleetPurged {
     pub(super) fn add_answer(&mut self, groups: Vec<BacklogGroup>, deleted: u64) {
         let selected = groups.iter().map(|group| group.messages).sum::<u64>();
         self.fewer += selected.saturating_sub(deleted);
+        self.unread = self.unread.saturating_add(deleted.saturating_sub(selected));
         self.streams += u64::from(deleted > 0);
         groups.into_iter().for_each(|group| add_group(&mut self.groups, group));
     }
 
     /// Returns how many messages it is about.
     pub(crate) fn messages(&self) -> u64 {
-        self.groups.iter().map(|group| group.messages).sum::<u64>().saturating_sub(self.fewer)
+        let selected = self.groups.iter().map(|group| group.messages).sum::<u64>();
+        selected.saturating_sub(self.fewer).saturating_add(self.unread)
     }
 }
 
@@ -179,10 +183,9 @@ impl FleetPurge {
                 continue;
             }
             let mut selected = self.browser.select(owned.stream, &selection.filter)?;
+            let how = (selection.is_whole_stream(), selected.unreadable.is_empty());
             found.unreadable.append(&mut selected.unreadable);
-            let Some(asked) = AskedStream::of(self, owned, &mut selected, selection.is_whole_stream()) else {
-                continue;
-            };
+            let Some(asked) = AskedStream::of(self, owned, &mut selected, how) else { continue };
             found.streams += 1;
             asked.groups.iter().for_each(|group| add_group(&mut found.groups, group.clone()));
             found.asked.push(asked);

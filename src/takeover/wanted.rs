@@ -73,7 +73,7 @@ mod tests {
         faked::set(clock.clone());
         let (depot, stream) = (ModelDepot::new(), StreamId::new(Uuid::now_v7()));
         let mut wanted = WantedStreams::new(Duration::from_secs(90));
-        StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream).expect("it answers");
+        StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream, Duration::ZERO).expect("it answers");
         assert!(!wanted.has(stream));
         wanted.look(&depot).expect("it answers");
         assert!(wanted.has(stream), "a replayer takes the stream before the command can");
@@ -82,7 +82,7 @@ mod tests {
         assert!(!wanted.has(stream), "the stream is never delivered");
         StreamPurge::withdraw(&depot, stream).expect("it answers");
         wanted.look(&depot).expect("it answers");
-        StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream).expect("it answers");
+        StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream, Duration::ZERO).expect("it answers");
         wanted.look(&depot).expect("it answers");
         assert!(wanted.has(stream), "the next command can't have it");
     }

@@ -7,7 +7,7 @@ use tracing::{debug, info};
 use super::super::spooled::Removal;
 use super::super::stream_purge::{PurgeAnswer, StreamPurge};
 use super::{DELETE_STEP, Filter, HeadState, MessageId, Page, ShipError, Shipper, Store, StreamId, Turns, since_boot};
-use crate::store::StoreError;
+use crate::store::{StoreError, now_ms};
 
 /// The duration of one step of a purge: meanwhile nothing is shipped.
 const TURN_MAX: Duration = Duration::from_secs(1);
@@ -35,7 +35,8 @@ impl Shipper {
         };
         let answered = turns.head.as_ref().and_then(|head| head.head().purged).map(|answer| answer.order);
         let is_begun = |purge: &StreamPurge| turns.purging.as_ref().is_some_and(|it| it.purge.order == purge.order);
-        let is_new = |purge: &StreamPurge| answered != Some(purge.order) && !is_begun(purge);
+        let now = Duration::from_millis(u64::try_from(now_ms()).unwrap_or(0));
+        let is_new = |purge: &StreamPurge| answered != Some(purge.order) && !is_begun(purge) && !purge.is_outdated(now);
         if let Some(purge) = purge.filter(is_new) {
             info!(target: "fleet", "deletes messages of stream {stream}: ordered by {}", crate::printable::line(&purge.by));
             let answer = PurgeAnswer { order: purge.order, deleted: 0, kept: 0 };

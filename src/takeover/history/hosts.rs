@@ -447,7 +447,7 @@ impl PersonHost {
             let found = self.selected(stream, entity, head.bundles);
             let messages = found.iter().map(|found| found.message).collect();
             let (purge, _) = StreamPurge::of(uuid::Uuid::now_v7(), String::new(), &messages);
-            if purge.leave(&*self.purge.depot, stream) == Ok(true) {
+            if purge.leave(&*self.purge.depot, stream, Duration::ZERO) == Ok(true) {
                 self.world.tell(format!("requested: the purge of {messages:?} from the owner of {stream}"));
                 requested.push(RequestedPurge {
                     stream,
