@@ -185,6 +185,9 @@ mod tests {
         assert_eq!(StreamPurge::read(&depot, stream), Ok(Some(second)));
         StreamPurge::withdraw(&depot, stream).expect("it answers");
         assert_eq!(StreamPurge::read(&depot, stream), Ok(None));
+        depot.create(&depot_name(&ObjectName::Purge(stream)).expect("a name"), b"garbage").expect("it answers");
+        assert_eq!(StreamPurge::read(&depot, stream), Ok(None), "garbage deletes something");
+        assert_eq!(first.leave(&depot, stream, now), Ok(true), "garbage blocks every purge");
     }
 
     #[test]

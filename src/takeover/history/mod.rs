@@ -193,6 +193,24 @@ fn an_earlier_stream_of_the_same_store_is_delivered_first() {
     }
 }
 
+/// An agent copies a write and is killed, and the first replayer imports it.
+fn held_by_first_replayer() -> Vec<HistoryStep> {
+    let turn = go(0, Order::Turn);
+    vec![
+        HistoryStep::Server(false),
+        go(0, Order::Write { entity: 0 }),
+        turn.clone(),
+        HistoryStep::Wait(25),
+        turn,
+        HistoryStep::Kill(0),
+        HistoryStep::Silence,
+        HistoryStep::Silence,
+        HistoryStep::Server(true),
+        go(AGENTS, Order::Feed),
+        go(AGENTS, Order::Feed),
+    ]
+}
+
 #[test]
 fn an_owner_deletes_what_a_person_purges() {
     let write = go(0, Order::Write { entity: 0 });
@@ -210,26 +228,10 @@ fn an_owner_deletes_what_a_person_purges() {
         turn.clone(),
         purge.clone(),
     ];
-    let of_replayer = [
-        HistoryStep::Server(false),
-        write,
-        turn.clone(),
-        HistoryStep::Wait(25),
-        turn,
-        HistoryStep::Kill(0),
-        HistoryStep::Silence,
-        HistoryStep::Silence,
-        HistoryStep::Server(true),
-        go(AGENTS, Order::Feed),
-        go(AGENTS, Order::Feed),
-        purge.clone(),
-        HistoryStep::Wait(15),
-        go(AGENTS, Order::Feed),
-        go(AGENTS, Order::Feed),
-        purge,
-    ];
+    let mut of_replayer = held_by_first_replayer();
+    of_replayer.extend([purge.clone(), HistoryStep::Wait(15), go(AGENTS, Order::Feed), go(AGENTS, Order::Feed), purge]);
     for frame in [RETURNS, GONE] {
-        for steps in [&of_agent[..], &of_replayer] {
+        for steps in [&of_agent[..], &of_replayer[..]] {
             let story = play(steps, frame);
             assert!(story.iter().any(|event| event == "purged: [0]"), "nobody deleted it: {story:#?}");
         }
@@ -239,27 +241,16 @@ fn an_owner_deletes_what_a_person_purges() {
 #[test]
 fn a_stream_that_was_lost_and_is_taken_over_again_is_imported_again() {
     let cut = |is_cut| HistoryStep::Cut { host: AGENTS, is_cut };
-    let turn = go(0, Order::Turn);
     // The first replayer is cut off, the second one takes the stream over, and is killed.
-    let steps = [
-        HistoryStep::Server(false),
-        go(0, Order::Write { entity: 0 }),
-        turn.clone(),
-        HistoryStep::Wait(25),
-        turn,
-        HistoryStep::Kill(0),
-        HistoryStep::Silence,
-        HistoryStep::Silence,
-        HistoryStep::Server(true),
-        go(AGENTS, Order::Feed),
-        go(AGENTS, Order::Feed),
+    let mut steps = held_by_first_replayer();
+    steps.extend([
         cut(true),
         HistoryStep::Silence,
         HistoryStep::Silence,
         HistoryStep::Kill(AGENTS + 1),
         cut(false),
         HistoryStep::Silence,
-    ];
+    ]);
     let story = play(&steps, GONE);
     let taken = story.iter().filter(|event| event.contains("applies write 0")).count();
     assert_eq!(taken, 1, "{story:#?}");
