@@ -161,7 +161,7 @@ const PEOPLE: &str = r#"{"identities": [
 
 /// The policy of an agent, as it is for S3.
 const AGENT_POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [
-  {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::depot/*"},
+  {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::depot/*/v1/*"},
   {"Effect": "Deny", "Action": "s3:PutObject", "Resource": [
     "arn:aws:s3:::depot/*/v1/purges/*", "arn:aws:s3:::depot/*/v1/orders/*",
     "arn:aws:s3:::depot/*/v1/dial", "arn:aws:s3:::depot/*/v1/fleet.json"]}
