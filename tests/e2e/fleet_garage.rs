@@ -114,7 +114,7 @@ fn the_node_that_agents_talk_to_may_die_and_what_they_kept_is_shipped_once_it_is
     assert!(said.contains("depot") && said.contains("only in the local store"), "{said}");
     write_mixed(&agent, &ledger, 1);
     garage.revive(0);
-    wait_until("it is never made up for", PATIENCE, || fleet.shipped() == 30);
+    wait_until("it is never made up for", PATIENCE, || unshipped(&agent) == 0);
     wait_until("the problem stays", PATIENCE, || fleet_status(&agent)["problem"].is_null());
     agent.kill9();
     server.start();
