@@ -18,7 +18,7 @@ use crate::depot::Version;
 use crate::figures::{count, short_duration};
 use crate::fleet::head::{Head, HeadState};
 use crate::fleet::names::{ObjectName, StreamId};
-use crate::fleet::stream_purge::{PurgeAnswer, StreamPurge};
+use crate::fleet::stream_purge::{PATIENCE_MIN, PurgeAnswer, StreamPurge};
 use crate::message::MessageStatus;
 use crate::replay::session::ProgressListener;
 use crate::shutdown::Shutdown;
@@ -26,8 +26,6 @@ use crate::store::{BacklogGroup, now_ms, since_boot};
 
 /// The interval at which the heads are polled.
 const POLL: Duration = Duration::from_millis(500);
-/// The shortest timeout for owners.
-const PATIENCE_MIN: Duration = Duration::from_secs(5);
 
 /// A stream whose owner has to delete messages.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::objects::{folder, list_all};
 use crate::depot::{Depot, DepotError};
 use crate::fleet::names::{self, ObjectName, StreamId};
+use crate::fleet::stream_purge::PATIENCE_MIN;
 use crate::store::since_boot;
 
 /// The streams that are reserved for purges.
@@ -18,8 +19,10 @@ pub(super) struct WantedStreams {
 }
 
 impl WantedStreams {
-    pub(super) fn new(at_most: Duration) -> Self {
-        Self { since: HashMap::new(), at_most }
+    /// A command waits for a share of the time to a takeover, or for [`PATIENCE_MIN`]. A reservation that ends before that
+    /// returns the stream to the replayer in the moment of its release.
+    pub(super) fn new(takeover_after: Duration) -> Self {
+        Self { since: HashMap::new(), at_most: takeover_after.max(PATIENCE_MIN * 2) }
     }
 
     /// Lists the purges.
@@ -85,5 +88,16 @@ mod tests {
         StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream, Duration::ZERO).expect("it answers");
         wanted.look(&depot).expect("it answers");
         assert!(wanted.has(stream), "the next command can't have it");
+    }
+    #[test]
+    fn a_stream_is_reserved_for_as_long_as_its_command_waits() {
+        let clock = Arc::new(AtomicU64::new(10_000_000));
+        faked::set(clock.clone());
+        let (depot, stream) = (ModelDepot::new(), StreamId::new(Uuid::now_v7()));
+        let mut wanted = WantedStreams::new(Duration::from_secs(3));
+        StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream, Duration::ZERO).expect("it answers");
+        wanted.look(&depot).expect("it answers");
+        clock.fetch_add(16_000, Ordering::SeqCst);
+        assert!(wanted.has(stream), "the replayer takes a stream again that it released for a person");
     }
 }

@@ -7,6 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use tracing::debug;
+
 use super::objects::{folder, list_all, name_of};
 use crate::depot::{Depot, DepotError, Version};
 use crate::figures::{count, short_duration};
@@ -25,6 +27,8 @@ const SKIP_PAGE: usize = 1000;
 
 /// How often the heads are looked at while it is not known which owners are alive.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Looks that may fail in a row, after the first: the wait lasts for up to a minute and a half, and connections break.
+const LOOKS_FAILED_MAX: u32 = 5;
 
 /// A head as it was read, or why it can't be.
 pub(crate) type ReadHead = Result<Head, HeadFault>;
@@ -173,9 +177,20 @@ impl HeadWatch {
         is_left_out: impl Fn(StreamId) -> bool,
         (listener, shutdown): (&dyn ProgressListener, &Shutdown),
     ) -> Result<Option<Look>, DepotError> {
-        let mut is_said = false;
+        let (mut is_said, mut failed) = (false, 0);
         loop {
-            let look = self.look(depot, &is_left_out)?;
+            let look = match self.look(depot, &is_left_out) {
+                Err(error) if is_said && failed < LOOKS_FAILED_MAX && error.is_passing() => {
+                    debug!(target: "fleet", %error, "the heads are read again");
+                    failed += 1;
+                    if shutdown.sleep(LOOK_INTERVAL) {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                looked => looked?,
+            };
+            failed = 0;
             if look.undecided == 0 {
                 return Ok(Some(look));
             }
@@ -243,5 +258,35 @@ pub(crate) fn streams_with_bundles(depot: &dyn Depot) -> Result<HashSet<StreamId
             Some(stream) => Some(folder(&format!("{}/z", names::bundles_of(&stream)))),
             None => Some(last.name.clone()),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depot::model::{ModelDepot, ModelFault, Verb};
+    use crate::fleet::head::{HeadOwner, HeadState};
+
+    /// A depot whose connection breaks once while a person waits.
+    struct BreaksOnce<'a>(&'a ModelDepot);
+
+    impl ProgressListener for BreaksOnce<'_> {
+        fn note(&self, _: &str) {
+            self.0.fail_next(Verb::List, ModelFault::Unreachable);
+        }
+
+        fn progress(&self, _: u64, _: u64) {}
+    }
+
+    #[test]
+    fn a_connection_that_breaks_ends_no_command_that_has_waited_for_a_while() {
+        let depot = ModelDepot::new();
+        let stream = StreamId::new(uuid::Uuid::now_v7());
+        let head = Head::first(HeadState::Open, HeadOwner::default());
+        depot.create(&name_of(&ObjectName::Head(stream)), &head.encode()).expect("it answers");
+        let mut watch = HeadWatch::new(Duration::from_secs(1));
+        let looked = watch.look_until_decided(&depot, |_| false, (&BreaksOnce(&depot), &Shutdown::new()));
+        let free = looked.expect("a person has to begin again").expect("nobody interrupted it").free;
+        assert_eq!(free.iter().map(|free| free.stream).collect::<Vec<_>>(), [stream]);
     }
 }

@@ -43,8 +43,33 @@ impl EngineFleet {
     /// A depot below this prefix of SeaweedFS; pods reach it there, and may neither list nor delete.
     pub(crate) fn on_seaweedfs(storage: &SeaweedFs, prefix: &str) -> Self {
         let depot = open(&storage.settings(Person::Replayer, prefix)).unwrap();
-        let (pods, replayers) = (storage.variables(Person::Pod), storage.variables(Person::Replayer));
+        let (pods, replayers) = (storage.variables(Person::Confined), storage.variables(Person::Replayer));
         Self::new(&format!("s3://{BUCKET}/{prefix}"), pods, replayers, depot)
+    }
+
+    /// A depot below this prefix of Azurite, which knows one account.
+    pub(crate) fn on_azurite(storage: &Azurite, prefix: &str) -> Self {
+        let (depot, variables) = (open(&storage.settings(prefix)).unwrap(), storage.variables());
+        Self::new(&format!("az://{BUCKET}/{prefix}"), variables.clone(), variables, depot)
+    }
+
+    /// A depot in PostgreSQL with the rights that docs/depots.md asks for: pods may not delete.
+    pub(crate) fn on_postgresql(servers: &Servers) -> Self {
+        let url = servers.url();
+        let depot: Arc<dyn Depot> = Arc::new(servers.depot(Duration::from_secs(30)));
+        // Makes the tables.
+        assert_eq!(depot.get(&Name::new("v1/fleet.json").unwrap()).unwrap(), None);
+        servers.sql(
+            "CREATE ROLE pod LOGIN PASSWORD 'pod'; GRANT SELECT ON depot_schema TO pod; \
+             GRANT SELECT, INSERT, UPDATE ON depot_object TO pod",
+        );
+        let login = |user: &str, password: &str| {
+            vec![("PGUSER".to_owned(), user.to_owned()), ("PGPASSWORD".to_owned(), password.to_owned())]
+        };
+        // Both name the same depot.
+        let url = format!("postgres://{}", url.split('@').nth(1).expect("it has a user"));
+        let owner = login(postgres_servers::USER, postgres_servers::PASSWORD);
+        Self::new(&url, login("pod", "pod"), owner, depot)
     }
 
     /// Puts something between the depot and the pods, and maybe the replayers.
@@ -200,19 +225,18 @@ fn assert_an_agent_gets_on_after_its_stream_was_finished(fleet: &EngineFleet) {
 #[test]
 fn a_fleet_on_s3_outlives_its_machines_with_pods_that_may_neither_list_nor_delete() {
     let storage = SeaweedFs::start();
-    let pod = open(&storage.settings(Person::Pod, "rights")).unwrap();
+    let pod = open(&storage.settings(Person::Confined, "rights")).unwrap();
     let listed = pod.list(&Name::new("v1/heads").unwrap(), None, 1);
     assert!(matches!(listed, Err(DepotError::NotAuthorised { .. })), "the pods of this test may list: {listed:?}");
+    let deleted = pod.delete(&[Name::new("v1/heads/any").unwrap()]);
+    assert!(matches!(deleted, Err(DepotError::NotAuthorised { .. })), "the pods of this test may delete: {deleted:?}");
     assert_acknowledged_writes_outlive_their_machines(&EngineFleet::on_seaweedfs(&storage, "outlive/prod"));
     assert_an_agent_gets_on_after_its_stream_was_finished(&EngineFleet::on_seaweedfs(&storage, "finished/prod"));
 }
 
 #[test]
 fn a_fleet_on_azure_outlives_its_machines() {
-    let storage = Azurite::start();
-    let (depot, variables) = (open(&storage.settings("prod")).unwrap(), storage.variables());
-    let fleet = EngineFleet::new(&format!("az://{BUCKET}/prod"), variables.clone(), variables, depot);
-    assert_acknowledged_writes_outlive_their_machines(&fleet);
+    assert_acknowledged_writes_outlive_their_machines(&EngineFleet::on_azurite(&Azurite::start(), "prod"));
 }
 
 /// A machine that was suspended while its stream was taken over and finished.
@@ -240,23 +264,8 @@ fn a_suspended_agent_that_may_not_list_gets_on_after_its_stream_was_finished() {
     assert_all_delivered(&server, &ledger);
 }
 
-/// With the rights that docs/depots.md asks for.
 #[test]
 fn a_fleet_on_postgresql_outlives_its_machines_with_a_role_that_may_not_delete() {
     let Some(servers) = Servers::start_pair() else { return };
-    let url = servers.url();
-    let depot: Arc<dyn Depot> = Arc::new(servers.depot(Duration::from_secs(30)));
-    // Makes the tables.
-    assert_eq!(depot.get(&Name::new("v1/fleet.json").unwrap()).unwrap(), None);
-    servers.sql(
-        "CREATE ROLE pod LOGIN PASSWORD 'pod'; GRANT SELECT ON depot_schema TO pod; \
-         GRANT SELECT, INSERT, UPDATE ON depot_object TO pod",
-    );
-    let login = |user: &str, password: &str| {
-        vec![("PGUSER".to_owned(), user.to_owned()), ("PGPASSWORD".to_owned(), password.to_owned())]
-    };
-    // Both name the same depot.
-    let url = format!("postgres://{}", url.split('@').nth(1).expect("it has a user"));
-    let owner = login(postgres_servers::USER, postgres_servers::PASSWORD);
-    assert_acknowledged_writes_outlive_their_machines(&EngineFleet::new(&url, login("pod", "pod"), owner, depot));
+    assert_acknowledged_writes_outlive_their_machines(&EngineFleet::on_postgresql(&servers));
 }

@@ -1,6 +1,7 @@
 //! An agent and a replayer whose depot has a bad day: SeaweedFS behind a proxy that breaks things.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use opik_offline::fleet::names::ObjectName;
 
@@ -321,5 +322,46 @@ fn a_depot_that_hangs_costs_no_answer_and_no_message() {
         fleet.left().is_empty()
     });
     assert!(proxy.hits() > 0, "the depot never hung");
+    assert_all_delivered(&server, &ledger);
+}
+
+/// While one request of the fourth hangs, nothing else of the depot is answered until the clients have their answers.
+#[test]
+fn a_depot_that_hangs_on_every_fourth_request_delays_no_answer_and_loses_no_pod() {
+    let storage = SeaweedFs::start();
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let proxy = FaultyDepot::start(storage.port());
+    let fleet = EngineFleet::on_seaweedfs(&storage, "fourth/prod").through(&proxy.url(), false);
+    let (met, is_shut, is_over) =
+        (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (shut, over) = (is_shut.clone(), is_over.clone());
+    proxy.set(move |_| {
+        let is_fourth = met.fetch_add(1, Ordering::SeqCst) % 4 == 3;
+        shut.fetch_or(is_fourth, Ordering::SeqCst);
+        let hangs = is_fourth || shut.load(Ordering::SeqCst) && !over.load(Ordering::SeqCst);
+        if hangs { DepotFault::Hang } else { DepotFault::Pass }
+    });
+    let pods: Vec<Agent> = (0..4).map(|_| fleet.agent(&server).start()).collect();
+    let write = || {
+        std::thread::scope(|scope| {
+            pods.iter().for_each(|pod| drop(scope.spawn(|| write_mixed(pod, &ledger, 2))));
+        });
+    };
+    write();
+    wait_until("a request hangs", PATIENCE, || is_shut.load(Ordering::SeqCst));
+    write();
+    let hung = proxy.hits();
+    is_over.store(true, Ordering::SeqCst);
+    // A request that hangs is given up after half a minute, and the next may hang as well.
+    wait_until("it is never shipped", PATIENCE * 2, || fleet.shipped() == 96);
+    assert!(proxy.hits() > hung, "no request hung afterwards");
+    for mut pod in pods {
+        // Its folder goes with it.
+        pod.kill9();
+    }
+    server.start();
+    let report = fleet.replayed(&server, &["--fail-if-backlog"]);
+    assert_eq!((&report["delivered"], &report["streams"]["finished"]), (&96.into(), &4.into()), "{report}");
+    assert_eq!(fleet.left(), Vec::<String>::new());
     assert_all_delivered(&server, &ledger);
 }

@@ -98,6 +98,32 @@ fn one_node_of_three_after_the_other_may_die_and_two_cost_no_answer() {
     assert_all_delivered(&server, &ledger);
 }
 
+#[test]
+fn the_node_that_agents_talk_to_may_die_and_what_they_kept_is_shipped_once_it_is_back() {
+    let Some(garage) = Garage::start() else { return };
+    let fleet = fleet_on(&garage, "endpoint/prod");
+    let (server, ledger) = (FakeOpik::new_stopped(), ClientLedger::new());
+    let mut agent = fleet.agent(&server).start();
+    write_mixed(&agent, &ledger, 2);
+    wait_until("it is not shipped", PATIENCE, || fleet.shipped() == 12);
+    garage.kill9(0);
+    write_mixed(&agent, &ledger, 2);
+    wait_until("nobody sees that the depot is away", PATIENCE, || fleet_status(&agent)["problem"].is_string());
+    wait_until("nobody counts what is only here", PATIENCE, || unshipped(&agent) == 12);
+    let said = agent.cli(&["status"]).stdout;
+    assert!(said.contains("depot") && said.contains("only in the local store"), "{said}");
+    write_mixed(&agent, &ledger, 1);
+    garage.revive(0);
+    wait_until("it is never made up for", PATIENCE, || unshipped(&agent) == 0);
+    wait_until("the problem stays", PATIENCE, || fleet_status(&agent)["problem"].is_null());
+    agent.kill9();
+    server.start();
+    let report = replayed(&fleet, &server);
+    assert_eq!((&report["streams"]["finished"], &report["delivered"]), (&1.into(), &30.into()), "{report}");
+    assert_all_delivered(&server, &ledger);
+    assert_eq!(fleet.left(), Vec::<String>::new());
+}
+
 /// Time is all that fences such a depot: an agent that was suspended looks before it writes its head again.
 #[test]
 fn a_suspended_agent_does_not_write_over_its_successor_where_conditions_are_ignored() {

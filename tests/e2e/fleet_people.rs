@@ -205,7 +205,7 @@ fn a_purge_beside_an_agent_that_returns_deletes_all_of_the_selection_or_nothing(
 }
 
 /// Purges beside owners with the default timing, or these settings.
-fn purge_beside(fleet: &TestFleet, env: &[(&str, &str)], args: &[&str]) -> Output {
+pub(crate) fn purge_beside(fleet: &TestFleet, env: &[(&str, &str)], args: &[&str]) -> Output {
     let (home, identity) = (Home::new(), fleet.identity.display().to_string());
     let mut purge = home.command(program());
     purge.args(["purge", "--fleet", &fleet.url(), "--identity", &identity, "--format", "json"]).args(args);

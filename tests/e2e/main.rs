@@ -34,6 +34,7 @@ mod fleet_garage;
 mod fleet_keys;
 mod fleet_kills;
 mod fleet_member;
+mod fleet_owner_purges;
 mod fleet_people;
 mod fleet_replay;
 mod fleet_selection;

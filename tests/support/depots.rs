@@ -54,6 +54,8 @@ pub(crate) enum Person {
     Replayer,
     /// Everything but listing.
     Pod,
+    /// The rights that docs/depots.md gives an agent: no listing, no deleting, and no writing of what people order.
+    Confined,
     /// Reading and listing.
     Reader,
     /// Nobody that it knows.
@@ -69,7 +71,7 @@ impl SeaweedFs {
     pub(crate) fn start() -> Self {
         let (home, data) = (Home::new(), tempdir());
         let people = data.path().join("people.json");
-        std::fs::write(&people, PEOPLE).expect("a temporary file can be written");
+        std::fs::write(&people, people_and_policies()).expect("a temporary file can be written");
         let folder = data.path().join("data");
         std::fs::create_dir(&folder).expect("a folder can be made");
         let reservations: Vec<_> = (0..8).map(|_| reserve_port(0).expect("a free port")).collect();
@@ -117,6 +119,7 @@ impl SeaweedFs {
         let name = match person {
             Person::Replayer => "replayer",
             Person::Pod => "pod",
+            Person::Confined => "confined",
             Person::Reader => "reader",
             Person::Stranger => "stranger",
         };
@@ -150,9 +153,25 @@ const PEOPLE: &str = r#"{"identities": [
    "actions": ["Admin", "Read", "Write", "List"]},
   {"name": "pod", "credentials": [{"accessKey": "pod", "secretKey": "pod-secret"}],
    "actions": ["Write:depot", "Read:depot"]},
+  {"name": "confined", "credentials": [{"accessKey": "confined", "secretKey": "confined-secret"}],
+   "policyNames": ["agent"]},
   {"name": "reader", "credentials": [{"accessKey": "reader", "secretKey": "reader-secret"}],
    "actions": ["Read:depot", "List:depot"]}
 ]}"#;
+
+/// The policy of an agent, as it is for S3.
+const AGENT_POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [
+  {"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::depot/*/v1/*"},
+  {"Effect": "Deny", "Action": "s3:PutObject", "Resource": [
+    "arn:aws:s3:::depot/*/v1/purges/*", "arn:aws:s3:::depot/*/v1/orders/*",
+    "arn:aws:s3:::depot/*/v1/dial", "arn:aws:s3:::depot/*/v1/fleet.json"]}
+]}"#;
+
+fn people_and_policies() -> String {
+    let mut people: serde_json::Value = serde_json::from_str(PEOPLE).expect("it is JSON");
+    people["policies"] = serde_json::json!([{ "name": "agent", "content": AGENT_POLICY }]);
+    people.to_string()
+}
 
 /// Azurite, Microsoft's own emulator of Azure Blob Storage.
 pub(crate) struct Azurite(Storage);
