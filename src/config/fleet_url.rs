@@ -141,7 +141,7 @@ impl FleetUrl {
     }
 }
 
-/// Returns the path of a folder as it is written in a URL, where these characters would end it.
+/// Returns the path of a folder for a URL, with the characters escaped that are not parsed as a part of it.
 fn folder_text(path: &str) -> String {
     let mut text = String::with_capacity(path.len());
     for c in path.chars() {

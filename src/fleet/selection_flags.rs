@@ -1,4 +1,4 @@
-//! A selection as the flags of the command line, for records that people read.
+//! A selection as the flags of the command line, for records that people read. Parsing them again selects the same.
 
 use super::names::StreamId;
 use crate::printable::shell_word;

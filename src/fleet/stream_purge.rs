@@ -87,8 +87,8 @@ impl StreamPurge {
         self.messages.get(at).is_some_and(|(first, _)| *first <= message)
     }
 
-    /// Returns whether it was left by a command that ended long ago, by the time of its order and this one, since the Unix
-    /// epoch: what was stored since then is not what the person has seen.
+    /// Returns whether it has expired, because its command ended long ago: what was stored since then is not what the
+    /// person has seen. By the time of its order and this one, since the Unix epoch.
     pub fn is_outdated(&self, now: Duration) -> bool {
         self.ordered_at().is_none_or(|ordered| now.saturating_sub(ordered) > VALID_FOR)
     }

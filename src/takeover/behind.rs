@@ -19,8 +19,8 @@ pub(crate) struct BehindStream {
 }
 
 impl BehindStream {
-    /// Returns what a free stream waits for; `None` if it waits for nothing. `is_here` tells the streams that need not be
-    /// waited for.
+    /// Returns what a free stream waits for; `None` if it waits for nothing. `is_here` tells the streams whose lease
+    /// is ours, which need not be waited for.
     ///
     /// # Errors
     ///

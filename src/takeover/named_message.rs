@@ -1,4 +1,4 @@
-//! A message as people name it: by its id in a store, or by its stream and its id there.
+//! A message as people name it: by its id in a store, or by its stream and its id there. Parsed from the command line.
 
 use crate::fleet::names::StreamId;
 

@@ -9,14 +9,14 @@ use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::fleet::parallel::in_parallel;
 use crate::fleet::stream_purge::StreamPurge;
 
-/// Requests that are read at most: the listing names the streams of the others.
+/// Requests that are read at most, which bounds the latency: the listing names the streams of the others.
 const READ_MAX: usize = 20;
-/// Requests that are read at a time.
+/// Requests that are read concurrently.
 const READS_AT_ONCE: usize = 4;
 
 /// A purge that a person has requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RequestedPurge {
+pub(crate) struct PendingPurge {
     pub stream: StreamId,
     /// The request; `None` if this version can't read it, or if there are too many.
     pub request: Option<StreamPurge>,
@@ -27,7 +27,7 @@ pub(crate) struct RequestedPurge {
 /// # Errors
 ///
 /// If it can't be read or listed.
-pub(super) fn requested_purges(depot: &dyn Depot) -> Result<Vec<RequestedPurge>, DepotError> {
+pub(super) fn requested_purges(depot: &dyn Depot) -> Result<Vec<PendingPurge>, DepotError> {
     let listed = list_all(depot, &folder(&names::purges()))?;
     let purge = |entry: &crate::depot::Entry| match ObjectName::parse(entry.name.as_str()) {
         Some(ObjectName::Purge(stream)) => Some((stream, entry.name.clone())),
@@ -40,20 +40,17 @@ pub(super) fn requested_purges(depot: &dyn Depot) -> Result<Vec<RequestedPurge>,
     for ((stream, _), read) in listed.into_iter().zip(read) {
         // Otherwise it was withdrawn in this instant.
         if let Some((bytes, _)) = read? {
-            found.push(RequestedPurge { stream, request: StreamPurge::decode(&bytes) });
+            found.push(PendingPurge { stream, request: StreamPurge::decode(&bytes) });
         }
     }
-    found.extend(rest.into_iter().map(|(stream, _)| RequestedPurge { stream, request: None }));
+    found.extend(rest.into_iter().map(|(stream, _)| PendingPurge { stream, request: None }));
     Ok(found)
 }
 
-/// Returns the requests that are not carried out yet, by the heads of the streams that exist; `None` for a stream whose
+/// Returns the requests that are not carried out yet, by a snapshot of the heads of the streams that exist; `None` for a stream whose
 /// head is missing or can't be read.
-pub(super) fn outstanding(
-    purges: Vec<RequestedPurge>,
-    streams: &HashMap<StreamId, Option<&Head>>,
-) -> Vec<RequestedPurge> {
-    let is_outstanding = |purge: &RequestedPurge| {
+pub(super) fn outstanding(purges: Vec<PendingPurge>, streams: &HashMap<StreamId, Option<&Head>>) -> Vec<PendingPurge> {
+    let is_outstanding = |purge: &PendingPurge| {
         let Some(head) = streams.get(&purge.stream) else { return false };
         let answer = head.and_then(|head| head.purged);
         let (answered, requested) = (answer.map(|it| it.order), purge.request.as_ref().map(|it| it.order));
@@ -84,7 +81,7 @@ mod tests {
         let head = Head { purged: Some(answer), ..Head::first(HeadState::Open, HeadOwner::default()) };
         let streams = HashMap::from([(stream(1), Some(&head)), (stream(2), Some(&head)), (stream(3), None)]);
         let purge =
-            |number, request: &StreamPurge| RequestedPurge { stream: stream(number), request: Some(request.clone()) };
+            |number, request: &StreamPurge| PendingPurge { stream: stream(number), request: Some(request.clone()) };
         let all = vec![purge(1, &carried_out), purge(2, &request), purge(3, &request), purge(4, &request)];
         let left: Vec<StreamId> = outstanding(all, &streams).iter().map(|purge| purge.stream).collect();
         assert_eq!(left, [stream(2), stream(3)], "a person waits for what is done, or does not see what is not");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::TakeoverError;
 use super::objects::{folder, list_all, list_spread};
-use super::requested_purges::{RequestedPurge, outstanding, requested_purges};
+use super::requested_purges::{PendingPurge, outstanding, requested_purges};
 use super::watch::{list_heads, read_heads, streams_with_bundles};
 use crate::depot::{Depot, DepotDescription, DepotError};
 use crate::fleet::dial::{DialFault, DialSetting};
@@ -96,7 +96,7 @@ pub(crate) struct FleetSurvey {
     /// The decisions of people about the pace; `None` if nobody ever did.
     pub dial: Option<Result<DialSetting, DialFault>>,
     /// The purges that are requested of owners and not carried out yet.
-    pub purges: Vec<RequestedPurge>,
+    pub purges: Vec<PendingPurge>,
     /// When it was gathered, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }

@@ -329,7 +329,7 @@ fn a_purge_that_an_owner_has_not_carried_out_is_seen_with_its_person() {
     fleet.put(&ObjectName::Purge(killed), &StreamPurge::of_all(long_ago, String::new()).encode());
     let seen = status();
     let purges = seen["purges"].as_array().expect("a list");
-    let fields = |of: usize| [&purges[of]["stream"], &purges[of]["by"], &purges[of]["is_outdated"]];
+    let fields = |of: usize| [&purges[of]["stream"], &purges[of]["by"], &purges[of]["is_expired"]];
     assert_eq!(fields(0), [&json!(asked.to_string()), &json!("ana (uid 1000 on host-a)"), &json!(false)], "{seen}");
     assert_eq!(fields(1), [&json!(killed.to_string()), &json!(null), &json!(true)], "{seen}");
     assert_eq!(purges[1]["requested_at"], "2023-11-14T22:13:20Z", "{seen}");
@@ -337,7 +337,7 @@ fn a_purge_that_an_owner_has_not_carried_out_is_seen_with_its_person() {
     let said = format!("purge      stream {asked}, requested ");
     let is_said =
         text.lines().any(|line| line.starts_with(&said) && line.contains(" ago by ana (uid 1000 on host-a): "));
-    assert!(is_said && text.contains("outdated"), "{text}");
+    assert!(is_said && text.contains("expired"), "{text}");
     let answer = PurgeAnswer { order: request.order, deleted: 16, kept: 0 };
     fleet.renew(asked, |head| Head { purged: Some(answer), ..head });
     let left = status();

@@ -628,7 +628,8 @@ fn a_message_whose_bundle_arrived_after_its_stream_was_finished_stays_until_a_re
         let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
         depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
         let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
-        ["a", "b"].iter().for_each(|trace| drop(register(ship.store.as_ref(), trace)));
+        register(ship.store.as_ref(), "a");
+        register(ship.store.as_ref(), "b");
         ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 2);
         drop(ship);
         let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");

@@ -217,7 +217,8 @@ fn check_endpoint(settings: &DepotSettings, variable: &str, endpoint: &str) -> R
     }
 }
 
-/// Returns which of the files that these variables name can't be read, and why: the crate's errors do not name it.
+/// Returns which of the files that these variables name can't be read, and why: the errors of the crate that parses them
+/// do not name it.
 fn unreadable(settings: &DepotSettings, variables: &[&str]) -> Option<String> {
     variables.iter().find_map(|variable| {
         let path = settings.variable(variable)?;

@@ -15,7 +15,7 @@ const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_FLEET: &str = "default";
 /// The longest name of a fleet, in bytes.
 const FLEET_BYTES_MAX: usize = 100;
-/// The parameters of a URL.
+/// The parameters of a URL that are parsed: any other one is refused.
 const PARAMETERS: &str = "fleet, host, dbname, user, sslmode, sslrootcert and target_session_attrs";
 /// How many servers a URL may name.
 const HOSTS_MAX: usize = 16;

@@ -9,7 +9,7 @@ use super::replay::MissingKeyLine;
 use crate::figures::{count, short_duration, size, time};
 use crate::fleet::stream_purge::StreamPurge;
 use crate::printable;
-use crate::takeover::requested_purges::RequestedPurge;
+use crate::takeover::requested_purges::PendingPurge;
 use crate::takeover::survey::{FleetSurvey, StreamStanding, StreamSurvey};
 use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
@@ -104,12 +104,12 @@ struct PurgeLine {
     requested_age_seconds: Option<u64>,
     /// Who that was.
     by: Option<String>,
-    /// Whether it is too old: then no owner carries it out.
-    is_outdated: Option<bool>,
+    /// Whether it has expired: then no owner carries it out.
+    is_expired: Option<bool>,
 }
 
 impl PurgeLine {
-    fn of(purge: &RequestedPurge, now_ms: u64) -> Self {
+    fn of(purge: &PendingPurge, now_ms: u64) -> Self {
         let (request, now) = (purge.request.as_ref(), Duration::from_millis(now_ms));
         let at = request.and_then(StreamPurge::ordered_at);
         Self {
@@ -117,7 +117,7 @@ impl PurgeLine {
             requested_at: at.map(|at| time_of(u64::try_from(at.as_millis()).unwrap_or(u64::MAX))),
             requested_age_seconds: at.map(|at| now.saturating_sub(at).as_secs()),
             by: request.map(|request| request.by.clone()).filter(|by| !by.is_empty()),
-            is_outdated: request.map(|request| request.is_outdated(now)),
+            is_expired: request.map(|request| request.is_outdated(now)),
         }
     }
 
@@ -126,8 +126,8 @@ impl PurgeLine {
         let age = self.requested_age_seconds.map(|age| short_duration(Duration::from_secs(age)));
         let since = age.map_or(String::new(), |age| format!(" {age} ago"));
         let by = self.by.as_ref().map_or(String::new(), |by| format!(" by {}", printable::line(by)));
-        let standing = match self.is_outdated {
-            Some(true) => "outdated: no owner carries it out any more; purge it again",
+        let standing = match self.is_expired {
+            Some(true) => "expired: no owner carries it out any more; purge it again",
             Some(false) => "its owner has not carried it out yet",
             None => "not read: its time and its person are not known",
         };
