@@ -266,7 +266,7 @@ impl From<TakeoverError> for Failure {
             ),
             TakeoverError::Keys(_) => (
                 Exit::Usage,
-                "name the file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `age-keygen` writes one",
+                "name the key file with --identity or OPIK_OFFLINE_FLEET_IDENTITY_FILE; `replay --make-identity` and `age-keygen` write one",
             ),
             TakeoverError::FleetFile { .. } => {
                 (Exit::Failure, "use the newer opik-offline that wrote it; nothing was changed")
@@ -421,6 +421,9 @@ impl From<SealError> for Failure {
             SealError::TooManyRecipients { .. } => (Exit::Usage, "seal for fewer recipients"),
             SealError::Identity { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
             SealError::KeyFile { .. } => (Exit::Usage, "name a file of `replay --make-identity` or of `age-keygen`"),
+            SealError::NewKeyFile { .. } => {
+                (Exit::Usage, "name a new file in a folder that exists and that this user can write to")
+            }
         };
         Self::new(exit, error.to_string(), Some(hint))
     }
@@ -668,6 +671,7 @@ mod tests {
             SealError::Recipient { reason: "why" },
             SealError::Identity { reason: "why" },
             SealError::KeyFile { path: path(), reason: reason() },
+            SealError::NewKeyFile { path: path(), reason: reason() },
             SealError::NoRecipients,
             SealError::TooManyRecipients { given: 65 },
             SealError::Random,

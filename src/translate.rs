@@ -37,6 +37,7 @@ use crate::protocol::hub::TOKEN_HEADER;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
 use crate::sealing::{Recipient, SealError, read_identities};
+use crate::store::os::os_words;
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
 use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
@@ -504,8 +505,8 @@ fn headers_in(path: &Path) -> Result<HeaderLines, String> {
 fn text_in(path: &Path) -> Result<String, String> {
     const FILE_BYTES_MAX: u64 = 1 << 20;
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    let file = File::open(path).map_err(|error| os_words(&error))?;
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| os_words(&error))?;
     Ok(text)
 }
 

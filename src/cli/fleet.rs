@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::dial::{self, DialArgs};
 use super::moving::{IdentityReport, new_identity};
-use super::selection::{NamedMessage, SelectionArgs, refuse_jsonl, stream};
+use super::selection::{SelectionArgs, refuse_jsonl, stream};
 use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::config::units::ByteSize;
 use crate::config::{Config, Flags, LogLevel};
@@ -26,6 +26,7 @@ use crate::takeover::browse::FleetBrowser;
 use crate::takeover::dry_run::FleetDryRun;
 use crate::takeover::founding;
 use crate::takeover::keys::FleetKeys;
+use crate::takeover::named_message::NamedMessage;
 use crate::takeover::purging::{FleetPurge, PurgeSelection};
 use crate::takeover::resending::Resending;
 use crate::takeover::selection::FleetReplaySelection;
@@ -119,8 +120,8 @@ impl FleetReplayOrder<'_> {
     }
 
     fn selection(&self) -> FleetReplaySelection {
-        let (streams, filter) = (self.args.stream.clone(), self.selection.filter(now_ms()));
-        FleetReplaySelection { streams, filter, moved: Vec::new() }
+        let (streams, asked_ms) = (self.args.stream.clone(), now_ms());
+        FleetReplaySelection { streams, filter: self.selection.filter(asked_ms), asked_ms, moved: Vec::new() }
     }
 
     /// `replay --fleet --dry-run`
@@ -141,6 +142,7 @@ impl FleetReplayOrder<'_> {
         };
         let unreadable = preview.totals.unreadable.clone();
         let report = FleetReplayReport::of_dry_run(depot.describe().url, preview, &keys.folder.unusable());
+        let report = report.opened_with(self.identities);
         common.renderer().result(&report, |renderer, report| report.preview_text(renderer, server.base_url()))?;
         Ok(ensure_readable(keys, &unreadable)?)
     }
@@ -189,7 +191,7 @@ pub(super) fn replay(common: &Common, order: &FleetReplayOrder<'_>) -> Result<()
     progress.finish();
     let mut concluded = concluded?;
     concluded.totals.add_unreadable_of(unreadable);
-    let report = FleetReplayReport::of(url, &concluded, &unusable_keys.unusable());
+    let report = FleetReplayReport::of(url, &concluded, &unusable_keys.unusable()).opened_with(order.identities);
     if common.prints_summary() {
         common.renderer().result(&report, |_, report| report.text(server.base_url()))?;
     }

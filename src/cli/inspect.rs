@@ -9,7 +9,7 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesPars
 use clap::{Args, ValueEnum};
 
 use super::fleet::{self, FleetInspection};
-use super::selection::{NamedMessage, SelectionArgs, named_message, number, refuse_jsonl};
+use super::selection::{SelectionArgs, number, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::export::{
@@ -22,6 +22,7 @@ use crate::report::messages::{MessageColumns, column_names, followed, followed_h
 use crate::report::totals::{TotalsBy, TotalsReport};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Page, Store, StoreError, StoredMessage, now_ms};
+use crate::takeover::named_message::NamedMessage;
 use crate::terminal::pager::Output;
 use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
@@ -72,7 +73,7 @@ Environment:
 #[command(after_long_help = AFTER_HELP)]
 pub(super) struct InspectArgs {
     /// Show this message in full
-    #[arg(value_name = "ID", value_parser = named_message, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
+    #[arg(value_name = "ID", value_parser = NamedMessage::parse, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     id: Option<NamedMessage>,
 
     /// List what a Python process left behind in this file

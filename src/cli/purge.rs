@@ -92,7 +92,9 @@ pub(super) fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
     if common.fleet.is_some() {
-        let selection = PurgeSelection { streams: args.stream.clone(), filter: args.selection.filter(now_ms()) };
+        let asked_ms = now_ms();
+        let filter = args.selection.filter(asked_ms);
+        let selection = PurgeSelection { streams: args.stream.clone(), filter, asked_ms };
         let order = FleetPurgeOrder { selection, identities: &args.identity, dry_run: args.dry_run, yes: args.yes };
         return fleet::purge(common, &config, &order);
     }

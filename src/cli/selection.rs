@@ -175,24 +175,6 @@ pub(super) fn id(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| "expected a number, as `opik-offline inspect` lists it".to_owned())
 }
 
-/// A message as it is named on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NamedMessage {
-    /// Of the local store.
-    Stored(i64),
-    /// Of a stream of a depot.
-    InStream(StreamId, u64),
-}
-
-/// Parses the id of a message, or `STREAM/ID` of one in a depot.
-pub(super) fn named_message(text: &str) -> Result<NamedMessage, String> {
-    let Some((stream, message)) = text.split_once('/') else { return id(text).map(NamedMessage::Stored) };
-    let named = StreamId::parse(stream).zip(message.parse().ok());
-    named
-        .map(|(stream, message)| NamedMessage::InStream(stream, message))
-        .ok_or_else(|| "expected STREAM/ID, as `opik-offline inspect --fleet URL` lists it".to_owned())
-}
-
 /// Parses the id of a stream.
 pub(super) fn stream(text: &str) -> Result<StreamId, String> {
     StreamId::parse(text)

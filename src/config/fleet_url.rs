@@ -125,13 +125,32 @@ impl FleetUrl {
         if !rest.starts_with('/') {
             return Err("is not an absolute path; write three slashes: file:///srv/opik-depot".to_owned());
         }
+        if let Some(mark) = rest.chars().find(|c| ['?', '#'].contains(c)) {
+            let (what, escaped) = if mark == '?' { ("parameters", "%3F") } else { ("a fragment", "%23") };
+            return Err(format!(
+                "has {what} behind a {mark}, and a folder has none; a {mark} in the name of the folder is {escaped}"
+            ));
+        }
         let path = percent_decode_str(rest).decode_utf8().map_err(|_| "is not valid UTF-8")?;
         let path = match path.trim_end_matches('/') {
             "" => return Err("names the root of the file system; use a folder of its own".to_owned()),
             path => path.to_owned(),
         };
-        Ok(Self { text: format!("file://{path}"), scheme: FleetScheme::File, bucket: String::new(), path })
+        let text = format!("file://{}", folder_text(&path));
+        Ok(Self { text, scheme: FleetScheme::File, bucket: String::new(), path })
     }
+}
+
+/// Returns the path of a folder for a URL, with the characters escaped that are not parsed as a part of it.
+fn folder_text(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for c in path.chars() {
+        match c {
+            '%' | '?' | '#' | ' ' => text.push_str(&format!("%{:02X}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 /// Returns the error for a text that begins with no known scheme.
@@ -271,6 +290,9 @@ mod tests {
         }
         let folder = FleetUrl::parse("file:///srv/my%20depot/").expect("a folder");
         assert_eq!((folder.scheme(), folder.folder()), (FleetScheme::File, Path::new("/srv/my depot")));
+        let odd = FleetUrl::parse("file:///srv/what%3F%231%25").expect("a folder");
+        assert_eq!(odd.folder(), Path::new("/srv/what?#1%"));
+        assert_eq!(FleetUrl::parse(&odd.to_string()), Ok(odd), "the URL in a hint can't be pasted");
         assert_eq!(FleetUrl::parse("s3://acme-backlog/").expect("valid").to_string(), "s3://acme-backlog");
     }
 
@@ -289,8 +311,12 @@ mod tests {
             ("/srv/depot", "file://"),
             ("file://srv/depot", "three slashes"),
             ("file:///", "root"),
+            ("file:///srv/depot?x=1", "%3F"),
+            ("file:///srv/depot#x", "%23"),
             ("s3://key:secret@bucket/x", "come from the environment"),
             ("s3://bucket/x?region=eu", "come from the environment"),
+            ("gs://bucket/x#y", "come from the environment"),
+            ("az://bucket?x=1", "come from the environment"),
             ("s3://bucket/a//b", "empty segment"),
             ("s3://bucket/../b", "dot"),
             ("s3://b/x", "can't exist"),

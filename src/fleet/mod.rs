@@ -36,7 +36,7 @@
 //! | [`shipper`] | the loop that makes bundles, and that keeps and closes the head |
 //! | [`loading`], [`stream_head`], [`mark_writer`] | bundles and files, heads, and marks on their way to the depot |
 //! | [`dial_reader`], [`dial_change`] | the dial on its way from and to the depot |
-//! | [`orders`] | what people decided, for the audit |
+//! | [`orders`], `selection_flags` | what people decided, for the audit; what they selected, as they typed it |
 //! | `parallel` | several requests at a time |
 //! | [`seals`], [`object_names`] | for whom objects are sealed, and how a depot spells their names |
 //!
@@ -77,6 +77,7 @@ pub(crate) mod samples;
 pub mod schedule;
 pub mod seals;
 mod secret_header;
+pub(crate) mod selection_flags;
 pub mod shipper;
 pub mod spooled;
 pub mod stream_head;

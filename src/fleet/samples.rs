@@ -11,7 +11,7 @@ use crate::message::{
 };
 use crate::store::{LastAnswer, Part};
 
-pub(super) fn stream(number: u128) -> StreamId {
+pub(crate) fn stream(number: u128) -> StreamId {
     StreamId::new(uuid::Uuid::from_u128(0x01a2_0445_0b55_7feb_b47d_0000_0000_0000 + number))
 }
 

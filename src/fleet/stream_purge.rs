@@ -90,11 +90,15 @@ impl StreamPurge {
         self.messages.get(at).is_some_and(|(first, _)| *first <= message)
     }
 
-    /// Returns whether it was left by a command that ended long ago, by the time of its order and this one, since the Unix
-    /// epoch: what was stored since then is not what the person has seen.
+    /// Returns whether it has expired, because its command ended long ago: what was stored since then is not what the
+    /// person has seen. By the time of its order and this one, since the Unix epoch.
     pub fn is_outdated(&self, now: Duration) -> bool {
-        let ordered = self.order.get_timestamp().map(|at| Duration::from_secs(at.to_unix().0));
-        ordered.is_none_or(|ordered| now.saturating_sub(ordered) > VALID_FOR)
+        self.ordered_at().is_none_or(|ordered| now.saturating_sub(ordered) > VALID_FOR)
+    }
+
+    /// Returns the time of its order since the Unix epoch, by the clock of its person's machine.
+    pub fn ordered_at(&self) -> Option<Duration> {
+        self.order.get_timestamp().map(|at| Duration::from_secs(at.to_unix().0))
     }
 
     /// Encodes it.

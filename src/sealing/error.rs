@@ -33,6 +33,14 @@ pub enum SealError {
         /// The reason.
         reason: String,
     },
+    /// A new file of keys cannot be made.
+    #[error("cannot make the key file {path}: {reason}")]
+    NewKeyFile {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        reason: String,
+    },
     /// There is nobody to seal for.
     #[error("no recipient is given: nobody could open it")]
     NoRecipients,

@@ -51,16 +51,17 @@ pub fn read_recipients(path: &Path) -> Result<Vec<Recipient>, SealError> {
 ///
 /// # Errors
 ///
-/// [`SealError::KeyFile`] if the file exists, or cannot be written. Then there is no such file.
+/// [`SealError::NewKeyFile`] if the file exists, or cannot be written. Then nothing was made.
 pub fn make_identity(path: &Path) -> Result<Recipient, SealError> {
-    let refused = |reason: String| SealError::KeyFile { path: path.to_owned(), reason };
+    let refused = |reason: String| SealError::NewKeyFile { path: path.to_owned(), reason };
     let identity = Identity::generate()?;
     let recipient = identity.recipient();
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let mut file = opened.map_err(|error| {
         refused(match error.kind() {
-            io::ErrorKind::AlreadyExists => "it exists, and a key is never overwritten; name another file".into(),
-            kind => kind.to_string(),
+            io::ErrorKind::AlreadyExists => "it exists, and a key is never overwritten".into(),
+            io::ErrorKind::NotFound => "there is no such folder".into(),
+            _ => words(&error),
         })
     })?;
     let secret = identity.secret_text();
@@ -71,7 +72,7 @@ pub fn make_identity(path: &Path) -> Result<Recipient, SealError> {
         // Half a key is of no use, and its name would be taken.
         let removed = fs::remove_file(path);
         let left = if removed.is_err() { "; an unusable file is left there" } else { "" };
-        return Err(refused(format!("{}{left}", error.kind())));
+        return Err(refused(format!("{}{left}", words(&error))));
     }
     Ok(recipient)
 }
@@ -82,14 +83,22 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// Returns the system's words for an error about a file that is named beside them.
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "this user has no access to it".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 fn opened(path: &Path) -> Result<(File, fs::Metadata), String> {
-    let words = |error: io::Error| error.kind().to_string();
     // A pipe or a device could block forever.
-    if !fs::metadata(path).map_err(words)?.is_file() {
+    if !fs::metadata(path).map_err(|error| words(&error))?.is_file() {
         return Err("it is not a regular file".into());
     }
-    let file = File::open(path).map_err(words)?;
-    let metadata = file.metadata().map_err(words)?;
+    let file = File::open(path).map_err(|error| words(&error))?;
+    let metadata = file.metadata().map_err(|error| words(&error))?;
     Ok((file, metadata))
 }
 
@@ -97,7 +106,7 @@ fn opened(path: &Path) -> Result<(File, fs::Metadata), String> {
 fn keys<K: FromStr<Err = SealError>>(file: File) -> Result<Vec<K>, String> {
     // Allocated at its maximum size, so that growing leaves no copy of a key in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize + 1));
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.kind().to_string())?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| words(&error))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err("it has more than 64 KiB".into());
     }

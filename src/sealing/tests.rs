@@ -323,7 +323,21 @@ fn an_identity_file_is_made_once_for_its_owner_only() {
     assert!(refused.contains("chmod 600"), "{refused}");
     let refused = read_identities(folder.path()).expect_err("a folder").to_string();
     assert!(refused.contains("not a regular file"), "{refused}");
-    assert!(read_identities(&folder.path().join("none")).is_err());
+}
+
+#[test]
+fn a_key_file_that_is_missing_is_named_with_the_reason() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (file, inside) = (folder.path().join("none"), folder.path().join("none/identity"));
+    let (named, inside_named) = (file.display().to_string(), inside.display().to_string());
+    for (error, path, reason) in [
+        (read_identities(&file).err(), &named, "there is no such file"),
+        (read_recipients(&file).err(), &named, "there is no such file"),
+        (make_identity(&inside).err(), &inside_named, "there is no such folder"),
+    ] {
+        let said = error.expect("it is not there").to_string();
+        assert!(said.contains(path.as_str()) && said.contains(reason), "nobody knows which file to mend: {said}");
+    }
 }
 
 #[test]

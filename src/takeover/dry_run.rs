@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::behind::BehindStream;
 use super::browse::add_group;
 use super::error::TakeoverError;
 use super::feeder::FeedTotals;
@@ -39,6 +40,8 @@ pub(crate) struct FleetPreview {
     pub held: u64,
     /// That a person holds the fleet, if so.
     pub fleet_held: Option<String>,
+    /// The flags that select what was selected, and the earlier streams that some of it waits for.
+    pub with_earlier: Option<String>,
     /// The streams that would be taken, and what would stay in them.
     pub totals: FeedTotals,
 }
@@ -80,12 +83,18 @@ impl FleetDryRun<'_> {
             preview.totals.add_unreadable_head(stream, &fault);
         }
         let reader = StreamReader::new(self.depot.clone(), self.keys.identities.clone());
+        let is_next = |earlier| free.iter().any(|free| free.stream == earlier);
         for free in &free {
             if shutdown.is_requested() {
                 return Ok(None);
             }
+            if let Some(behind) = BehindStream::of(free, (&**self.depot, &watch), self.selection, is_next)? {
+                preview.totals.add_behind(behind);
+                continue;
+            }
             self.add_stream(&reader, free, &mut preview)?;
         }
+        preview.with_earlier = self.selection.with_earlier(&preview.totals.behind_streams);
         self.add_copies(&mut preview)?;
         let dial = DialReader::new(self.depot.clone(), self.takeover_after);
         dial.look(0);

@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::behind::BehindStream;
 use super::error::TakeoverError;
 use super::holdings::Holdings;
 use super::importer::{Imported, ImportedBundle, Importer};
 use super::key_folder::KeyFolder;
 use super::ledger::{ReplayerLedger, Staged};
-use super::objects::name_of;
 use super::reading::{StreamReader, UnreadableObject};
 use super::record_sorter::{LeftBehind, WithoutKey};
 use super::standing::{OwnStreams, spare};
@@ -82,6 +82,8 @@ pub(crate) struct FeedTotals {
     pub unselected: u64,
     /// Messages behind one that stays.
     pub behind: u64,
+    /// Streams behind an earlier one of the same store; their messages are counted above as well.
+    pub behind_streams: Vec<BehindStream>,
     /// Messages whose key is not here, which stay: by workspace and the key's fingerprint.
     pub without_key: WithoutKey,
     /// Messages that can't be read, at least.
@@ -112,6 +114,12 @@ impl FeedTotals {
     pub(super) fn add_unreadable_head(&mut self, stream: StreamId, fault: &HeadFault) {
         let object = ObjectName::Head(stream).to_string();
         self.add_unreadable(UnreadableObject { object, messages: 0, reason: fault.to_string() });
+    }
+
+    pub(super) fn add_behind(&mut self, behind: BehindStream) {
+        self.left_waiting += behind.waiting;
+        self.behind += behind.waiting;
+        self.behind_streams.push(behind);
     }
 
     pub(super) fn add(&mut self, left: &LeftBehind) {
@@ -162,8 +170,8 @@ pub(super) struct FeedProgress {
     pub(super) streams: Vec<TakenStream>,
     /// The streams that are reserved for purges.
     pub(super) wanted: WantedStreams,
-    /// Messages of streams that wait until an earlier one of the same store is settled.
-    behind: u64,
+    /// Streams that wait until an earlier one of the same store is settled.
+    behind: Vec<BehindStream>,
     /// Streams that are not taken again before then.
     set_aside: HashMap<StreamId, Duration>,
     /// Streams that were released and wait for keys.
@@ -180,7 +188,7 @@ impl FeedProgress {
             free: VecDeque::new(),
             streams: Vec::new(),
             wanted: WantedStreams::new(takeover_after),
-            behind: 0,
+            behind: Vec::new(),
             set_aside: HashMap::new(),
             keyless: BTreeMap::new(),
             looked: None,
@@ -233,9 +241,9 @@ impl<'a> Feeder<'a> {
         spare(self.own, &mut free)?;
         let behind = self.leave_later(&mut free)?;
         let is_next = |stream: &StreamId| free.iter().any(|free| free.stream == *stream);
-        let (soon, later): (Vec<_>, Vec<_>) = behind.into_iter().partition(|behind| is_next(&behind.earlier));
+        let (soon, later): (Vec<_>, Vec<_>) = behind.into_iter().partition(|behind| behind.earlier.iter().any(is_next));
         let progress = &mut self.progress;
-        progress.behind = later.iter().map(|behind| behind.waiting).sum();
+        progress.behind = later;
         let middle = free.len() * usize::from(turn) / 256;
         free.rotate_left(middle);
         progress.free = free.into();
@@ -298,26 +306,21 @@ impl<'a> Feeder<'a> {
 
     /// Removes and returns the streams that have to wait for an earlier one of the same store, which another process owns or
     /// nobody. Where the earlier one is held here, the later one is imported after it.
-    fn leave_later(&self, free: &mut Vec<FreeStream>) -> Result<Vec<BehindEarlier>, TakeoverError> {
+    fn leave_later(&self, free: &mut Vec<FreeStream>) -> Result<Vec<BehindStream>, TakeoverError> {
+        let access = (self.depot, &self.progress.watch);
+        let is_here = |earlier| self.holdings.epoch(earlier).is_some();
         let mut behind = Vec::new();
         let mut result = Ok(());
-        free.retain(|free| {
-            let Some((head, _)) = &free.head else { return true };
-            let is_here = |earlier: &StreamId| *earlier == free.stream || self.holdings.epoch(*earlier).is_some();
-            for earlier in head.after.iter().filter(|earlier| !is_here(earlier)) {
-                match self.depot.get(&name_of(&ObjectName::Head(*earlier))) {
-                    Ok(None) if !self.progress.watch.is_headless(*earlier) => {}
-                    Ok(_) => {
-                        behind.push(BehindEarlier { earlier: *earlier, waiting: head.waiting });
-                        return false;
-                    }
-                    Err(error) => {
-                        result = Err(error.into());
-                        return false;
-                    }
-                }
+        free.retain(|free| match BehindStream::of(free, access, self.importer.sorter.selection, is_here) {
+            Ok(None) => true,
+            Ok(Some(found)) => {
+                behind.push(found);
+                false
             }
-            true
+            Err(error) => {
+                result = Err(error.into());
+                false
+            }
         });
         result.map(|()| behind)
     }
@@ -484,8 +487,9 @@ impl<'a> Feeder<'a> {
         for (key, messages) in std::mem::take(&mut self.progress.keyless).into_values().flatten() {
             *self.progress.totals.without_key.entry(key).or_default() += messages;
         }
-        self.progress.totals.left_waiting += self.progress.behind;
-        self.progress.totals.behind += self.progress.behind;
+        for behind in std::mem::take(&mut self.progress.behind) {
+            self.progress.totals.add_behind(behind);
+        }
         for (waiting, given) in given {
             self.progress.totals.given_back += 1;
             self.progress.totals.left_waiting += waiting;
@@ -562,13 +566,6 @@ pub(super) fn missing_keys(without: &WithoutKey) -> Vec<MissingKey> {
     keys.sort_by_key(|key| std::cmp::Reverse(key.messages));
     keys.truncate(MISSING_KEYS_MAX);
     keys
-}
-
-/// A stream that waits for an earlier one of the same store.
-struct BehindEarlier {
-    earlier: StreamId,
-    /// How many messages its head says are waiting.
-    waiting: u64,
 }
 
 /// The outcome of a sweep.

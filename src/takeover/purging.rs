@@ -26,6 +26,7 @@ use crate::fleet::mark_writer::MarkWriter;
 use crate::fleet::marks::{Fate, Mark};
 use crate::fleet::names::{self, ObjectName, StreamId};
 use crate::fleet::orders::{FleetOrder, Person};
+use crate::fleet::selection_flags::flags;
 use crate::fleet::takeover::SILENCE_MAX;
 use crate::replay::session::ProgressListener;
 use crate::shutdown::Shutdown;
@@ -57,6 +58,8 @@ pub(crate) struct PurgeSelection {
     /// Only those of these streams; empty: of all.
     pub streams: Vec<StreamId>,
     pub filter: Filter,
+    /// When it was made, in milliseconds since the Unix epoch: ages in the filter count from then.
+    pub asked_ms: i64,
 }
 
 /// Deleted messages, or a preview of that.
@@ -107,7 +110,11 @@ impl FleetPurged {
 /// What the order says that is kept in the depot.
 #[derive(Serialize)]
 struct PurgeOrder {
+    /// The flags of the command line; empty without any.
     filter: String,
+    /// The times that these stand for, in milliseconds since the Unix epoch.
+    accepted_before_ms: Option<i64>,
+    accepted_since_ms: Option<i64>,
     messages: u64,
     streams: Vec<String>,
 }
@@ -247,7 +254,9 @@ impl FleetPurge {
     ) -> Result<(), TakeoverError> {
         let of_asked = preview.asked.iter().map(|asked| asked.owned.stream);
         let what = PurgeOrder {
-            filter: selection.text(),
+            filter: flags(&selection.streams, &selection.filter, selection.asked_ms),
+            accepted_before_ms: selection.filter.accepted_before_ms,
+            accepted_since_ms: selection.filter.accepted_since_ms,
             messages: preview.messages(),
             streams: free.iter().map(|free| free.stream).chain(of_asked).map(|stream| stream.to_string()).collect(),
         };
@@ -323,14 +332,6 @@ impl PurgeSelection {
     /// Returns whether streams are named and nothing narrows what is deleted of them: then what can't be read goes too.
     fn is_whole_stream(&self) -> bool {
         !self.streams.is_empty() && self.filter == Filter::default()
-    }
-
-    fn text(&self) -> String {
-        let streams: Vec<String> = self.streams.iter().map(StreamId::to_string).collect();
-        match streams.is_empty() {
-            true => format!("{:?}", self.filter),
-            false => format!("streams {}; {:?}", streams.join(", "), self.filter),
-        }
     }
 }
 

@@ -1,7 +1,11 @@
 //! Which messages of a depot are replayed, where a person selects some.
 
+use std::collections::BTreeSet;
+
+use super::behind::BehindStream;
 use crate::fleet::names::StreamId;
 use crate::fleet::record::{FleetRecord, RecordState};
+use crate::fleet::selection_flags::flags;
 use crate::message::{Message, MessageStatus, workspace_shown};
 use crate::store::Filter;
 
@@ -12,6 +16,8 @@ pub(crate) struct FleetReplaySelection {
     pub streams: Vec<StreamId>,
     /// As in a store; the ids are those of a stream.
     pub filter: Filter,
+    /// When it was made, in milliseconds since the Unix epoch: ages in the filter count from then.
+    pub asked_ms: i64,
     /// Streams that are selected as a whole: rejected messages were moved into them.
     pub moved: Vec<StreamId>,
 }
@@ -20,6 +26,15 @@ impl FleetReplaySelection {
     /// Returns whether a stream is selected.
     pub(super) fn takes(&self, stream: StreamId) -> bool {
         self.streams.is_empty() || self.streams.contains(&stream) || self.moved.contains(&stream)
+    }
+
+    /// Returns the flags that select the same, and the streams that some of it waits for; `None` if it waits for none
+    /// that was left out.
+    pub(super) fn with_earlier(&self, behind: &[BehindStream]) -> Option<String> {
+        let left_out = behind.iter().filter(|behind| behind.is_left_out).flat_map(|behind| &behind.earlier);
+        let earlier: BTreeSet<StreamId> = left_out.copied().collect();
+        let streams: Vec<StreamId> = earlier.iter().chain(&self.streams).copied().collect();
+        (!earlier.is_empty()).then(|| flags(&streams, &self.filter, self.asked_ms))
     }
 
     /// Returns whether rejected messages are retried.

@@ -122,6 +122,8 @@ pub(crate) struct FleetConclusion {
     pub reasons: Vec<String>,
     /// Whether one of the reasons is that the server refuses a key or a workspace.
     pub is_key_refused: bool,
+    /// The flags that select what was selected, and the earlier streams that some of it waits for.
+    pub with_earlier: Option<String>,
     pub totals: FeedTotals,
 }
 
@@ -244,6 +246,7 @@ impl FleetReplay {
             seconds: started.elapsed().as_secs_f64(),
             reasons: reason.into_iter().chain(reasons).collect(),
             is_key_refused,
+            with_earlier: self.settings.selection.with_earlier(&totals.behind_streams),
             totals,
         })
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::error::TakeoverError;
 use super::objects::{folder, list_all, list_spread};
+use super::requested_purges::{PendingPurge, outstanding, requested_purges};
 use super::watch::{list_heads, read_heads, streams_with_bundles};
 use crate::depot::{Depot, DepotDescription, DepotError};
 use crate::fleet::dial::{DialFault, DialSetting};
@@ -94,6 +95,8 @@ pub(crate) struct FleetSurvey {
     pub rejected: BTreeMap<String, u64>,
     /// The decisions of people about the pace; `None` if nobody ever did.
     pub dial: Option<Result<DialSetting, DialFault>>,
+    /// The purges that are requested of owners and not carried out yet.
+    pub purges: Vec<PendingPurge>,
     /// When it was gathered, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }
@@ -110,16 +113,18 @@ impl FleetSurvey {
         let listed: Vec<StreamId> = list_heads(depot)?.into_iter().map(|(stream, _)| stream).collect();
         let (heads, sums, rest) = std::thread::scope(|scope| {
             let sums = scope.spawn(|| bundle_sums(depot));
-            let rest = scope.spawn(|| Ok::<_, TakeoverError>((rejected(depot)?, read_dial(depot)?)));
+            let rest =
+                scope.spawn(|| Ok::<_, TakeoverError>((rejected(depot)?, read_dial(depot)?, requested_purges(depot)?)));
             (read_heads(depot, &listed), join(sums), join(rest))
         });
-        let (mut sums, (rejected, dial)) = (sums?, rest?);
+        let (mut sums, (rejected, dial, purges)) = (sums?, rest?);
         let mut survey = Self {
             depot: depot.describe(),
             streams: Vec::with_capacity(listed.len()),
             unreadable: Vec::new(),
             rejected,
             dial,
+            purges: Vec::new(),
             at_ms,
         };
         for (stream, read) in listed.iter().zip(heads) {
@@ -142,6 +147,9 @@ impl FleetSurvey {
         });
         survey.streams.extend(headless);
         survey.streams.sort_by_key(|survey| survey.stream);
+        let readable = survey.streams.iter().map(|survey| (survey.stream, survey.head.as_ref()));
+        let known = readable.chain(survey.unreadable.iter().map(|(stream, _)| (*stream, None))).collect();
+        survey.purges = outstanding(purges, &known);
         Ok(survey)
     }
 

@@ -170,3 +170,27 @@ fn an_agent_that_cannot_start_reports_the_reason() {
     let found = Sandbox::new().run(&["agent", "--listen", &taken.local_addr().unwrap().to_string()]);
     assert!(found.contains("another agent or program listens there") && found.ends_with("--- exit 6\n"), "{found}");
 }
+
+#[test]
+fn a_mistake_about_a_depot_says_what_to_write_instead() {
+    let (sandbox, folder) = (Sandbox::new(), tempfile::tempdir().unwrap());
+    let url = format!("file://{}", folder.path().display());
+    let (query, fragment) = (format!("{url}?fleet=prod"), format!("{url}#prod"));
+    let missing = folder.path().join("key").display().to_string();
+    let stream = "01a20445-0b55-7feb-b47d-0000000000ab";
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["status", "--fleet", &query], &["a folder has none", "%3F"]),
+        (&["status", "--fleet", &fragment], &["a folder has none", "%23"]),
+        (&["inspect", "--fleet", &url, stream], &["this is a stream", "STREAM/ID", "inspect --fleet URL"]),
+        (&["inspect", "--fleet", &url, "--identity", &missing], &[&missing, "there is no such file", "--identity"]),
+        (&["replay", "--to", "x", "--recipients-file", &missing], &[&missing, "there is no such file"]),
+        (&["replay", "--make-identity", &format!("{missing}/x")], &["there is no such folder", "name a new file"]),
+    ];
+    for (command, expected) in cases {
+        let output = sandbox.output(command);
+        assert_eq!(output.code(), Some(2), "{command:?}: {}", output.stderr);
+        for part in expected {
+            assert!(output.stderr.contains(part), "{command:?} is a dead end without {part:?}: {}", output.stderr);
+        }
+    }
+}

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use opik_offline::fleet::head::HeadState;
+use opik_offline::depot::{Depot, Name};
+use opik_offline::fleet::head::{Head, HeadState};
 use opik_offline::fleet::names::ObjectName;
-use opik_offline::fleet::stream_purge::StreamPurge;
+use opik_offline::fleet::stream_purge::{PurgeAnswer, StreamPurge};
 use opik_offline::sealing::read_identities;
+use serde_json::json;
 
 use crate::fleet_selection::two_workspaces;
 use crate::fleet_streams::{Outage, TAKEOVER_AFTER, TestFleet};
@@ -110,13 +112,22 @@ fn a_purge_deletes_what_its_dry_run_counted() {
         (&["--workspace", "scratch", "--older-than", "0s"], 4),
         (&["--workspace", "scratch"], 0),
     ];
+    let mut recorded = Vec::new();
     for (filter, messages) in filters {
         let (dry, purged) = (purge(filter, "--dry-run"), purge(filter, "--yes"));
+        recorded.extend((messages > 0).then(|| filter.join(" ")));
         assert_eq!((&dry["messages"], &purged["messages"]), (&messages.into(), &messages.into()), "{dry} {purged}");
         for same in ["groups", "items", "body_bytes", "streams", "owned", "unreadable"] {
             assert_eq!(dry[same], purged[same], "{same} of {filter:?}");
         }
     }
+    let order = |name: &String| {
+        let (bytes, _) = fleet.depot.get(&Name::new(name).unwrap()).unwrap().expect("it was listed");
+        let order: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        order["filter"].as_str().expect("the flags").to_owned()
+    };
+    let orders: Vec<String> = fleet.names("v1/orders").iter().map(order).collect();
+    assert_eq!(orders, recorded, "nobody can tell what was purged");
     server.start();
     assert_eq!(fleet.replayed(&server, &[])["delivered"], 6);
     let sent = |ids: &[String]| ids.iter().filter(|id| !server.sequence_for(id).is_empty()).count();
@@ -303,4 +314,61 @@ fn a_purge_whose_command_was_killed_delays_a_replay_and_no_more() {
     server.start();
     assert_eq!(fleet.replayed(&server, &[])["delivered"], outage.messages(), "the stream stays for ever");
     assert_eq!((fleet.left(), fleet.names("v1/purges")), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_purge_that_an_owner_has_not_carried_out_is_seen_with_its_person() {
+    let (fleet, server, home) = (TestFleet::new(), FakeOpik::new_stopped(), Home::new());
+    let outage = Outage::new(&server, 2, 2);
+    let [asked, killed] = outage.ship(&fleet, HeadState::Open)[..] else { panic!("two streams") };
+    let status = || home.cli(&["status", "--fleet", &fleet.url(), "--format", "json"]).json();
+    assert_eq!(status()["purges"], json!([]), "a purge is seen that nobody has requested");
+    let request = StreamPurge::of_all(uuid::Uuid::now_v7(), "ana (uid 1000 on host-a)".to_owned());
+    fleet.put(&ObjectName::Purge(asked), &request.encode());
+    let long_ago = uuid::Uuid::new_v7(uuid::Timestamp::from_unix_time(1_700_000_000, 0, 0, 0));
+    fleet.put(&ObjectName::Purge(killed), &StreamPurge::of_all(long_ago, String::new()).encode());
+    let seen = status();
+    let purges = seen["purges"].as_array().expect("a list");
+    let fields = |of: usize| [&purges[of]["stream"], &purges[of]["by"], &purges[of]["is_expired"]];
+    assert_eq!(fields(0), [&json!(asked.to_string()), &json!("ana (uid 1000 on host-a)"), &json!(false)], "{seen}");
+    assert_eq!(fields(1), [&json!(killed.to_string()), &json!(null), &json!(true)], "{seen}");
+    assert_eq!(purges[1]["requested_at"], "2023-11-14T22:13:20Z", "{seen}");
+    let text = home.cli(&["status", "--fleet", &fleet.url()]).stdout;
+    let said = format!("purge      stream {asked}, requested ");
+    let is_said =
+        text.lines().any(|line| line.starts_with(&said) && line.contains(" ago by ana (uid 1000 on host-a): "));
+    assert!(is_said && text.contains("expired"), "{text}");
+    let answer = PurgeAnswer { order: request.order, deleted: 16, kept: 0 };
+    fleet.renew(asked, |head| Head { purged: Some(answer), ..head });
+    let left = status();
+    assert_eq!(left["purges"].as_array().map(Vec::len), Some(1), "what is carried out seems to wait: {left}");
+}
+
+#[test]
+fn a_stream_that_waits_for_one_that_was_left_out_names_it_and_the_command_that_replays_both() {
+    let (fleet, server) = (TestFleet::new(), FakeOpik::new_stopped());
+    let outage = Outage::new(&server, 2, 2);
+    let [earlier, later] = outage.ship(&fleet, HeadState::Closed)[..] else { panic!("two streams") };
+    fleet.renew(later, |head| Head { after: vec![earlier], ..head });
+    server.start();
+    let (first, second) = (earlier.to_string(), later.to_string());
+    let only = ["--stream", &second, "--workspace", "default"];
+    let waits = json!([{ "stream": second, "waits_for": [first], "are_selected": false, "messages": 16 }]);
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let report = fleet.replayed(&server, &[&only, dry_run].concat());
+        assert_eq!((&report["streams_behind"], &report["behind"]), (&waits, &16.into()), "{report}");
+        assert_eq!(report["streams"]["taken"], 0, "{report}");
+    }
+    let said = fleet.replay(&server, &only).stdout;
+    let named =
+        format!("behind    16 messages of stream {second} wait for the earlier stream {first} of the same store");
+    assert!(said.contains(&named), "nobody knows why it waits: {said}");
+    let command = said.split("replay these together: `opik-offline ").nth(1).and_then(|rest| rest.split('`').next());
+    let command = command.unwrap_or_else(|| panic!("no command: {said}"));
+    assert!(command.contains("--workspace default"), "it replays more than was selected: {command}");
+    let home = Home::new();
+    let output = home.cli(&command.split(' ').collect::<Vec<_>>());
+    assert_eq!(output.code(), Some(0), "it can't be pasted: {command}: {}", output.stderr);
+    assert_eq!(fleet.left(), Vec::<String>::new(), "the next replay waits again");
+    server.assert_equals(&outage.ledger);
 }

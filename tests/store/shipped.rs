@@ -618,6 +618,57 @@ fn messages_that_a_replayer_delivered_meanwhile_are_not_sent_again_unless_the_de
     }
 }
 
+/// A bundle that was on its way while a replayer finished the stream: nobody has read it.
+#[test]
+fn a_message_whose_bundle_arrived_after_its_stream_was_finished_stays_until_a_replayer_has_it() {
+    for is_there in [true, false] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let depot = Arc::new(ModelDepot::new());
+        let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
+        depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
+        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        register(ship.store.as_ref(), "a");
+        register(ship.store.as_ref(), "b");
+        ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 2);
+        drop(ship);
+        let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
+        let stream = head.as_str().rsplit('/').next().expect("a name").to_owned();
+        let (bytes, version) = depot.get(&head).expect("it is there").expect("a head");
+        let taken = Head::decode(&bytes).expect("a head").taken_by(Default::default());
+        depot.swap(&head, Some(&version), &taken.encode()).expect("nobody else wants it");
+        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        ship.wait_until("it is not handed over", |ship| {
+            ship.store.streams().expect("they can be read").iter().all(|it| it.state == StreamState::HandedOver)
+        });
+        drop(ship);
+        // The replayer had the first message only.
+        let finished = Name::new(&format!("v1/finished/{stream}")).expect("a name");
+        let had = |last| FinishedStream::with(std::iter::once((1, last))).encode();
+        depot.create(&finished, &had(1)).expect("the depot is there");
+        let is_of_stream = |name: &Name| name.as_str().contains(&stream) && *name != finished;
+        let gone = |name: &Name| is_of_stream(name) && !(is_there && name.as_str().starts_with("v1/bundles/"));
+        depot.delete(&depot.names().into_iter().filter(gone).collect::<Vec<_>>()).expect("it is there");
+        let mut ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        let stored = |ship: &Ship| ship.store.backlog(&Filter::default()).expect("it can be read").messages();
+        if is_there {
+            ship.wait_until("no replayer learns of the bundle at once", |ship| {
+                InDepot::of(&ship.depot).heads.iter().any(|head| head.state == HeadState::Closed)
+            });
+            let lease = ship.acquire();
+            let claimed = claim(ship.store.as_ref(), &lease, MANY);
+            assert_eq!((stored(&ship), claimed.len()), (2, 0), "it is deleted undelivered, or sent by two");
+            drop(ship);
+            let all = depot.names().into_iter().filter(|name| is_of_stream(name) || *name == finished);
+            depot.delete(&all.collect::<Vec<_>>()).expect("it is there");
+            depot.create(&finished, &had(2)).expect("the depot is there");
+            ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
+        }
+        ship.wait_until("delivered messages stay for good", |ship| stored(ship) == 0);
+        assert!(InDepot::of(&depot).heads.is_empty(), "a replayer is sent to a stream without bundles");
+    }
+}
+
 /// As object storage answers those who may not list: what is not there is refused.
 #[test]
 fn an_agent_that_may_not_list_learns_that_its_stream_was_finished_and_sends_nothing_while_it_does_not_know() {

@@ -90,7 +90,13 @@ const BUSY: &str = "it is busy";
 pub(super) fn judge(doing: Doing, error: &object_store::Error, last: Option<LastExchange>) -> Verdict {
     let Some(last) = last else {
         // It failed before its first request: a token or key file that can't be read.
-        return Verdict::Refused(format!("no usable credentials: {}", innermost(error)));
+        let reason = innermost(error);
+        // The crate names no file.
+        let reason = match reason.starts_with("Error reading federated token file") {
+            true => "cannot read the file that AZURE_FEDERATED_TOKEN_FILE names",
+            false => &reason,
+        };
+        return Verdict::Refused(format!("no usable credentials: {reason}"));
     };
     if last.is_for_credentials {
         return of_credentials(&last);

@@ -19,6 +19,10 @@ use crate::upstream::web::{WebClient, WebSettings};
 /// The longest answer, in bytes: an object, or a listing of a thousand names.
 const ANSWER_BYTES_MAX: usize = OBJECT_BYTES_MAX + 4 * 1024 * 1024;
 
+/// The variables that name a file with the key of a service account.
+const GOOGLE_FILES: [&str; 3] =
+    ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS"];
+
 /// A bucket that no request was made to yet.
 pub(super) struct Built {
     pub(super) store: Box<dyn BucketStore>,
@@ -111,7 +115,10 @@ fn google(settings: &DepotSettings, bucket: &str, connector: Connector) -> Resul
     }
     let host = base.map_or_else(|| Some("storage.googleapis.com".to_owned()), host_of);
     let builder = builder.with_bucket_name(bucket).with_retry(once()).with_http_connector(connector);
-    let store = builder.build().map_err(|error| unusable(settings, &error))?;
+    let store = builder.build().map_err(|error| match unreadable(settings, &GOOGLE_FILES) {
+        Some(reason) => no_credentials(settings, &reason),
+        None => unusable(settings, &error),
+    })?;
     Ok(Built { store: Box::new(store), host, rules: None })
 }
 
@@ -210,10 +217,23 @@ fn check_endpoint(settings: &DepotSettings, variable: &str, endpoint: &str) -> R
     }
 }
 
+/// Returns which of the files that these variables name can't be read, and why: the errors of the crate that parses them
+/// do not name it.
+fn unreadable(settings: &DepotSettings, variables: &[&str]) -> Option<String> {
+    variables.iter().find_map(|variable| {
+        let path = settings.variable(variable)?;
+        let error = std::fs::File::open(path).err()?;
+        Some(format!("cannot read {path}, which {variable} names: {error}"))
+    })
+}
+
 fn unusable(settings: &DepotSettings, error: &object_store::Error) -> DepotError {
-    let at = settings.address.to_string();
-    let reason = answer::innermost(error);
     // Everything else was checked before.
+    no_credentials(settings, &answer::innermost(error))
+}
+
+fn no_credentials(settings: &DepotSettings, reason: &str) -> DepotError {
+    let at = settings.address.to_string();
     DepotError::NotAuthorised { at, action: "write", reason: format!("no usable credentials: {reason}") }
 }
 
@@ -251,6 +271,13 @@ mod tests {
         let said = error(ObjectService::S3, &[("AWS_ACCESS_KEY_ID", "AKIA0123456789")]);
         assert!(said.contains("SecretAccessKey") || said.contains("secret"), "{said}");
         assert!(error(ObjectService::Azure, &[]).contains("AZURE_STORAGE_ACCOUNT_NAME"));
+    }
+
+    #[test]
+    fn a_missing_file_of_credentials_is_named() {
+        let said = error(ObjectService::Google, &[("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/key.json")]);
+        let is_named = said.contains("/no/such/key.json, which GOOGLE_APPLICATION_CREDENTIALS names");
+        assert!(is_named, "which file is missing remains unknown: {said}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The URL of a depot in PostgreSQL, a connection URI as `libpq` takes it, with the fleet's name.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_FLEET: &str = "default";
 /// The longest name of a fleet, in bytes.
 const FLEET_BYTES_MAX: usize = 100;
+/// The parameters of a URL that are parsed: any other one is refused.
+const PARAMETERS: &str = "fleet, host, dbname, user, sslmode, sslrootcert and target_session_attrs";
 /// How many servers a URL may name.
 const HOSTS_MAX: usize = 16;
 
@@ -54,6 +57,9 @@ impl PostgresUrl {
         let rest = rest.ok_or("it does not begin with postgres://")?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if path.contains('#') || query.contains('#') {
+            return Err("it has a fragment behind a #; a # in a name is %23".to_owned());
+        }
         // A password may contain an unescaped @.
         let (named, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = match named.split_once(':') {
@@ -70,9 +76,14 @@ impl PostgresUrl {
             tls: None,
         };
         let mut hosts = hosts.to_owned();
+        let mut known = HashSet::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            match decoded(key, "parameters")?.as_str() {
+            let key = decoded(key, "parameters")?;
+            if !known.insert(key.clone()) {
+                return Err(format!("it has the parameter {key:?} more than once"));
+            }
+            match key.as_str() {
                 // Taken as it is: a comma separates, and an escaped slash belongs to a folder.
                 "host" => value.clone_into(&mut hosts),
                 key => url.set(key, decoded(value, key)?)?,
@@ -105,7 +116,13 @@ impl PostgresUrl {
             "target_session_attrs" => {
                 return Err("target_session_attrs is read-write: a depot is of no use where it can't write".to_owned());
             }
-            key => return Err(format!("it has the unknown parameter {key:?}")),
+            // Behind a ? in a password everything looks like a parameter.
+            key if key.contains(['@', '/', ':']) => {
+                return Err(format!(
+                    "it has an unknown parameter; known are {PARAMETERS}, and a ? in a password is %3F"
+                ));
+            }
+            key => return Err(format!("it has the unknown parameter {key:?}; known are {PARAMETERS}")),
         }
         Ok(())
     }
@@ -274,6 +291,20 @@ mod tests {
         ] {
             let error = PostgresUrl::parse(bad, [None; 2], false).unwrap_err();
             assert!(!error.contains("hunter2"), "the password is in the error {error:?}");
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_url_is_ignored() {
+        for (text, reason) in [
+            ("postgres://ana@db1/x?Fleet=prod", "unknown parameter \"Fleet\"; known are fleet"),
+            ("postgres://ana@db1/x?fleet=prod&fleet=staging", "\"fleet\" more than once"),
+            ("postgres://ana@db1/x#prod", "%23"),
+            ("postgres://ana@db1/x?fleet=prod#staging", "%23"),
+            ("postgres://ana:hunter?2@db1/x", "a ? in a password is %3F"),
+        ] {
+            let error = PostgresUrl::parse(text, [None; 2], false).unwrap_err();
+            assert!(error.contains(reason) && !error.contains("2@db1"), "copies would go to another fleet: {error}");
         }
     }
 

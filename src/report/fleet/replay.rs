@@ -1,12 +1,15 @@
 //! The result of `replay --fleet`, for people and programs.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use crate::figures::{count, time};
 use crate::hint;
-use crate::printable::name;
+use crate::printable::{name, shell_word};
 use crate::report::groups::{GroupRow, groups, preview_text, sums_text};
 use crate::store::Backlog;
+use crate::takeover::behind::BehindStream;
 use crate::takeover::dry_run::FleetPreview;
 use crate::takeover::key_folder::UnusableKeyFile;
 use crate::takeover::reading::UnreadableObject;
@@ -44,8 +47,13 @@ pub(crate) struct FleetReplayReport {
     missing_keys: Vec<MissingKeyLine>,
     /// Files of the folder of keys that hold no usable key.
     unusable_key_files: Vec<String>,
-    /// Messages behind one that stays, about the same.
+    /// Messages behind one that stays, about the same or of an earlier stream.
     behind: u64,
+    /// The streams among these that wait for an earlier one of the same store.
+    streams_behind: Vec<BehindLine>,
+    /// The arguments of a replay that selects the earlier ones as well.
+    #[serde(skip)]
+    with_earlier: Option<String>,
     /// Messages that were not selected, which stay in the depot.
     unselected: u64,
     streams: StreamCounts,
@@ -87,6 +95,45 @@ impl MissingKeyLine {
             name(&self.workspace),
             count(self.messages, "message")
         )
+    }
+}
+
+/// A stream that waits for an earlier one of the same store.
+#[derive(Serialize)]
+struct BehindLine {
+    stream: String,
+    /// The earlier ones.
+    waits_for: Vec<String>,
+    /// Whether these were selected.
+    are_selected: bool,
+    /// Its messages.
+    messages: u64,
+}
+
+impl From<&BehindStream> for BehindLine {
+    fn from(behind: &BehindStream) -> Self {
+        Self {
+            stream: behind.stream.to_string(),
+            waits_for: behind.earlier.iter().map(ToString::to_string).collect(),
+            are_selected: !behind.is_left_out,
+            messages: behind.waiting,
+        }
+    }
+}
+
+impl BehindLine {
+    /// Returns it for people.
+    fn text(&self) -> String {
+        let Self { stream, waits_for, are_selected, messages } = self;
+        let verb = if *messages == 1 { "waits" } else { "wait" };
+        let noun = if waits_for.len() == 1 { "stream" } else { "streams" };
+        let why = match (are_selected, waits_for.len()) {
+            (true, _) => "not settled yet",
+            (false, 1) => "which was not selected",
+            (false, _) => "which were not selected",
+        };
+        let (messages, earlier) = (count(*messages, "message"), waits_for.join(", "));
+        format!("{messages} of stream {stream} {verb} for the earlier {noun} {earlier} of the same store, {why}")
     }
 }
 
@@ -155,6 +202,8 @@ impl FleetReplayReport {
                 .map(|file| format!("{}: {}", file.path.display(), file.reason))
                 .collect(),
             behind: totals.behind,
+            streams_behind: totals.behind_streams.iter().map(BehindLine::from).collect(),
+            with_earlier: conclusion.with_earlier.clone(),
             unselected: totals.unselected,
             streams: StreamCounts {
                 taken: totals.taken,
@@ -187,11 +236,20 @@ impl FleetReplayReport {
             seconds: 0.0,
             reasons: preview.fleet_held.into_iter().collect(),
             is_key_refused: false,
+            with_earlier: preview.with_earlier,
             totals: preview.totals,
         };
         let remaining = groups.iter().map(|group| group.messages).sum();
         let selected = SelectedMessages { groups, oldest_accepted_at: preview.oldest_ms.map(time) };
         Self { dry_run: true, selected: Some(selected), remaining, ..Self::of(depot, &would, unusable) }
+    }
+
+    /// Lets the command that it suggests name these key files as well.
+    pub(crate) fn opened_with(mut self, identities: &[PathBuf]) -> Self {
+        if let Some(flags) = &mut self.with_earlier {
+            identities.iter().for_each(|file| flags.push_str(&format!(" --identity {}", shell_word(file.as_os_str()))));
+        }
+        self
     }
 
     /// Returns whether something is not delivered that was taken and asked for.
@@ -269,8 +327,17 @@ impl FleetReplayReport {
         for line in &self.missing_keys {
             shown.add_line(&format!("no key    {}", line.text()));
         }
-        if self.behind > 0 {
-            shown.add_line(&format!("behind    {} newer than these, about the same", count(self.behind, "message")));
+        let of_streams = self.streams_behind.iter().map(|line| line.messages).sum::<u64>();
+        if self.behind > of_streams {
+            let messages = count(self.behind - of_streams, "message");
+            shown.add_line(&format!("behind    {messages} newer than these, about the same"));
+        }
+        for line in self.streams_behind.iter().take(NAMED_MAX) {
+            shown.add_line(&format!("behind    {}", line.text()));
+        }
+        if let Some(flags) = &self.with_earlier {
+            let all = hint::command(&format!("replay --fleet URL {flags}"));
+            shown.add_line(&format!("  replay these together: {all}"));
         }
         self.unusable_key_files.iter().for_each(|file| shown.add_line(&format!("unusable key file {file}")));
         if !self.dry_run {

@@ -7,6 +7,9 @@ use serde::Serialize;
 use super::dial::DialReport;
 use super::replay::MissingKeyLine;
 use crate::figures::{count, short_duration, size, time};
+use crate::fleet::stream_purge::StreamPurge;
+use crate::printable;
+use crate::takeover::requested_purges::PendingPurge;
 use crate::takeover::survey::{FleetSurvey, StreamStanding, StreamSurvey};
 use crate::terminal::Shown;
 use crate::terminal::render::Renderer;
@@ -25,6 +28,8 @@ pub(crate) struct FleetStatusReport {
     replayers: Vec<ReplayerLine>,
     /// The decisions of people about the pace.
     dial: DialReport,
+    /// The purges that are requested of owners and not carried out yet.
+    purges: Vec<PurgeLine>,
     /// Keys that messages of closed streams wait for, as their last replayer has found.
     missing_keys: Vec<MissingKeyLine>,
     /// The streams, the one with the oldest message first.
@@ -90,6 +95,46 @@ struct StreamLine {
     renewed_at: Option<String>,
 }
 
+/// A purge that a person has requested of the owner of a stream.
+#[derive(Serialize)]
+struct PurgeLine {
+    stream: String,
+    /// By the clock of the person's machine.
+    requested_at: Option<String>,
+    requested_age_seconds: Option<u64>,
+    /// Who that was.
+    by: Option<String>,
+    /// Whether it has expired: then no owner carries it out.
+    is_expired: Option<bool>,
+}
+
+impl PurgeLine {
+    fn of(purge: &PendingPurge, now_ms: u64) -> Self {
+        let (request, now) = (purge.request.as_ref(), Duration::from_millis(now_ms));
+        let at = request.and_then(StreamPurge::ordered_at);
+        Self {
+            stream: purge.stream.to_string(),
+            requested_at: at.map(|at| time_of(u64::try_from(at.as_millis()).unwrap_or(u64::MAX))),
+            requested_age_seconds: at.map(|at| now.saturating_sub(at).as_secs()),
+            by: request.map(|request| request.by.clone()).filter(|by| !by.is_empty()),
+            is_expired: request.map(|request| request.is_outdated(now)),
+        }
+    }
+
+    /// Returns it for people.
+    fn text(&self) -> String {
+        let age = self.requested_age_seconds.map(|age| short_duration(Duration::from_secs(age)));
+        let since = age.map_or(String::new(), |age| format!(" {age} ago"));
+        let by = self.by.as_ref().map_or(String::new(), |by| format!(" by {}", printable::line(by)));
+        let standing = match self.is_expired {
+            Some(true) => "expired: no owner carries it out any more; purge it again",
+            Some(false) => "its owner has not carried it out yet",
+            None => "not read: its time and its person are not known",
+        };
+        format!("stream {}, requested{since}{by}: {standing}", self.stream)
+    }
+}
+
 #[derive(Serialize)]
 struct UnreadableHead {
     stream: String,
@@ -149,6 +194,7 @@ impl FleetStatusReport {
                 messages: survey.rejected.values().sum(),
                 by_workspace: by_workspace.collect(),
             },
+            purges: survey.purges.iter().map(|purge| PurgeLine::of(purge, survey.at_ms)).collect(),
             missing_keys: (survey.missing_keys().iter())
                 .map(|key| MissingKeyLine::new(&key.workspace, &key.key, key.messages))
                 .collect(),
@@ -198,6 +244,9 @@ impl FleetStatusReport {
         }
         for (name, text) in self.dial.lines() {
             row(name, &text);
+        }
+        for purge in self.purges.iter().take(LISTED_MAX) {
+            row("purge", &purge.text());
         }
         for key in self.missing_keys.iter().take(LISTED_MAX) {
             row("no key", &key.text());

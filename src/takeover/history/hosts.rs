@@ -412,10 +412,10 @@ impl PersonHost {
             let Ok(look) = watch.look(&*self.purge.depot, |_| false) else { return };
             for free in look.free {
                 let selection = match entity {
-                    None => PurgeSelection { streams: vec![free.stream], filter: Filter::default() },
+                    None => PurgeSelection { streams: vec![free.stream], ..PurgeSelection::default() },
                     Some(entity) => PurgeSelection {
-                        streams: Vec::new(),
                         filter: Filter { entities: vec![key_of(entity)], ..Filter::default() },
+                        ..PurgeSelection::default()
                     },
                 };
                 let confirmed = free.head.as_ref().map_or(0, |(head, _)| head.bundles);
