@@ -123,7 +123,7 @@ pub trait Depot: Send + Sync {
     fn swap(&self, name: &Name, expected: Option<&Version>, bytes: &[u8]) -> Result<Version, DepotError>;
 
     /// Returns up to `limit` objects below the folder `under`, in all depths, ascending by the bytes of their names,
-    /// beginning behind `after`. Recent writes may be missing. An empty answer is the end.
+    /// beginning behind `after`. Recent writes may be missing. Fewer than `limit` are the end.
     ///
     /// Names have to be chosen so that no object or folder is called like a folder beside it with `-` or `.` and more
     /// behind it (`a/1` beside `a-b`): storage on top of a file system (SeaweedFS) orders these two differently, and

@@ -32,10 +32,11 @@ fn list_behind(depot: &dyn Depot, under: &Name, after: Option<&Name>) -> Result<
     let mut found: Vec<Entry> = Vec::new();
     loop {
         let page = depot.list(under, found.last().map(|entry| &entry.name).or(after), PAGE)?;
-        if page.is_empty() {
+        let is_last = page.len() < PAGE;
+        found.extend(page);
+        if is_last {
             return Ok(found);
         }
-        found.extend(page);
     }
 }
 
@@ -46,10 +47,11 @@ pub(super) fn list_spread(depot: &dyn Depot, under: &str) -> Result<Vec<Entry>, 
     let mut found: Vec<Entry> = Vec::new();
     for _ in 0..PAGES_ALONE {
         let page = depot.list(&whole, found.last().map(|entry| &entry.name), PAGE)?;
-        if page.is_empty() {
+        let is_last = page.len() < PAGE;
+        found.extend(page);
+        if is_last {
             return Ok(found);
         }
-        found.extend(page);
     }
     let Some(last) = found.last().map(|entry| entry.name.clone()) else { return Ok(found) };
     let is_reached = |digits: &u8| last.as_str().starts_with(&format!("{under}/{digits:02x}/"));

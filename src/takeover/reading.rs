@@ -152,7 +152,8 @@ impl StreamReader {
             objects.extend(read?);
         }
         let mut epochs: BTreeSet<u32> = listed.iter().map(|(epoch, _)| *epoch).collect();
-        epochs.extend(last_epoch.saturating_sub(EPOCHS_MAX)..=last_epoch);
+        // The first epoch of a stream is 1.
+        epochs.extend(last_epoch.saturating_sub(EPOCHS_MAX).max(1)..=last_epoch);
         let epochs: Vec<u32> = epochs.into_iter().collect();
         for read in in_parallel(&epochs, READS_AT_ONCE, |epoch| self.hidden_marks(stream, *epoch, &listed)) {
             objects.extend(read?);

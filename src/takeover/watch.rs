@@ -253,6 +253,9 @@ pub(crate) fn streams_with_bundles(depot: &dyn Depot) -> Result<HashSet<StreamId
         let Some(last) = page.last() else { return Ok(found) };
         let streams = page.iter().filter_map(|entry| ObjectName::parse(entry.name.as_str())?.stream());
         found.extend(streams);
+        if page.len() < SKIP_PAGE {
+            return Ok(found);
+        }
         after = match ObjectName::parse(last.name.as_str()).and_then(|name| name.stream()) {
             // Behind every number.
             Some(stream) => Some(folder(&format!("{}/z", names::bundles_of(&stream)))),

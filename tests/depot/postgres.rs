@@ -64,6 +64,22 @@ fn a_server_and_its_standby_keep_the_contract() {
 }
 
 #[test]
+fn the_rows_of_another_program_hide_no_object_behind_them() {
+    let Some(servers) = Servers::start_one() else { return };
+    let depot = servers.depot(LONG);
+    for object in ["v1/b/1", "v1/b/3"] {
+        depot.create(&name(object), b"x").unwrap();
+    }
+    servers.sql(
+        "INSERT INTO depot_object (fleet, name, version, bytes) \
+         SELECT fleet, 'v1/b/2 and ' || n, version, bytes FROM depot_object, generate_series(1, 5) n WHERE name = 'v1/b/1'",
+    );
+    let listed = depot.list(&name("v1/b"), None, 3).unwrap();
+    let names: Vec<&str> = listed.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["v1/b/1", "v1/b/3"], "a short page is the end: what is behind it would not be delivered");
+}
+
+#[test]
 fn a_pooler_in_transaction_mode_changes_nothing() {
     let Some(servers) = Servers::start_pair() else { return };
     let Some(pooler) = servers.start_pooler() else { return };

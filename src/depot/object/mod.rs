@@ -183,18 +183,19 @@ impl Depot for ObjectDepot {
 
     fn list(&self, under: &Name, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, DepotError> {
         let prefix = format!("{}{under}/", self.prefix);
-        let offset = after.map(|after| format!("{}{after}", self.prefix)).filter(|offset| *offset > prefix);
-        if offset.as_ref().is_some_and(|offset| !offset.starts_with(&prefix)) {
+        let offset_of = |after: &Name| format!("{}{after}", self.prefix);
+        if after.is_some_and(|after| offset_of(after) > prefix && !offset_of(after).starts_with(&prefix)) {
             // Behind everything in the folder; not every service takes such an offset.
             return Ok(Vec::new());
         }
         let mut entries: Vec<Entry> = Vec::new();
-        let mut token: Option<String> = None;
+        let (mut behind, mut token) = (after.cloned(), None::<String>);
         while entries.len() < limit {
             let listed = self.attempts(Doing::List, None, || {
+                let offset = behind.as_ref().map(offset_of).filter(|offset| *offset > prefix);
                 let options = PaginatedListOptions {
                     // A token continues where its page ended.
-                    offset: offset.clone().filter(|_| token.is_none()),
+                    offset: offset.filter(|_| token.is_none()),
                     max_keys: Some(limit.min(PAGE_MAX)),
                     page_token: token.clone(),
                     ..PaginatedListOptions::default()
@@ -203,11 +204,15 @@ impl Depot for ObjectDepot {
             })?;
             // An absent prefix of a bucket that is there is an empty one.
             let Ok(page) = listed else { break };
-            let found = page.result.objects.iter().filter_map(|found| self.entry(found));
+            let (found, before) = (page.result.objects.iter().filter_map(|found| self.entry(found)), entries.len());
             // Some services ignore the offset, or include it.
-            entries.extend(found.filter(|entry| after.is_none_or(|after| entry.name > *after)));
+            entries.extend(found.filter(|entry| behind.as_ref().is_none_or(|behind| entry.name > *behind)));
             match page.page_token {
                 Some(next) if token.as_ref() != Some(&next) => token = Some(next),
+                // A service that repeats its token may have more.
+                Some(_) if entries.len() > before => {
+                    (behind, token) = (entries.iter().map(|entry| entry.name.clone()).max(), None);
+                }
                 _ => break,
             }
         }

@@ -400,20 +400,30 @@ impl Depot for PostgresDepot {
 
     fn list(&self, under: &Name, after: Option<&Name>, limit: usize) -> Result<Vec<Entry>, DepotError> {
         let folder = format!("{under}/");
-        let from = after.map(Name::as_str).filter(|after| *after > folder.as_str()).unwrap_or(&folder);
+        let mut from = after.map(Name::as_str).filter(|after| *after > folder.as_str()).unwrap_or(&folder).to_owned();
         // The character behind the slash.
         let until = format!("{under}0");
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
         let asked = PostgresCall { action: "list", name: Some(under), commits: false };
-        let values = [&self.fleet, from, &until, &limit].map(PostgresValue::Text);
-        let reply = self.run(&asked, &statements::LIST, &values)?;
-        let entry = |row: &Vec<Option<bytes::Bytes>>| {
-            let text = |column: usize| std::str::from_utf8(row.get(column)?.as_deref()?).ok();
-            let name = Name::new(text(0)?).ok()?;
-            Some(Entry { name, bytes: text(1)?.parse().ok()?, version: Version::new(text(2)?) })
+        let text = |row: &[Option<bytes::Bytes>], column: usize| {
+            std::str::from_utf8(row.get(column)?.as_deref()?).ok().map(ToOwned::to_owned)
         };
+        let entry = |row: &Vec<Option<bytes::Bytes>>| {
+            let name = Name::new(&text(row, 0)?).ok()?;
+            Some(Entry { name, bytes: text(row, 1)?.parse().ok()?, version: Version::new(text(row, 2)?) })
+        };
+        let mut entries: Vec<Entry> = Vec::new();
         // Skips rows with invalid names: another program inserted them.
-        Ok(reply.rows.iter().filter_map(entry).collect())
+        loop {
+            let missing = limit.saturating_sub(entries.len());
+            let most = i64::try_from(missing).unwrap_or(i64::MAX).to_string();
+            let values = [&self.fleet, &from, &until, &most].map(|value| PostgresValue::Text(value));
+            let reply = self.run(&asked, &statements::LIST, &values)?;
+            entries.extend(reply.rows.iter().filter_map(entry));
+            match reply.rows.last().and_then(|row| text(row, 0)) {
+                Some(last) if reply.rows.len() == missing && entries.len() < limit => from = last,
+                _ => return Ok(entries),
+            }
+        }
     }
 
     fn delete(&self, names: &[Name]) -> Result<(), DepotError> {
