@@ -70,13 +70,19 @@ mod tests {
     use crate::fleet::stream_purge::StreamPurge;
     use crate::store::faked;
 
-    #[test]
-    fn a_command_that_was_killed_keeps_a_stream_from_replayers_for_a_while_only() {
+    /// A depot in which a stream was just asked for, and the clock that decides for how long.
+    fn asked_for() -> (ModelDepot, StreamId, Arc<AtomicU64>) {
         let clock = Arc::new(AtomicU64::new(10_000_000));
         faked::set(clock.clone());
         let (depot, stream) = (ModelDepot::new(), StreamId::new(Uuid::now_v7()));
-        let mut wanted = WantedStreams::new(Duration::from_secs(90));
         StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream, Duration::ZERO).expect("it answers");
+        (depot, stream, clock)
+    }
+
+    #[test]
+    fn a_command_that_was_killed_keeps_a_stream_from_replayers_for_a_while_only() {
+        let (depot, stream, clock) = asked_for();
+        let mut wanted = WantedStreams::new(Duration::from_secs(90));
         assert!(!wanted.has(stream));
         wanted.look(&depot).expect("it answers");
         assert!(wanted.has(stream), "a replayer takes the stream before the command can");
@@ -89,13 +95,11 @@ mod tests {
         wanted.look(&depot).expect("it answers");
         assert!(wanted.has(stream), "the next command can't have it");
     }
+
     #[test]
     fn a_stream_is_reserved_for_as_long_as_its_command_waits() {
-        let clock = Arc::new(AtomicU64::new(10_000_000));
-        faked::set(clock.clone());
-        let (depot, stream) = (ModelDepot::new(), StreamId::new(Uuid::now_v7()));
+        let (depot, stream, clock) = asked_for();
         let mut wanted = WantedStreams::new(Duration::from_secs(3));
-        StreamPurge::of_all(Uuid::now_v7(), String::new()).leave(&depot, stream, Duration::ZERO).expect("it answers");
         wanted.look(&depot).expect("it answers");
         clock.fetch_add(16_000, Ordering::SeqCst);
         assert!(wanted.has(stream), "the replayer takes a stream again that it released for a person");

@@ -138,17 +138,20 @@ fn a_listing_goes_on_where_it_ended(depot: &dyn Depot) {
     });
     let all: Vec<Name> = depot.list(&folder, None, 5_000).unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(all, names);
-    let mut paged: Vec<Entry> = Vec::new();
-    loop {
-        let page = depot.list(&folder, paged.last().map(|entry| &entry.name), 400).unwrap();
-        let is_last = page.len() < 400;
-        paged.extend(page);
-        // What is behind it would not be read.
-        if is_last {
-            break;
+    // The second size divides the number of objects: the last page is empty.
+    for size in [400, OBJECTS / 2] {
+        let mut paged: Vec<Entry> = Vec::new();
+        loop {
+            let page = depot.list(&folder, paged.last().map(|entry| &entry.name), size).unwrap();
+            let is_last = page.len() < size;
+            paged.extend(page);
+            // What is behind it would not be read.
+            if is_last {
+                break;
+            }
         }
+        assert_eq!(paged.iter().map(|entry| &entry.name).collect::<Vec<_>>(), names.iter().collect::<Vec<_>>());
     }
-    assert_eq!(paged.iter().map(|entry| &entry.name).collect::<Vec<_>>(), names.iter().collect::<Vec<_>>());
     depot.delete(&names).unwrap();
     assert_eq!(depot.list(&folder, None, 10).unwrap(), []);
 }

@@ -97,6 +97,34 @@ fn a_refused_delete_among_others_is_an_error() {
 }
 
 #[test]
+fn a_service_that_repeats_its_token_hides_nothing_and_is_not_asked_for_ever() {
+    let page = |names: &[&str], token: Option<&str>| {
+        let object = |name: &&str| {
+            format!(
+                "<Contents><Key>prod/v1/heads/{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+                 <ETag>&quot;1&quot;</ETag><Size>1</Size></Contents>"
+            )
+        };
+        let token =
+            token.map_or(String::new(), |token| format!("<NextContinuationToken>{token}</NextContinuationToken>"));
+        let objects: String = names.iter().map(object).collect();
+        Then::status(200, &format!("<ListBucketResult>{objects}{token}</ListBucketResult>"))
+    };
+    let pages = vec![page(&["1", "2"], Some("t")), page(&["3", "4"], Some("t")), page(&["5"], None)];
+    let server = Scripted::with(pages);
+    let listed = |server: &Scripted| -> Vec<String> {
+        let listed = server.s3().list(&name("v1/heads"), None, 1000).unwrap();
+        listed.iter().map(|entry| entry.name.to_string()).collect()
+    };
+    let all = ["v1/heads/1", "v1/heads/2", "v1/heads/3", "v1/heads/4", "v1/heads/5"];
+    assert_eq!(listed(&server), all, "the streams behind a short page would not be delivered");
+    assert!(server.arrived()[2].path.contains("start-after=prod%2Fv1%2Fheads%2F4"), "{}", server.arrived()[2].path);
+    // One that has nothing new behind its token.
+    let server = Scripted::with(vec![page(&["1"], Some("t")), page(&[], Some("t"))]);
+    assert_eq!((listed(&server), server.arrived().len()), (vec![all[0].to_owned()], 2));
+}
+
+#[test]
 fn a_missing_bucket_is_no_empty_depot() {
     let server = Scripted::with(vec![Then::refusal(404, "NoSuchBucket")]);
     let depot = server.s3();

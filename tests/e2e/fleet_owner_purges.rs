@@ -69,7 +69,7 @@ fn assert_an_agent_deletes_what_a_person_purges(fleet: &EngineFleet) {
     assert_eq!(fleet.left(), Vec::<String>::new());
 }
 
-/// Stops a replayer at the end of a test, whatever happens.
+/// Stops a replayer at the end of a test, even one that fails.
 struct Following(Child);
 
 impl Drop for Following {
@@ -255,7 +255,6 @@ fn a_purge_of_messages_that_are_being_sent_deletes_only_what_is_never_sent() {
         delay.clear();
         wait_until("the rest is delivered", PATIENCE, || slow.fleet.left().is_empty());
         let deleted = report["messages"].as_u64().unwrap();
-        println!("{deleted} deleted, {sent} sent");
         assert_eq!(report["owned"].as_array().map(Vec::len), Some(0), "{report}");
         assert_eq!(slow.sent_of_selected(), sent, "a message was sent after its deletion was reported");
         assert_eq!((deleted + sent, deleted > 0), (2 * MESSAGES, true), "twice, or neither sent nor deleted: {report}");

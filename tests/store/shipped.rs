@@ -2,6 +2,7 @@
 //! mark.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -476,15 +477,7 @@ fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_de
     assert_eq!(InDepot::of(&depot).heads[0].epoch, 2);
     drop(ship);
 
-    // A replayer takes it.
-    let name = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
-    let (bytes, version) = depot.get(&name).expect("it is there").expect("a head");
-    let taken = Head::decode(&bytes).expect("a head").taken_by(Default::default());
-    depot.swap(&name, Some(&version), &taken.encode()).expect("nobody else wants it");
-    let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
-    ship.wait_until("it is not handed over", |ship| {
-        ship.store.streams().expect("they can be read").iter().all(|it| it.state == StreamState::HandedOver)
-    });
+    let ship = taken_over(&depot, &path);
     register(ship.store.as_ref(), "b");
     let lease = ship.acquire();
     let claimed: Vec<i64> = claim(ship.store.as_ref(), &lease, MANY).iter().map(|it| it.id.0).collect();
@@ -493,7 +486,7 @@ fn a_process_that_continues_with_a_store_owns_its_stream_and_one_that_lost_it_de
     drop(ship);
 
     // The replayer has delivered it.
-    let stream = name.as_str().rsplit('/').next().expect("a name").to_owned();
+    let stream = only_head(&depot).as_str().rsplit('/').next().expect("a name").to_owned();
     let all: Vec<_> = depot.names().into_iter().filter(|name| name.as_str().contains(&stream)).collect();
     depot.create(&Name::new(&format!("v1/finished/{stream}")).expect("a name"), b"{}").expect("the depot is there");
     depot.delete(&all).expect("it is there");
@@ -575,29 +568,45 @@ fn a_choice_that_was_not_confirmed_is_sent_by_whoever_has_it() {
     }
 }
 
+/// An empty depot of a fleet that seals for nobody.
+fn plain_fleet() -> Arc<ModelDepot> {
+    let depot = Arc::new(ModelDepot::new());
+    let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
+    depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
+    depot
+}
+
+fn only_head(depot: &ModelDepot) -> Name {
+    depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head")
+}
+
+/// Takes the only stream over, as a replayer does; returns its agent, which has learned of it.
+fn taken_over(depot: &Arc<ModelDepot>, path: &Path) -> Ship {
+    let head = only_head(depot);
+    let (bytes, version) = depot.get(&head).expect("it is there").expect("a head");
+    let taken = Head::decode(&bytes).expect("a head").taken_by(Default::default());
+    depot.swap(&head, Some(&version), &taken.encode()).expect("nobody else wants it");
+    let ship = Ship::start(Arc::new(open(path)), depot, at_once());
+    ship.wait_until("it is not handed over", |ship| {
+        ship.store.streams().expect("they can be read").iter().all(|it| it.state == StreamState::HandedOver)
+    });
+    ship
+}
+
 #[test]
 fn messages_that_a_replayer_delivered_meanwhile_are_not_sent_again_unless_the_depot_lost_them() {
     for (is_finished, was_taken) in [(true, false), (false, false), (false, true)] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("opik_messages.db");
-        let depot = Arc::new(ModelDepot::new());
-        let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
-        depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
+        let depot = plain_fleet();
         let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
         register(ship.store.as_ref(), "a");
         ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 1);
         drop(ship);
-        let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
+        let head = only_head(&depot);
         let stream = head.as_str().rsplit('/').next().expect("a name").to_owned();
         if was_taken {
-            let (bytes, version) = depot.get(&head).expect("it is there").expect("a head");
-            let taken = Head::decode(&bytes).expect("a head").taken_by(Default::default());
-            depot.swap(&head, Some(&version), &taken.encode()).expect("nobody else wants it");
-            let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
-            ship.wait_until("it is not handed over", |ship| {
-                ship.store.streams().expect("they can be read").iter().all(|it| it.state == StreamState::HandedOver)
-            });
-            drop(ship);
+            drop(taken_over(&depot, &path));
         }
         if is_finished {
             let record = Name::new(&format!("v1/finished/{stream}")).expect("a name");
@@ -624,24 +633,15 @@ fn a_message_whose_bundle_arrived_after_its_stream_was_finished_stays_until_a_re
     for is_there in [true, false] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("opik_messages.db");
-        let depot = Arc::new(ModelDepot::new());
-        let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
-        depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
+        let depot = plain_fleet();
         let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
         register(ship.store.as_ref(), "a");
         register(ship.store.as_ref(), "b");
         ship.wait_until("nothing is shipped", |ship| InDepot::of(&ship.depot).shipped.len() == 2);
         drop(ship);
-        let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
+        let head = only_head(&depot);
         let stream = head.as_str().rsplit('/').next().expect("a name").to_owned();
-        let (bytes, version) = depot.get(&head).expect("it is there").expect("a head");
-        let taken = Head::decode(&bytes).expect("a head").taken_by(Default::default());
-        depot.swap(&head, Some(&version), &taken.encode()).expect("nobody else wants it");
-        let ship = Ship::start(Arc::new(open(&path)), &depot, at_once());
-        ship.wait_until("it is not handed over", |ship| {
-            ship.store.streams().expect("they can be read").iter().all(|it| it.state == StreamState::HandedOver)
-        });
-        drop(ship);
+        drop(taken_over(&depot, &path));
         // The replayer had the first message only.
         let finished = Name::new(&format!("v1/finished/{stream}")).expect("a name");
         let had = |last| FinishedStream::with(std::iter::once((1, last))).encode();
@@ -675,9 +675,7 @@ fn an_agent_that_may_not_list_learns_that_its_stream_was_finished_and_sends_noth
     for is_finished in [true, false] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("opik_messages.db");
-        let depot = Arc::new(ModelDepot::new());
-        let fleet = FleetFile { fleet: Uuid::from_u128(7), recipients: Vec::new() };
-        depot.create(&Name::new("v1/fleet.json").expect("a name"), &fleet.encode()).expect("an empty depot");
+        let depot = plain_fleet();
         depot.set(|faults| (faults.refuses_absent, faults.refused) = (true, vec![Verb::List, Verb::Delete]));
         let store: Arc<dyn Store> = Arc::new(open(&path));
         // Killed before its head was made.
@@ -689,7 +687,7 @@ fn an_agent_that_may_not_list_learns_that_its_stream_was_finished_and_sends_noth
             InDepot::of(&ship.depot).shipped.len() == 1
         });
         drop(ship);
-        let head = depot.names().into_iter().find(|name| name.as_str().starts_with("v1/heads/")).expect("a head");
+        let head = only_head(&depot);
         let stream = head.as_str().rsplit('/').next().expect("a name").to_owned();
         depot.set(|faults| faults.refused.clear());
         let gone: Vec<Name> = depot.names().into_iter().filter(|name| name.as_str().contains(&stream)).collect();

@@ -419,10 +419,13 @@ impl Depot for PostgresDepot {
             let values = [&self.fleet, &from, &until, &most].map(|value| PostgresValue::Text(value));
             let reply = self.run(&asked, &statements::LIST, &values)?;
             entries.extend(reply.rows.iter().filter_map(entry));
-            match reply.rows.last().and_then(|row| text(row, 0)) {
-                Some(last) if reply.rows.len() == missing && entries.len() < limit => from = last,
-                _ => return Ok(entries),
+            if reply.rows.len() < missing || entries.len() >= limit {
+                return Ok(entries);
             }
+            from = reply.rows.last().and_then(|row| text(row, 0)).ok_or_else(|| DepotError::Unusable {
+                at: self.at.clone(),
+                reason: "another program's row of its table has a name that is no UTF-8: delete that row".to_owned(),
+            })?;
         }
     }
 
