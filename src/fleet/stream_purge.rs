@@ -20,7 +20,7 @@ use crate::depot::{Created, Depot, DepotError};
 pub const FORMAT: u16 = 1;
 /// The largest purge that is read, in bytes.
 pub const BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The shortest time for which a command waits for the owners that it asks. A replayer learns at the next renewal of its
+/// The shortest timeout of a command that waits for owners. A replayer learns at the next renewal of its
 /// lease, after up to five seconds, that it may send no more, and then waits for the answers to its requests.
 pub const PATIENCE_MIN: Duration = Duration::from_secs(15);
 /// How long after its order a purge is valid: its command waits for a part of that at most, and may have been killed.

@@ -424,7 +424,7 @@ impl Depot for PostgresDepot {
             }
             from = reply.rows.last().and_then(|row| text(row, 0)).ok_or_else(|| DepotError::Unusable {
                 at: self.at.clone(),
-                reason: "another program's row of its table has a name that is no UTF-8: delete that row".to_owned(),
+                reason: "another program's row of its table has a name with invalid UTF-8: delete that row".to_owned(),
             })?;
         }
     }
